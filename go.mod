@@ -1,0 +1,3 @@
+module coppice
+
+go 1.25.0
