@@ -1,0 +1,97 @@
+# Coppice: every target runs as root on a fresh Debian 12 or 13 with Go, make and git present.
+# `make help` lists them; CONTRIBUTING.md says when to use which.
+
+GO      ?= go
+PKGS    ?= ./...
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Benchmark knobs: paired rounds, and seconds per job.
+ROUNDS  ?= 10
+SECONDS ?= 2
+
+BUILD     := build
+TOOLS     := $(BUILD)/tools
+RESULTS   := $(BUILD)/results
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+GOBUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+TESTSUM   := $(TOOLS)/testsum
+LINTER    := $(TOOLS)/golangci-lint
+VULNCHECK := $(TOOLS)/govulncheck
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help deps build demo test long unit vm race lint fmt generate bench \
+        checks fmt-check vet vuln clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
+	  sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+deps: ## install by apt what the other targets need (only what is missing)
+	@tools/deps.sh
+
+build: ## build bin/coppice, static, and prove that arm64 compiles
+	$(GOBUILD) -o bin/coppice ./cmd/coppice
+	GOARCH=arm64 $(GOBUILD) -o $(BUILD)/arm64/coppice ./cmd/coppice
+
+demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
+	tools/demo.sh
+
+test: deps ## run everything: format, vet, lint, unit, race and VM tests
+	@rm -rf $(RESULTS)
+	$(MAKE) --no-print-directory checks build
+	@status=0; for stage in unit race vm; do \
+	  $(MAKE) --no-print-directory $$stage || status=1; \
+	done; \
+	$(TESTSUM) total $(RESULTS) unit race vm || status=1; exit $$status
+
+unit: $(TESTSUM) ## unit tests: no root, no VM
+	$(GO) -C tools test ./testsum
+	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 6m $(PKGS)
+
+race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
+	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 6m $(PKGS)
+
+vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
+	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests/...
+
+long: deps build $(TESTSUM) ## the runs that are too long for `make test`
+	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests/...
+
+bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
+	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
+
+lint: checks vuln ## vet, golangci-lint and govulncheck
+
+checks: fmt-check vet $(LINTER)
+	$(LINTER) run $(PKGS)
+
+fmt: ## format every Go file
+	gofmt -w $$(git ls-files -co --exclude-standard '*.go')
+
+fmt-check:
+	@bad=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	  if [ -n "$$bad" ]; then echo "not formatted (run make fmt):" $$bad; exit 1; fi
+
+vet:
+	$(GO) vet $(PKGS)
+	$(GO) vet -tags vm,long $(PKGS)
+	GOARCH=arm64 $(GO) vet $(PKGS)
+
+vuln: $(VULNCHECK)
+	@tools/vuln.sh $(VULNCHECK) $(PKGS)
+
+generate: ## run go generate; the tree must be clean afterwards
+	$(GO) generate $(PKGS)
+
+clean:
+	rm -rf bin $(BUILD)
+
+$(TESTSUM): tools/go.mod $(wildcard tools/testsum/*.go)
+	$(GO) -C tools build -o ../$@ ./testsum
+
+$(LINTER): tools/go.mod
+	$(GO) -C tools build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(VULNCHECK): tools/go.mod
+	$(GO) -C tools build -o ../$@ golang.org/x/vuln/cmd/govulncheck
