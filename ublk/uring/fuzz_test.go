@@ -123,7 +123,10 @@ func runFuzzer(t testing.TB, single bool, ops []byte) {
 	r := newRing(t, Config{Entries: 4, CQEntries: 8, SingleIssuer: single})
 	mustOK(t, r.RegisterFilesSparse(1))
 	mustOK(t, r.UpdateFile(0, efd))
-	f := fuzzer{t: t, r: r, fd: int32(tempFile(t, make([]byte, 8192)).Fd()), efd: int32(efd), buf: offHeap(t, 4096), flying: map[uint64]int{}}
+	mem, err := unix.MemfdCreate("fuzz", unix.MFD_CLOEXEC)
+	mustOK(t, err)
+	defer unix.Close(mem)
+	f := fuzzer{t: t, r: r, fd: int32(mem), efd: int32(efd), buf: offHeap(t, 4096), flying: map[uint64]int{}}
 	f.buf[1024] = 1
 	for _, b := range ops[:min(len(ops), fuzzMaxInput)] {
 		f.step(b)
