@@ -1,0 +1,34 @@
+// Package vmtests boots QEMU guests with Debian's 6.12 cloud kernel and runs things in them: the parts of this project
+// that need a kernel with ublk, NBD, device mapper and the like, on machines whose own kernel has none of them.
+//
+// # Running
+//
+//	go test ./vmtests                                      unit tests of the harness; no VM
+//	go test -tags vmhost ./vmtests -count=1 -v -timeout 60m    every VM test of the repository ("make vm")
+//	go run ./vmtests/cmd/vmrun -h                          one command, or one package's tests, in a VM
+//
+// Tests that run inside a guest carry the build tag vm and live beside the code they test; the host side, with the tag
+// vmhost, compiles them, boots a VM, runs them there and reports each as a subtest of its own. Which tests must run is
+// read from the sources: one that does not appear in the guest's results, or is skipped there, fails.
+//
+// A VM that cannot be made or booted is a failure, never a skip. Needed programs are installed by apt, images are built
+// once and cached under build/vm; both need root. Only one process at a time runs VMs (build/vm/machine.lock): their
+// virtual CPUs are pinned to host cores.
+//
+// # How a guest works
+//
+// The kernel boots an initramfs that is made anew for each VM: the kernel's modules, the static program
+// vmtests/guest as PID 1, and the files of [Config.Files]. PID 1 mounts the kernel's file systems, loads modules, makes
+// the Debian userland its root where [Config.Userland] asks for it (read-only disk under a tmpfs overlay) and starts
+// the agent, which runs commands for the host over a virtio-serial port (package wire). There is no udev: disks appear as
+// /dev/disk/by-id/virtio-NAME by the agent's doing, devices made later have their kernel names only. PATH, HOME, TMPDIR,
+// LC_ALL and COPPICE_VM=1 are set for every command.
+//
+// # Failure model
+//
+// A command that outlives its time-out gets SIGQUIT (a Go program prints its goroutines), five seconds later SIGKILL;
+// before that the agent saves the kernel log with the state of all tasks. A guest that does not answer any more is
+// reported with QEMU's command line and the end of its console and killed. The kernel's own BUG, WARNING and Oops lines
+// during a command make its result a failure; an Oops ends the guest (oops=panic). QEMU dies with the process that
+// started it.
+package vmtests

@@ -1,0 +1,76 @@
+package vmtests
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"coppice/vmtests/wire"
+)
+
+// Disk is one virtio disk of a VM, found in the guest as /dev/disk/by-id/virtio-NAME.
+type Disk struct {
+	Name      string // its serial number: 1 to 20 letters and digits
+	Path      string // raw file or block device on the host
+	Snapshot  bool   // writes go to a temporary file and are dropped with the VM; Path is not changed
+	ReadOnly  bool   // the guest sees a read-only disk
+	Cache     string // cache mode of QEMU; default "writeback": the guest sees a volatile cache and its flushes are obeyed
+	BlockSize int    // logical block size in bytes; default 512
+}
+
+// GuestPath is where the guest finds the disk.
+func (d Disk) GuestPath() string { return "/dev/disk/by-id/virtio-" + d.Name }
+
+// cpuFlags make emulated figures usable: byte-wise "rep movsb" and costly vector checksums are hidden from the guest.
+const cpuFlags = "max,-erms,-fsrm,-sse4.2,-avx,-avx2"
+
+func (d Disk) args(index int) []string {
+	id := fmt.Sprintf("disk%d", index)
+	cache := d.Cache
+	if cache == "" {
+		cache = "writeback"
+	}
+	drive := fmt.Sprintf("if=none,id=%s,format=raw,discard=unmap,cache=%s,file=%s", id, cache, strings.ReplaceAll(d.Path, ",", ",,"))
+	if d.Snapshot {
+		drive += ",snapshot=on"
+	}
+	if d.ReadOnly {
+		drive += ",readonly=on"
+	}
+	device := fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", id, d.Name)
+	if d.BlockSize != 0 {
+		device += fmt.Sprintf(",logical_block_size=%d,physical_block_size=%d", d.BlockSize, max(d.BlockSize, 4096))
+	}
+	return []string{"-drive", drive, "-device", device}
+}
+
+// qemuArgs is the whole command line of a VM whose files lie in dir.
+func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
+	args := []string{
+		"-name", "coppice-" + cfg.Name + ",debug-threads=on",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-machine", "q35", "-m", strconv.Itoa(cfg.MemMiB), "-smp", strconv.Itoa(cfg.CPUs),
+		"-kernel", kernel.Image, "-initrd", filepath.Join(dir, "initrd"), "-append", kernelCommandLine(cfg, accel),
+		"-serial", "file:" + filepath.Join(dir, "console"),
+		"-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,path=" + filepath.Join(dir, "agent"),
+		"-device", "virtserialport,chardev=agent,name=" + wire.PortName,
+	}
+	args = append(args, accel.args()...)
+	for i, d := range cfg.Disks {
+		args = append(args, d.args(i)...)
+	}
+	return args
+}
+
+func kernelCommandLine(cfg Config, accel Accel) string {
+	words := []string{"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "nokaslr", "log_buf_len=8M"}
+	if accel == TCG {
+		words = append(words, "clearcpuid=rep_good", "tsc=reliable", "clocksource=tsc")
+	}
+	if cfg.KernelArgs != "" {
+		words = append(words, cfg.KernelArgs)
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,240 @@
+package vmtests
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"coppice/vmtests/wire"
+)
+
+// Config describes a VM. The zero value of every field but Name is useful.
+type Config struct {
+	Name       string            // shown in the process list and in messages
+	CPUs       int               // default 2
+	MemMiB     int               // default 2048
+	Disks      []Disk            //
+	Modules    []string          // kernel modules to load before the agent answers; options may follow the name
+	Files      map[string]string // path in the guest → file or directory on the host; copied into the initramfs
+	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
+	KernelArgs string            // appended to the kernel command line
+	Console    io.Writer         // receives a copy of the console when the VM fails; nil: it is part of the error only
+}
+
+// VM is a running guest. Its methods may be called from any goroutine. Close it in the end.
+type VM struct {
+	cmd    *exec.Cmd
+	dir    string
+	conn   *wire.Conn
+	stream net.Conn
+	hello  wire.Hello
+	exited chan struct{} // closed when QEMU has ended
+	unlock func()
+	close  sync.Once
+
+	mu   sync.Mutex // guards the fields below
+	next uint64
+	runs map[uint64]chan wire.Event // a nil map: the agent is gone
+}
+
+const bootLimit = 3 * time.Minute
+
+// userlandDisk is the serial of the tools image.
+const userlandDisk = "userland"
+
+// Boot makes what is missing, starts a VM and waits until its agent answers. All VMs of one process share the machine's
+// cores; other processes wait until the last of them is closed.
+func (b *Build) Boot(ctx context.Context, cfg Config) (*VM, error) {
+	cfg.CPUs, cfg.MemMiB = cmp.Or(cfg.CPUs, 2), cmp.Or(cfg.MemMiB, 2048)
+	if err := b.need(ctx, "qemu-system-x86_64"); err != nil {
+		return nil, err
+	}
+	kernel, err := b.Kernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Userland {
+		image, err := b.Userland(ctx)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Disks = append(slices.Clip(cfg.Disks), Disk{Name: userlandDisk, Path: image, ReadOnly: true})
+	}
+	accel, err := b.accel(ctx, kernel)
+	if err != nil {
+		return nil, err
+	}
+	return b.start(ctx, cfg, kernel, accel)
+}
+
+// start runs QEMU and waits for the agent's hello.
+func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Accel) (*VM, error) {
+	guest, err := b.Binary(ctx, "./vmtests/guest")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "coppice-vm-")
+	if err != nil {
+		return nil, err
+	}
+	vm := &VM{dir: dir, exited: make(chan struct{}), runs: make(map[uint64]chan wire.Event), next: 1}
+	if err := writeInitrd(filepath.Join(dir, "initrd"), cfg, kernel, guest); err != nil {
+		return nil, errors.Join(fmt.Errorf("write initramfs: %w", err), os.RemoveAll(dir))
+	}
+	unlock, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	vm.unlock = unlock
+	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg.CPUs); err != nil {
+		err = fmt.Errorf("boot VM %s: %w\n%s", cfg.Name, err, vm.Report())
+		return nil, errors.Join(err, vm.Kill())
+	}
+	return vm, nil
+}
+
+// launch starts QEMU, pins its CPU threads and waits for the agent.
+func (vm *VM) launch(ctx context.Context, args []string, cpus int) error {
+	listener, err := net.Listen("unix", filepath.Join(vm.dir, "agent"))
+	if err != nil {
+		return fmt.Errorf("listen for agent: %w", err)
+	}
+	defer listener.Close()
+	vm.cmd = exec.Command("qemu-system-x86_64", args...)
+	var stderr strings.Builder
+	vm.cmd.Stderr = &stderr
+	vm.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := startFromLastingThread(vm.cmd); err != nil {
+		return fmt.Errorf("start QEMU: %w", err)
+	}
+	go func() {
+		_ = vm.cmd.Wait()
+		close(vm.exited)
+	}()
+	if err := pinCPUs(vm.cmd.Process.Pid, cpus); err != nil {
+		return errors.Join(err, errors.New(stderr.String()))
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	ready := make(chan error, 1)
+	go func() { ready <- vm.greet(listener) }()
+	select {
+	case err := <-ready:
+		return err
+	case <-vm.exited:
+		return fmt.Errorf("QEMU ended before the agent answered: %s %s", vm.cmd.ProcessState, stderr.String())
+	case <-ctx.Done():
+		return fmt.Errorf("wait for agent: %w", ctx.Err())
+	}
+}
+
+// greet accepts QEMU's connection and reads the agent's first event.
+func (vm *VM) greet(listener net.Listener) error {
+	stream, err := listener.Accept()
+	if err != nil {
+		return fmt.Errorf("accept agent: %w", err)
+	}
+	vm.stream, vm.conn = stream, wire.NewConn(stream)
+	var first wire.Event
+	if err := vm.conn.Receive(&first); err != nil {
+		return fmt.Errorf("receive hello: %w", err)
+	}
+	if first.Hello == nil {
+		return fmt.Errorf("prepare guest: %s", first.Fatal)
+	}
+	vm.hello = *first.Hello
+	go vm.receive()
+	return nil
+}
+
+// receive hands events to the runs they belong to until the agent is gone.
+func (vm *VM) receive() {
+	for {
+		var ev wire.Event
+		err := vm.conn.Receive(&ev)
+		vm.mu.Lock()
+		if err != nil {
+			for _, ch := range vm.runs {
+				close(ch)
+			}
+			vm.runs = nil
+			vm.mu.Unlock()
+			return
+		}
+		ch := vm.runs[ev.ID]
+		vm.mu.Unlock()
+		if ch != nil {
+			ch <- ev
+		}
+	}
+}
+
+// Hello is what the guest said about itself when it came up.
+func (vm *VM) Hello() wire.Hello { return vm.hello }
+
+// writeInitrd concatenates the kernel's modules with this VM's own archive: kernels unpack one after the other.
+func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
+	boot := wire.Boot{Modules: append([]string{"virtio_blk"}, cfg.Modules...)}
+	for _, d := range cfg.Disks {
+		boot.Disks = append(boot.Disks, d.Name)
+	}
+	if cfg.Userland {
+		boot.Userland = userlandDisk
+	}
+	for inGuest := range cfg.Files {
+		boot.Links = append(boot.Links, wire.Link{Path: inGuest, Target: harnessPath(inGuest)})
+	}
+	text, err := json.Marshal(boot)
+	if err != nil {
+		return err
+	}
+	err = writeArchive(path, func(w *cpioWriter) error {
+		return errors.Join(w.file("init", guest), w.bytes(wire.BootFile[1:], 0o644, text), addFiles(w, cfg.Files))
+	})
+	if err != nil {
+		return err
+	}
+	return appendFile(path, kernel.Modules)
+}
+
+// harnessPath is where a file for the guest lies in the initramfs; the guest links it to where it is wanted.
+func harnessPath(inGuest string) string { return "/harness/files" + filepath.Clean("/"+inGuest) }
+
+func addFiles(w *cpioWriter, files map[string]string) error {
+	for inGuest, onHost := range files {
+		name := harnessPath(inGuest)[1:]
+		if err := w.dir(filepath.Dir(name)); err != nil {
+			return err
+		}
+		if err := w.addTree(onHost, name); err != nil {
+			return fmt.Errorf("add %s: %w", onHost, err)
+		}
+	}
+	return nil
+}
+
+func appendFile(path, other string) error {
+	dst, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	src, err := os.Open(other)
+	if err != nil {
+		return errors.Join(err, dst.Close())
+	}
+	defer src.Close()
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}
