@@ -1,0 +1,222 @@
+package union
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/google/uuid"
+)
+
+// The catalog lists the layers of a store: name, pin, size and the slots of the
+// layer's run. It is encoded as one string of bytes and cut into a chain of blocks, each in
+// a slot of its own.
+//
+//	 0  4  magic "CCAT"
+//	 4  4  CRC-32C of the block
+//	 8 16  UUID of the store
+//	24  8  generation of the catalog, as in the superblock
+//	32  4  index of this block
+//	36  2  bytes used
+//	38  2  zero
+//	40  8  slot of the next block, all ones in the last
+//	48     bytes
+//
+// The string: u32 number of layers, then for each layer
+//
+//	u32 number, u8 flags (1 read-only), 16 bytes UUID, u64 size in bytes, i64 created (Unix seconds),
+//	u8 pin kind, u64 pin size, i64 pin modification time, 32 bytes pin digest,
+//	u8 length and name, u64 run generation, u64 run entries, u32 number of extents, extents (u64 slot, u32 count)
+const (
+	catalogMagic      = uint32('C') | uint32('C')<<8 | uint32('A')<<16 | uint32('T')<<24
+	catalogHeaderSize = 48
+	catalogPayload    = blockSize - catalogHeaderSize
+	// maxCatalogBlocks bounds the memory that reading a catalog can take: 64 MiB.
+	maxCatalogBlocks = 16384
+	noSlot           = ^uint64(0)
+
+	// MaxLayerName is the longest name of a layer in bytes.
+	MaxLayerName = 64
+	maxLayers    = 65536
+)
+
+// extent is a range of slots.
+type extent struct {
+	Slot  uint64
+	Count uint32
+}
+
+// layerEntry is what the catalog says of a layer.
+type layerEntry struct {
+	Number        uint32
+	UUID          uuid.UUID
+	Name          string
+	SizeBytes     int64
+	Created       int64
+	Pin           Pin
+	RunGeneration uint64
+	RunEntries    uint64
+	Run           []extent
+}
+
+func encodeCatalog(layers []layerEntry) []byte {
+	b := le.AppendUint32(nil, uint32(len(layers)))
+	for i := range layers {
+		l := &layers[i]
+		b = le.AppendUint32(b, l.Number)
+		b = append(b, 0)
+		b = append(b, l.UUID[:]...)
+		b = le.AppendUint64(b, uint64(l.SizeBytes))
+		b = le.AppendUint64(b, uint64(l.Created))
+		b = append(b, byte(l.Pin.Kind))
+		b = le.AppendUint64(b, uint64(l.Pin.SizeBytes))
+		b = le.AppendUint64(b, uint64(l.Pin.ModTime))
+		b = append(b, l.Pin.Digest[:]...)
+		b = append(b, byte(len(l.Name)))
+		b = append(b, l.Name...)
+		b = le.AppendUint64(b, l.RunGeneration)
+		b = le.AppendUint64(b, l.RunEntries)
+		b = le.AppendUint32(b, uint32(len(l.Run)))
+		for _, e := range l.Run {
+			b = le.AppendUint64(b, e.Slot)
+			b = le.AppendUint32(b, e.Count)
+		}
+	}
+	return b
+}
+
+// fields reads little-endian values and remembers the first shortage.
+type fields struct {
+	b     []byte
+	short bool
+}
+
+func (f *fields) take(n int) []byte {
+	if f.short || n > len(f.b) {
+		f.short = true
+		return make([]byte, n)
+	}
+	p := f.b[:n]
+	f.b = f.b[n:]
+	return p
+}
+
+func (f *fields) u8() uint8   { return f.take(1)[0] }
+func (f *fields) u32() uint32 { return le.Uint32(f.take(4)) }
+func (f *fields) u64() uint64 { return le.Uint64(f.take(8)) }
+
+// decodeCatalog never allocates more than the string's own length asks for.
+func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
+	bad := func(format string, a ...any) ([]layerEntry, error) {
+		return nil, &CorruptError{"catalog", -1, fmt.Sprintf(format, a...)}
+	}
+	f := &fields{b: b}
+	n := f.u32()
+	if n > maxLayers {
+		return bad("%d layers", n)
+	}
+	var layers []layerEntry
+	names := map[string]bool{}
+	numbers := map[uint32]bool{}
+	for range n {
+		var l layerEntry
+		l.Number = f.u32()
+		if flags := f.u8(); flags != 0 {
+			return bad("unknown layer flags %#x", flags)
+		}
+		copy(l.UUID[:], f.take(16))
+		l.SizeBytes = int64(f.u64())
+		l.Created = int64(f.u64())
+		l.Pin.Kind = PinKind(f.u8())
+		l.Pin.SizeBytes = int64(f.u64())
+		l.Pin.ModTime = int64(f.u64())
+		copy(l.Pin.Digest[:], f.take(len(l.Pin.Digest)))
+		l.Name = string(f.take(int(f.u8())))
+		l.RunGeneration = f.u64()
+		l.RunEntries = f.u64()
+		extents := f.u32()
+		if f.short || uint64(extents)*12 > uint64(len(f.b)) {
+			return bad("cut short in layer %d", l.Number)
+		}
+		var total uint64
+		for range extents {
+			e := extent{f.u64(), f.u32()}
+			if e.Count == 0 || e.Slot >= slots || uint64(e.Count) > slots-e.Slot {
+				return bad("run of layer %d reaches beyond the store", l.Number)
+			}
+			total += uint64(e.Count)
+			l.Run = append(l.Run, e)
+		}
+		switch {
+		case l.SizeBytes <= 0 || uint64(l.SizeBytes)>>blockShift > maxBlock:
+			return bad("size of layer %d out of range", l.Number)
+		case ValidLayerName(l.Name) != nil:
+			return bad("name of layer %d not valid", l.Number)
+		case names[l.Name] || numbers[l.Number]:
+			return bad("layer %q twice", l.Name)
+		case l.RunEntries > total*entriesPerRun:
+			return bad("run of layer %d has too few blocks", l.Number)
+		}
+		names[l.Name], numbers[l.Number] = true, true
+		layers = append(layers, l)
+	}
+	if f.short || len(f.b) != 0 {
+		return bad("length does not fit its content")
+	}
+	return layers, nil
+}
+
+// ValidLayerName tells whether a layer can have the name: 1 to 64 of the characters
+// a–z A–Z 0–9 . _ -, not beginning with a dot or a dash.
+func ValidLayerName(name string) error {
+	if len(name) == 0 || len(name) > MaxLayerName {
+		return fmt.Errorf("layer name %q: must have 1 to %d characters", name, MaxLayerName)
+	}
+	for i, c := range []byte(name) {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !letter && (i == 0 || c != '.' && c != '-') {
+			return fmt.Errorf("layer name %q: only letters, digits, dot, dash and underscore, beginning with a letter, digit or underscore", name)
+		}
+	}
+	return nil
+}
+
+// catalogBlocks cuts an encoded catalog into blocks for the given slots.
+func catalogBlocks(b []byte, id uuid.UUID, generation uint64, slots []uint64) []byte {
+	out := alignedBuffer(len(slots) << blockShift)
+	for i := range slots {
+		p := out[i<<blockShift:][:blockSize]
+		n := copy(p[catalogHeaderSize:], b)
+		b = b[n:]
+		next := uint64(noSlot)
+		if i+1 < len(slots) {
+			next = slots[i+1]
+		}
+		le.PutUint32(p, catalogMagic)
+		copy(p[8:], id[:])
+		le.PutUint64(p[24:], generation)
+		le.PutUint32(p[32:], uint32(i))
+		le.PutUint16(p[36:], uint16(n))
+		le.PutUint64(p[40:], next)
+		le.PutUint32(p[logSumField:], blockChecksum(p, logSumField))
+	}
+	return out
+}
+
+func catalogBlockCount(n int) int { return max(1, (n+catalogPayload-1)/catalogPayload) }
+
+// decodeCatalogBlock returns the bytes of one block of a chain and the slot of the next.
+func decodeCatalogBlock(p []byte, sb *superblock, index uint32, off int64) (data []byte, next uint64, err error) {
+	switch {
+	case le.Uint32(p) != catalogMagic || !bytes.Equal(p[8:24], sb.UUID[:]):
+		return nil, 0, &CorruptError{"catalog", off, "not a catalog block of this store"}
+	case blockChecksum(p, logSumField) != le.Uint32(p[logSumField:]):
+		return nil, 0, &CorruptError{"catalog", off, "checksum wrong"}
+	case le.Uint64(p[24:]) != sb.CatalogGeneration || le.Uint32(p[32:]) != index:
+		return nil, 0, &CorruptError{"catalog", off, "block of another catalog"}
+	}
+	n := int(le.Uint16(p[36:]))
+	if n > catalogPayload {
+		return nil, 0, &CorruptError{"catalog", off, "length out of range"}
+	}
+	return p[catalogHeaderSize:][:n], le.Uint64(p[40:]), nil
+}

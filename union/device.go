@@ -1,0 +1,404 @@
+package union
+
+import (
+	"fmt"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"coppice/ublk"
+)
+
+// Device is the union of a layer and a root: the [ublk.Handler] of one block device.
+//
+// Its methods other than the Handler's are safe for concurrent use.
+type Device struct {
+	layer    *Layer
+	base     Base
+	baseFile *os.File
+	baseSize int64
+	readOnly bool
+	verify   bool
+	queues   [maxQueues]atomic.Pointer[queue]
+	stats    counters
+}
+
+const maxQueues = 4096
+
+// DeviceOptions say how a device behaves.
+type DeviceOptions struct {
+	ReadOnly bool
+	// NoVerify leaves out the check of the CRC-32C of each block read from the leaf.
+	NoVerify bool
+}
+
+// DeviceStats counts what a device did since it was made. Bytes are those that requests asked for.
+type DeviceStats struct {
+	Reads          uint64 `json:"reads"`
+	Writes         uint64 `json:"writes"`
+	Flushes        uint64 `json:"flushes"`
+	Discards       uint64 `json:"discards"` // and write-zeroes
+	LeafReadBytes  uint64 `json:"leaf_read_bytes"`
+	RootReadBytes  uint64 `json:"root_read_bytes"`
+	ZeroReadBytes  uint64 `json:"zero_read_bytes"`
+	WrittenBytes   uint64 `json:"written_bytes"`
+	CopiedUpBytes  uint64 `json:"copied_up_bytes"` // of blocks written in part
+	Errors         uint64 `json:"errors"`
+	ChecksumErrors uint64 `json:"checksum_errors"`
+	InFlight       int    `json:"in_flight"`
+	OldestNanos    int64  `json:"oldest_nanos"` // age of the oldest request in flight
+}
+
+type counters struct {
+	reads, writes, flushes, discards  atomic.Uint64
+	leaf, root, zero, written, copied atomic.Uint64
+	errors, checksums                 atomic.Uint64
+}
+
+// NewDevice makes a device over an open layer and the root that the layer's pin names. The caller keeps
+// both open until the device's last queue is detached.
+func NewDevice(l *Layer, b Base, o DeviceOptions) (*Device, error) {
+	if d := l.entry.Pin.Difference(b.Pin()); d != "" {
+		return nil, fmt.Errorf("device on layer %q: %w: this one has %s", l.Name(), ErrOtherRoot, d)
+	}
+	if l.store.readOnly && !o.ReadOnly {
+		return nil, fmt.Errorf("device on layer %q: %w", l.Name(), ErrReadOnly)
+	}
+	return &Device{layer: l, base: b, baseFile: b.File(), baseSize: b.Size(), readOnly: o.ReadOnly, verify: !o.NoVerify}, nil
+}
+
+// SizeBytes returns the size of the device.
+func (d *Device) SizeBytes() int64 { return d.layer.SizeBytes() }
+
+// Layer returns the layer that takes the device's writes.
+func (d *Device) Layer() *Layer { return d.layer }
+
+// Stats returns what the device did so far.
+func (d *Device) Stats() DeviceStats {
+	c := &d.stats
+	s := DeviceStats{
+		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
+		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), ZeroReadBytes: c.zero.Load(),
+		WrittenBytes: c.written.Load(), CopiedUpBytes: c.copied.Load(),
+		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(),
+	}
+	now := monotonic()
+	for i := range d.queues {
+		q := d.queues[i].Load()
+		if q == nil {
+			break
+		}
+		for t := range q.ops {
+			began := q.ops[t].began.Load()
+			if began == 0 {
+				continue
+			}
+			s.InFlight++
+			s.OldestNanos = max(s.OldestNanos, now-began)
+		}
+	}
+	return s
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano()
+}
+
+// queue is what a device keeps for one of its queues. Everything in it belongs to the queue's thread.
+type queue struct {
+	d       *Device
+	leaf    ublk.File
+	root    ublk.File
+	hasRoot bool // the root is a file
+	ops     []op
+	readers *readers
+	scratch []byte // two blocks per tag
+}
+
+// op is the state of one request, kept per tag.
+type op struct {
+	r     *ublk.Request
+	q     *queue
+	next  *op          // in an opList
+	began atomic.Int64 // CLOCK_MONOTONIC nanoseconds, 0 while the tag is idle
+
+	step    step
+	leads   bool // the next commit
+	retried bool // slots were asked for again after a commit
+	pinned  bool // epoch is entered
+	epoch   uint64
+	target  uint64 // log block that must be durable
+	to      uint64 // last log block of the commit that this request leads
+
+	first  uint64 // first block of the request
+	n      int    // blocks that it touches; for zeroing, of the edges only
+	maps   []mapping
+	sums   []uint32
+	exts   []extent
+	pieces []piece
+	left   int // pieces and asynchronous reads in flight
+	errno  syscall.Errno
+	async  atomic.Int32
+	failed atomic.Bool
+	waits  bool // asynchronous reads are being started
+
+	edges   [2]edge
+	nEdges  int
+	zero    uint64 // first whole block to zero
+	zeroes  uint64 // number of them
+	scratch [2][]byte
+}
+
+// step tells what Resume goes on with when all target I/O of a request has ended.
+type step uint8
+
+const (
+	stepRead   step = iota // data of a read is there
+	stepEdges              // blocks written in part have been read
+	stepAlloc              // slots were short
+	stepData               // data of a write is in its slots
+	stepRecord             // the log was full
+	stepWait               // a commit by another request
+	stepLog                // log blocks are written
+	stepFlush              // the device is flushed
+)
+
+// edge is a block that a request covers only in part.
+type edge struct {
+	block    uint64
+	from, to int // bytes of the block that the request covers
+	was      mapping
+	sum      uint32
+}
+
+// piece is one target I/O, kept so that a short one can go on.
+type piece struct {
+	p     []byte
+	off   int64
+	file  ublk.File
+	write bool
+	edge  int8 // reads a whole block into this scratch buffer; -1: none
+}
+
+const (
+	cookieWake  = 0xffff // from another thread
+	cookieFlush = 0xfffe
+)
+
+// Attach registers the files and allocates the state of each tag.
+func (d *Device) Attach(uq *ublk.Queue) error {
+	q := &queue{d: d, ops: make([]op, uq.Depth())}
+	var err error
+	if q.leaf, err = uq.RegisterFile(d.layer.store.File()); err != nil {
+		return fmt.Errorf("leaf: %w", err)
+	}
+	if d.baseFile != nil {
+		q.hasRoot = true
+		if q.root, err = uq.RegisterFile(d.baseFile); err != nil {
+			return fmt.Errorf("root: %w", err)
+		}
+	}
+	q.scratch, err = unix.Mmap(-1, 0, uq.Depth()*2*blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("map scratch blocks: %w", err)
+	}
+	blocks := uq.MaxIO()>>blockShift + 1
+	for i := range q.ops {
+		o := &q.ops[i]
+		o.q = q
+		o.maps = make([]mapping, blocks)
+		o.sums = make([]uint32, blocks)
+		o.exts = make([]extent, 0, blocks)
+		o.pieces = make([]piece, 0, blocks+2)
+		at := i * 2 * blockSize
+		o.scratch[0] = q.scratch[at : at+blockSize : at+blockSize]
+		o.scratch[1] = q.scratch[at+blockSize : at+2*blockSize : at+2*blockSize]
+	}
+	q.readers = d.layer.store.epochs.join()
+	d.queues[uq.Index()].Store(q)
+	return nil
+}
+
+// Detach releases what Attach allocated.
+func (d *Device) Detach(uq *ublk.Queue) {
+	q := d.queues[uq.Index()].Swap(nil)
+	if q == nil {
+		return
+	}
+	d.layer.store.epochs.leave(q.readers)
+	if err := unix.Munmap(q.scratch); err != nil {
+		panic(fmt.Sprintf("union: unmap scratch blocks: %v", err))
+	}
+}
+
+// Serve begins a request.
+func (d *Device) Serve(r *ublk.Request) {
+	o := &d.queues[r.Queue().Index()].Load().ops[r.Tag()]
+	o.r = r
+	o.began.Store(r.Began())
+	o.leads, o.retried = false, false
+	o.errno = 0
+	if d.readOnly && r.Op != ublk.OpRead && r.Op != ublk.OpFlush {
+		o.complete(syscall.EIO)
+		return
+	}
+	switch r.Op {
+	case ublk.OpRead:
+		d.stats.reads.Add(1)
+		o.read()
+	case ublk.OpWrite:
+		d.stats.writes.Add(1)
+		d.stats.written.Add(uint64(r.Len))
+		o.write()
+	case ublk.OpFlush:
+		d.stats.flushes.Add(1)
+		o.flush()
+	case ublk.OpDiscard, ublk.OpWriteZeroes:
+		d.stats.discards.Add(1)
+		o.zeroRange()
+	default:
+		o.complete(syscall.EOPNOTSUPP)
+	}
+}
+
+// complete ends the request.
+func (o *op) complete(errno syscall.Errno) {
+	o.unpin()
+	if errno != 0 {
+		o.q.d.stats.errors.Add(1)
+	}
+	o.began.Store(0)
+	o.r.Complete(errno)
+}
+
+// pin keeps the slots that a lookup finds from being used again until the request ends.
+func (o *op) pin() {
+	if !o.pinned {
+		o.epoch = o.q.d.layer.store.epochs.enter(o.q.readers)
+		o.pinned = true
+	}
+}
+
+func (o *op) unpin() {
+	if o.pinned {
+		o.pinned = false
+		o.q.readers.exit(o.epoch)
+	}
+}
+
+// Resume goes on after one target I/O, or after another thread has posted.
+func (d *Device) Resume(r *ublk.Request, cookie uint16, res int32) {
+	o := &d.queues[r.Queue().Index()].Load().ops[r.Tag()]
+	switch cookie {
+	case cookieWake:
+		o.woken()
+		return
+	case cookieFlush:
+		o.note(res)
+	default:
+		if !o.pieceDone(int(cookie), res) {
+			return
+		}
+	}
+	o.left--
+	if o.left == 0 {
+		o.advance()
+	}
+}
+
+// pieceDone reports whether the piece has ended: a short one goes on.
+func (o *op) pieceDone(i int, res int32) bool {
+	p := &o.pieces[i]
+	switch {
+	case res == -int32(syscall.EINTR) || res == -int32(syscall.EAGAIN):
+	case res < 0:
+		o.note(res)
+		return true
+	case int(res) >= len(p.p):
+		return true
+	case res == 0:
+		o.note(-int32(syscall.EIO))
+		return true
+	default:
+		p.p = p.p[res:]
+		p.off += int64(res)
+	}
+	o.issue(i)
+	return false
+}
+
+func (o *op) note(res int32) {
+	if res < 0 && o.errno == 0 {
+		o.errno = syscall.Errno(-res)
+	}
+}
+
+func (o *op) issue(i int) {
+	p := &o.pieces[i]
+	if p.write {
+		o.r.Write(p.file, p.p, p.off, false, uint16(i))
+	} else {
+		o.r.Read(p.file, p.p, p.off, uint16(i))
+	}
+}
+
+// issueAll starts the pieces. Without any, the request goes on at once.
+func (o *op) issueAll(next step) {
+	o.step = next
+	o.left += len(o.pieces)
+	o.rootsStarted()
+	if o.left == 0 {
+		o.advance()
+		return
+	}
+	for i := range o.pieces {
+		o.issue(i)
+	}
+}
+
+func (o *op) advance() {
+	switch o.step {
+	case stepRead:
+		o.readDone()
+	case stepEdges:
+		o.edgesDone()
+	case stepData:
+		o.dataDone()
+	case stepLog:
+		o.logDone()
+	case stepFlush:
+		o.flushDone()
+	}
+}
+
+// again repeats what was given up for want of slots.
+func (o *op) again() {
+	if o.nEdges > 0 {
+		o.readEdges()
+		return
+	}
+	o.allocate()
+}
+
+// woken goes on after a commit of somebody else, an asynchronous read, or a checkpoint.
+func (o *op) woken() {
+	switch o.step {
+	case stepAlloc:
+		o.again()
+	case stepRecord:
+		o.record()
+	case stepWait:
+		o.committed()
+	default:
+		o.rootsDone()
+		if o.left == 0 {
+			o.advance()
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Causes that callers tell apart. They are wrapped with the path and with what to do.
+var (
+	ErrNotFormatted = errors.New("not a coppice leaf store")
+	ErrNotEmpty     = errors.New("not empty")
+	ErrTooSmall     = errors.New("too small")
+	ErrInUse        = errors.New("in use by another process")
+	ErrCorrupt      = errors.New("corrupt")
+	ErrLayerInUse   = errors.New("layer in use")
+	ErrNoLayer      = errors.New("no such layer")
+	ErrOtherRoot    = errors.New("made for another root")
+	ErrReadOnly     = errors.New("opened read-only")
+	ErrNoSpace      = errors.New("no free slots in the store")
+	ErrClosed       = errors.New("closed")
+	ErrVersion      = errors.New("format of another version")
+)
+
+// CorruptError says where a stored structure is damaged. It matches [ErrCorrupt].
+type CorruptError struct {
+	Structure string // superblock, log, run, catalog, data
+	Offset    int64  // bytes from the start of the store; -1 where no single place is meant
+	Detail    string
+}
+
+func (e *CorruptError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("%s corrupt: %s", e.Structure, e.Detail)
+	}
+	return fmt.Sprintf("%s at byte %d corrupt: %s", e.Structure, e.Offset, e.Detail)
+}
+
+// Is makes errors.Is(err, ErrCorrupt) hold.
+func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }

@@ -1,0 +1,388 @@
+package union
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/google/uuid"
+)
+
+// Leaf store format, version 1. All integers are little-endian, all structures are
+// whole 4 KiB blocks, and each block that is not a data slot carries the CRC-32C of itself
+// with the checksum field as zero. Data slots are covered by the CRC-32C in the record or run
+// entry that maps them.
+//
+//	block 0          superblock A
+//	block 16         superblock B
+//	block 256        log, copy A: n blocks
+//	block 256+n+256  log, copy B: n blocks, at least 1 MiB away from copy A
+//	after copy B     slots, to the end of the store
+//
+// Torn writes: a superblock is written to B, flushed, then to A, flushed, and nothing that
+// the older one names is reused before both are done. A log block that tore is either not yet
+// covered by a flush, or there is its other copy. Slots, runs and catalogs are only ever
+// written where nothing live is.
+const (
+	blockSize  = 4096
+	blockShift = 12
+
+	formatVersion = 1
+
+	superABlock = 0
+	superBBlock = 16
+	logABlock   = 256
+	logGap      = 256
+
+	minLogBlocks = 4 << 20 >> blockShift
+	maxLogBlocks = 64 << 20 >> blockShift
+	// logQuantum divides the number of blocks of a log copy, so that the ring of
+	// pending blocks in memory and the log on the store wrap together.
+	logQuantum = minLogBlocks
+
+	// MinStoreBytes is the smallest store that can be formatted.
+	MinStoreBytes = 32 << 20
+
+	// maxBlock bounds block and slot numbers: they are stored in 40 bits, 4 PiB of 4 KiB blocks.
+	maxBlock = 1<<40 - 1
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(p []byte) uint32 { return crc32.Update(0, castagnoli, p) }
+
+// blockChecksum is the CRC-32C of a block with the four bytes at field taken as zero.
+func blockChecksum(p []byte, field int) uint32 {
+	var zero [4]byte
+	c := crc32.Update(0, castagnoli, p[:field])
+	c = crc32.Update(c, castagnoli, zero[:])
+	return crc32.Update(c, castagnoli, p[field+4:blockSize])
+}
+
+var le = binary.LittleEndian
+
+// superblock names everything else in the store.
+//
+//	  0  8  magic "COPPLEAF"
+//	  8  2  version
+//	 10  2  zero
+//	 12  4  CRC-32C of the block
+//	 16  8  incompat bits: a reader that does not know one refuses the store
+//	 24  8  compat bits: a reader that does not know one may ignore it
+//	 32 16  UUID of the store
+//	 48  8  generation, one more at each write
+//	 56  8  size of the store in blocks
+//	 64  8  blocks of one log copy
+//	 72  8  first block of log copy A
+//	 80  8  first block of log copy B
+//	 88  8  block of slot 0
+//	 96  8  number of slots
+//	104  8  log start: the first sequence number that a recovery applies
+//	112  8  slot of the first catalog block
+//	120  4  number of catalog blocks
+//	124  4  next layer number
+//	128  8  generation of the catalog
+//	136 16  boot id of the opener, zero after a clean close
+//	152     zero to the end
+type superblock struct {
+	Incompat, Compat  uint64
+	UUID              uuid.UUID
+	Generation        uint64
+	SizeBlocks        uint64
+	LogBlocks         uint64
+	LogA, LogB        uint64
+	SlotBase          uint64
+	Slots             uint64
+	LogStart          uint64
+	CatalogSlot       uint64
+	CatalogBlocks     uint32
+	NextLayer         uint32
+	CatalogGeneration uint64
+	BootID            uuid.UUID
+}
+
+var superMagic = [8]byte{'C', 'O', 'P', 'P', 'L', 'E', 'A', 'F'}
+
+const superSumField = 12
+
+func (s *superblock) encode(p []byte) {
+	clear(p[:blockSize])
+	copy(p, superMagic[:])
+	le.PutUint16(p[8:], formatVersion)
+	le.PutUint64(p[16:], s.Incompat)
+	le.PutUint64(p[24:], s.Compat)
+	copy(p[32:], s.UUID[:])
+	le.PutUint64(p[48:], s.Generation)
+	le.PutUint64(p[56:], s.SizeBlocks)
+	le.PutUint64(p[64:], s.LogBlocks)
+	le.PutUint64(p[72:], s.LogA)
+	le.PutUint64(p[80:], s.LogB)
+	le.PutUint64(p[88:], s.SlotBase)
+	le.PutUint64(p[96:], s.Slots)
+	le.PutUint64(p[104:], s.LogStart)
+	le.PutUint64(p[112:], s.CatalogSlot)
+	le.PutUint32(p[120:], s.CatalogBlocks)
+	le.PutUint32(p[124:], s.NextLayer)
+	le.PutUint64(p[128:], s.CatalogGeneration)
+	copy(p[136:], s.BootID[:])
+	le.PutUint32(p[superSumField:], blockChecksum(p, superSumField))
+}
+
+// decode fails with [ErrNotFormatted] where the magic is missing, [ErrVersion] for what a
+// later release wrote, and a [CorruptError] otherwise.
+func (s *superblock) decode(p []byte, off int64) error {
+	if !bytes.Equal(p[:8], superMagic[:]) {
+		return ErrNotFormatted
+	}
+	if got, want := blockChecksum(p, superSumField), le.Uint32(p[superSumField:]); got != want {
+		return &CorruptError{"superblock", off, fmt.Sprintf("checksum %#08x, stored %#08x", got, want)}
+	}
+	if v := le.Uint16(p[8:]); v != formatVersion {
+		return fmt.Errorf("version %d, this program knows %d: %w", v, formatVersion, ErrVersion)
+	}
+	s.Incompat = le.Uint64(p[16:])
+	s.Compat = le.Uint64(p[24:])
+	copy(s.UUID[:], p[32:])
+	s.Generation = le.Uint64(p[48:])
+	s.SizeBlocks = le.Uint64(p[56:])
+	s.LogBlocks = le.Uint64(p[64:])
+	s.LogA = le.Uint64(p[72:])
+	s.LogB = le.Uint64(p[80:])
+	s.SlotBase = le.Uint64(p[88:])
+	s.Slots = le.Uint64(p[96:])
+	s.LogStart = le.Uint64(p[104:])
+	s.CatalogSlot = le.Uint64(p[112:])
+	s.CatalogBlocks = le.Uint32(p[120:])
+	s.NextLayer = le.Uint32(p[124:])
+	s.CatalogGeneration = le.Uint64(p[128:])
+	copy(s.BootID[:], p[136:])
+	if s.Incompat != 0 {
+		return fmt.Errorf("incompatible features %#x: %w", s.Incompat, ErrVersion)
+	}
+	return s.validate(off)
+}
+
+// validate keeps a superblock with a right checksum and wrong numbers from
+// reaching beyond the store or from asking for absurd amounts of memory.
+func (s *superblock) validate(off int64) error {
+	bad := func(what string) error { return &CorruptError{"superblock", off, what} }
+	switch {
+	case s.SizeBlocks < MinStoreBytes>>blockShift || s.SizeBlocks > maxBlock:
+		return bad("size out of range")
+	case s.LogBlocks < minLogBlocks || s.LogBlocks > maxLogBlocks || s.LogBlocks%logQuantum != 0:
+		return bad("log size out of range")
+	case s.LogA != logABlock || s.LogB != s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
+		return bad("regions out of place")
+	case s.Slots == 0 || s.SlotBase+s.Slots > s.SizeBlocks:
+		return bad("slots beyond the end of the store")
+	case s.CatalogBlocks == 0 || s.CatalogBlocks > maxCatalogBlocks || s.CatalogSlot >= s.Slots:
+		return bad("catalog out of range")
+	case s.LogStart == 0:
+		return bad("log start is zero")
+	}
+	return nil
+}
+
+// layout divides a store of the given size.
+func layout(sizeBytes int64) superblock {
+	blocks := uint64(sizeBytes) >> blockShift
+	n := min(max(blocks/64, minLogBlocks), maxLogBlocks) / logQuantum * logQuantum
+	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: logABlock, LogStart: 1, NextLayer: 1}
+	s.LogB = s.LogA + n + logGap
+	s.SlotBase = s.LogB + n
+	s.Slots = blocks - s.SlotBase
+	return s
+}
+
+func (s *superblock) slotOffset(slot uint64) int64 { return int64(s.SlotBase+slot) << blockShift }
+
+// logHeader begins each log block.
+//
+//	 0  4  magic "CLOG"
+//	 4  4  CRC-32C of the block
+//	 8 16  UUID of the store
+//	24  8  sequence number of the block; it lies at index seq mod n of both copies
+//	32  8  durable: all blocks up to this one were covered by a completed flush when this was sealed
+//	40  2  number of records
+//	42     zero to 64
+//	64     records of 32 bytes
+//
+// Sequence numbers are never used twice: a recovery continues beyond all that the ring can hold.
+type logHeader struct {
+	UUID    uuid.UUID
+	Seq     uint64
+	Durable uint64
+	Count   int
+}
+
+const (
+	logMagic      = uint32('C') | uint32('L')<<8 | uint32('O')<<16 | uint32('G')<<24
+	logSumField   = 4
+	logHeaderSize = 64
+	recordSize    = 32
+	recordsPerLog = (blockSize - logHeaderSize) / recordSize
+)
+
+func (h *logHeader) encode(p []byte) {
+	le.PutUint32(p, logMagic)
+	copy(p[8:24], h.UUID[:])
+	le.PutUint64(p[24:], h.Seq)
+	le.PutUint64(p[32:], h.Durable)
+	le.PutUint16(p[40:], uint16(h.Count))
+	clear(p[42:logHeaderSize])
+}
+
+func sealLogBlock(p []byte) { le.PutUint32(p[logSumField:], blockChecksum(p, logSumField)) }
+
+// decodeLogFields reads the header without looking at the checksum. It is for the pending ring of a
+// process that died, whose last block is not sealed.
+func (h *logHeader) decodeFields(p []byte, id uuid.UUID) bool {
+	if le.Uint32(p) != logMagic || !bytes.Equal(p[8:24], id[:]) {
+		return false
+	}
+	h.UUID = id
+	h.Seq = le.Uint64(p[24:])
+	h.Durable = le.Uint64(p[32:])
+	h.Count = int(le.Uint16(p[40:]))
+	return h.Count <= recordsPerLog && h.Durable < h.Seq
+}
+
+// decode reports whether p is an intact log block of the store.
+func (h *logHeader) decode(p []byte, id uuid.UUID) bool {
+	return h.decodeFields(p, id) && blockChecksum(p, logSumField) == le.Uint32(p[logSumField:])
+}
+
+// Kinds of records and run entries. Numbers are never used again for another meaning.
+const (
+	kindData = 1 // block is in a slot
+	kindZero = 2 // count blocks from block on read as zeros
+)
+
+// record is one entry of the modification log.
+//
+//	 0  1  kind
+//	 1  3  zero
+//	 4  4  layer number
+//	 8  8  block: 4 KiB block of the device
+//	16  8  slot (data) or count of blocks (zero)
+//	24  4  CRC-32C of the slot's content (data)
+//	28  4  zero
+type record struct {
+	Kind  uint8
+	Layer uint32
+	Block uint64
+	Slot  uint64 // slot, or count for kindZero
+	CRC   uint32
+}
+
+func (r *record) encode(p []byte) {
+	_ = p[recordSize-1]
+	le.PutUint32(p, uint32(r.Kind))
+	le.PutUint32(p[4:], r.Layer)
+	le.PutUint64(p[8:], r.Block)
+	le.PutUint64(p[16:], r.Slot)
+	le.PutUint64(p[24:], uint64(r.CRC))
+}
+
+func (r *record) decode(p []byte) {
+	_ = p[recordSize-1]
+	r.Kind = p[0]
+	r.Layer = le.Uint32(p[4:])
+	r.Block = le.Uint64(p[8:])
+	r.Slot = le.Uint64(p[16:])
+	r.CRC = le.Uint32(p[24:])
+}
+
+// valid bounds the numbers of a record by the store's and a layer's size.
+func (r *record) valid(slots, layerBlocks uint64) bool {
+	switch r.Kind {
+	case kindData:
+		return r.Slot < slots && r.Block < layerBlocks
+	case kindZero:
+		return r.Block < layerBlocks && r.Slot > 0 && r.Slot <= layerBlocks-r.Block
+	}
+	return false
+}
+
+// runHeader begins each block of a run: the sector map of one layer, sorted by block.
+//
+//	 0  4  magic "CRUN"
+//	 4  4  CRC-32C of the block
+//	 8 16  UUID of the store
+//	24  4  layer number
+//	28  4  index of this block in the run
+//	32  8  generation of the run
+//	40  2  number of entries
+//	42     zero to 64
+//	64     entries of 16 bytes
+//
+// An entry:
+//
+//	 0  5  block
+//	 5  1  kind
+//	 6  5  slot (data) or count of blocks (zero)
+//	11  1  zero
+//	12  4  CRC-32C of the slot's content (data)
+type runHeader struct {
+	UUID       uuid.UUID
+	Layer      uint32
+	Index      uint32
+	Generation uint64
+	Count      int
+}
+
+const (
+	runMagic      = uint32('C') | uint32('R')<<8 | uint32('U')<<16 | uint32('N')<<24
+	runHeaderSize = 64
+	runEntrySize  = 16
+	entriesPerRun = (blockSize - runHeaderSize) / runEntrySize
+)
+
+func (h *runHeader) encode(p []byte) {
+	le.PutUint32(p, runMagic)
+	copy(p[8:24], h.UUID[:])
+	le.PutUint32(p[24:], h.Layer)
+	le.PutUint32(p[28:], h.Index)
+	le.PutUint64(p[32:], h.Generation)
+	le.PutUint16(p[40:], uint16(h.Count))
+	clear(p[42:runHeaderSize])
+	clear(p[runHeaderSize+h.Count*runEntrySize : blockSize])
+	le.PutUint32(p[logSumField:], blockChecksum(p, logSumField))
+}
+
+func (h *runHeader) decode(p []byte, off int64) error {
+	if le.Uint32(p) != runMagic {
+		return &CorruptError{"run", off, "magic missing"}
+	}
+	if got, want := blockChecksum(p, logSumField), le.Uint32(p[logSumField:]); got != want {
+		return &CorruptError{"run", off, fmt.Sprintf("checksum %#08x, stored %#08x", got, want)}
+	}
+	copy(h.UUID[:], p[8:24])
+	h.Layer = le.Uint32(p[24:])
+	h.Index = le.Uint32(p[28:])
+	h.Generation = le.Uint64(p[32:])
+	h.Count = int(le.Uint16(p[40:]))
+	if h.Count > entriesPerRun {
+		return &CorruptError{"run", off, "too many entries"}
+	}
+	return nil
+}
+
+func put40(p []byte, v uint64) { le.PutUint32(p, uint32(v)); p[4] = byte(v >> 32) }
+func get40(p []byte) uint64    { return uint64(le.Uint32(p)) | uint64(p[4])<<32 }
+
+func encodeRunEntry(p []byte, r *record) {
+	put40(p, r.Block)
+	p[5] = r.Kind
+	put40(p[6:], r.Slot)
+	p[11] = 0
+	le.PutUint32(p[12:], r.CRC)
+}
+
+func decodeRunEntry(p []byte, r *record) {
+	r.Block = get40(p)
+	r.Kind = p[5]
+	r.Slot = get40(p[6:])
+	r.CRC = le.Uint32(p[12:])
+}

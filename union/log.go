@@ -1,0 +1,199 @@
+package union
+
+import (
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/google/uuid"
+)
+
+// modLog is the modification log of a store: the records that a recovery applies on top
+// of the runs. Records are appended to blocks in the pending ring, which is memory; a commit writes those
+// blocks to both copies on the store and flushes the device once. With the ring on tmpfs, a
+// record survives the process from the moment it is appended.
+//
+// Between two commits it holds at most pendingBlocks blocks; the log as a whole holds at
+// most n blocks since its start, which a checkpoint moves on. Who finds no room waits in stalled.
+type modLog struct {
+	id   uuid.UUID
+	n    uint64 // blocks of one copy on the store
+	ring []byte // pendingBlocks blocks; block seq lies at seq mod pendingBlocks
+
+	mu         sync.Mutex
+	start      uint64 // a recovery begins here
+	next       uint64 // block that takes records
+	count      int    // records in it
+	durable    uint64 // blocks up to here are in both copies and flushed
+	committing bool
+	failed     bool
+	limbo      []extent  // slots superseded by records that no commit has taken
+	taken      []extent  // slots superseded by records of the commit under way
+	waiters    opList    // want durable ≥ op.target
+	stalled    opList    // want room for records, or slots
+	ended      sync.Cond // a commit has ended; for goroutines
+}
+
+// pendingBlocks is the size of the pending ring: 4 MiB, some 129,000 records.
+const pendingBlocks = logQuantum
+
+func newModLog(id uuid.UUID, n uint64, ring []byte, start uint64) *modLog {
+	l := &modLog{id: id, n: n, ring: ring, start: start, next: start, durable: start - 1}
+	l.ended.L = &l.mu
+	l.open()
+	return l
+}
+
+func (l *modLog) block(seq uint64) []byte {
+	at := seq % pendingBlocks << blockShift
+	return l.ring[at : at+blockSize : at+blockSize]
+}
+
+func (l *modLog) open() {
+	h := logHeader{UUID: l.id, Seq: l.next, Durable: l.durable}
+	p := l.block(l.next)
+	h.encode(p)
+	clear(p[logHeaderSize:])
+	l.count = 0
+}
+
+func (l *modLog) seal() {
+	p := l.block(l.next)
+	le.PutUint64(p[32:], l.durable)
+	sealLogBlock(p)
+	l.next++
+}
+
+// room tells whether k more records fit. The caller holds mu, here and below.
+func (l *modLog) room(k int) bool {
+	last := l.next + uint64(l.count+k)/recordsPerLog + 1
+	return last-l.durable <= pendingBlocks && last-l.start < l.n
+}
+
+// nearlyFull tells that a checkpoint should move the start on.
+func (l *modLog) nearlyFull() bool { return l.next-l.start > l.n/4*3 }
+
+// append adds one record; room must have said that it fits. The count in the header is
+// stored last, so that a successor of this process never takes a record that is half written.
+func (l *modLog) append(r *record) {
+	if l.count == recordsPerLog {
+		l.seal()
+		l.open()
+	}
+	p := l.block(l.next)
+	r.encode(p[logHeaderSize+l.count*recordSize:])
+	l.count++
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[40])), uint32(l.count))
+}
+
+// supersede notes slots that become free once a commit has covered the records so far.
+func (l *modLog) supersede(slot uint64) { l.limbo = appendExtent(l.limbo, slot, 1) }
+
+// target is the block that must be durable for all records so far to be.
+func (l *modLog) target() uint64 {
+	if l.count > 0 {
+		return l.next
+	}
+	return l.next - 1
+}
+
+// begin starts a commit of all records so far. It returns the blocks to write, from
+// through to, which stay untouched until end.
+func (l *modLog) begin() (from, to uint64) {
+	l.committing = true
+	if l.count > 0 {
+		l.seal()
+		l.open()
+	}
+	l.taken, l.limbo = l.limbo, l.taken[:0]
+	return l.durable + 1, l.next - 1
+}
+
+// end finishes a commit and returns the operations that can go on: those whose target is durable
+// now, all that stalled, and one that leads the next commit where some are left
+// waiting. On failure everybody goes on, to fail. The slots in taken may be retired after it.
+func (l *modLog) end(to uint64, failed bool) (ready opList) {
+	l.committing = false
+	l.ended.Broadcast()
+	if failed {
+		l.fail()
+		l.taken = l.taken[:0]
+		return l.drop()
+	}
+	l.durable = to
+	ready = l.waiters.upTo(to)
+	ready.take(&l.stalled)
+	if leader := l.waiters.pop(); leader != nil {
+		l.committing = true
+		leader.leads = true
+		ready.push(leader)
+	}
+	return ready
+}
+
+// fail makes every later write and flush fail. There is no way back but opening the store again.
+func (l *modLog) fail() { l.failed = true }
+
+// drop takes everybody who waits.
+func (l *modLog) drop() (all opList) {
+	all.take(&l.waiters)
+	all.take(&l.stalled)
+	return all
+}
+
+// segment is a range of blocks that lies in one piece in the ring and in each copy.
+type segment struct {
+	seq uint64
+	p   []byte
+}
+
+// segments returns the pieces, one or two, of a range of at most pendingBlocks blocks.
+func (l *modLog) segments(from, to uint64) (s [2]segment, n int) {
+	for seq := from; seq <= to; n++ {
+		end := min(to+1, (seq/pendingBlocks+1)*pendingBlocks)
+		at := seq % pendingBlocks << blockShift
+		s[n] = segment{seq, l.ring[at : at+(end-seq)<<blockShift]}
+		seq = end
+	}
+	return s, n
+}
+
+// opList is a queue of operations linked through themselves.
+type opList struct{ head, tail *op }
+
+func (l *opList) push(o *op) {
+	o.next = nil
+	if l.tail == nil {
+		l.head = o
+	} else {
+		l.tail.next = o
+	}
+	l.tail = o
+}
+
+func (l *opList) pop() *op {
+	o := l.head
+	if o != nil {
+		l.head = o.next
+		if l.head == nil {
+			l.tail = nil
+		}
+		o.next = nil
+	}
+	return o
+}
+
+// take moves all of from to the end of l.
+func (l *opList) take(from *opList) {
+	for o := from.pop(); o != nil; o = from.pop() {
+		l.push(o)
+	}
+}
+
+// upTo removes and returns the operations whose target is at most seq. Targets never fall along the list.
+func (l *opList) upTo(seq uint64) (ready opList) {
+	for l.head != nil && l.head.target <= seq {
+		ready.push(l.pop())
+	}
+	return ready
+}

@@ -1,0 +1,118 @@
+package union
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+// pendingRing is the memory of the log's pending blocks: a shared mapping of a file on tmpfs, so that
+// the records outlive the process, or anonymous memory. The file has one block of header and then
+// the ring:
+//
+//	 0  8  magic "COPPPEND"
+//	 8 16  boot id: after a reboot the content means nothing
+//	24 16  UUID of the store
+type pendingRing struct {
+	path string // empty: anonymous
+	mem  []byte // header block and ring
+}
+
+var pendingMagic = [8]byte{'C', 'O', 'P', 'P', 'P', 'E', 'N', 'D'}
+
+// bootID identifies the running kernel (Documentation/admin-guide/sysctl/kernel.rst, random/boot_id).
+func bootID() (uuid.UUID, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return uuid.Nil, err
+	}
+	return uuid.Parse(strings.TrimSpace(string(b)))
+}
+
+// readPending returns the ring that a process of this boot left behind, or nil.
+func readPending(runDir string, id, boot uuid.UUID) ([]byte, error) {
+	if runDir == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(pendingPath(runDir, id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pending records: %w", err)
+	}
+	if len(b) != blockSize+pendingBlocks<<blockShift || !bytes.Equal(b[:8], pendingMagic[:]) ||
+		!bytes.Equal(b[8:24], boot[:]) || !bytes.Equal(b[24:40], id[:]) {
+		return nil, nil
+	}
+	return b[blockSize:], nil
+}
+
+// newPendingRing makes an empty ring. On tmpfs its memory is allocated at once: a full
+// tmpfs is an error here and not a SIGBUS later.
+func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
+	const size = blockSize + pendingBlocks<<blockShift
+	if runDir == "" {
+		mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return nil, fmt.Errorf("map pending records: %w", err)
+		}
+		return &pendingRing{mem: mem}, nil
+	}
+	path := pendingPath(runDir, id)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	// A new file, and not the old one emptied: what is there stays whole until this is complete.
+	f, err := os.CreateTemp(filepath.Dir(path), ".pending-*")
+	if err != nil {
+		return nil, err
+	}
+	r := &pendingRing{path: path}
+	if err := r.fill(f, size, id, boot); err != nil {
+		return nil, errors.Join(fmt.Errorf("make %s: %w", path, err), r.close(), f.Close(), os.Remove(f.Name()))
+	}
+	if err := errors.Join(os.Rename(f.Name(), path), f.Close()); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+func (r *pendingRing) fill(f *os.File, size int, id, boot uuid.UUID) error {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size)); err != nil {
+		return fmt.Errorf("allocate %d bytes: %w", size, err)
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("map: %w", err)
+	}
+	r.mem = mem
+	copy(mem, pendingMagic[:])
+	copy(mem[8:], boot[:])
+	copy(mem[24:], id[:])
+	return nil
+}
+
+func (r *pendingRing) ring() []byte { return r.mem[blockSize:] }
+
+func (r *pendingRing) remove() error {
+	if r.path == "" {
+		return nil
+	}
+	return os.Remove(r.path)
+}
+
+func (r *pendingRing) close() error {
+	if r.mem == nil {
+		return nil
+	}
+	mem := r.mem
+	r.mem = nil
+	return unix.Munmap(mem)
+}

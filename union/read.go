@@ -1,0 +1,226 @@
+package union
+
+import (
+	"syscall"
+
+	"coppice/ublk"
+)
+
+// span computes which blocks the range of the request touches, and which of them in part.
+func (o *op) span() {
+	off, end := o.r.Off, o.r.Off+o.r.Len
+	o.first = uint64(off) >> blockShift
+	last := uint64(end-1) >> blockShift
+	o.n = int(last - o.first + 1)
+	o.nEdges = 0
+	from, to := int(off&(blockSize-1)), int(end&(blockSize-1))
+	switch {
+	case o.first == last && (from != 0 || to != 0):
+		if to == 0 {
+			to = blockSize
+		}
+		o.addEdge(o.first, from, to)
+	default:
+		if from != 0 {
+			o.addEdge(o.first, from, blockSize)
+		}
+		if to != 0 {
+			o.addEdge(last, 0, to)
+		}
+	}
+}
+
+func (o *op) addEdge(block uint64, from, to int) {
+	o.edges[o.nEdges] = edge{block: block, from: from, to: to}
+	o.nEdges++
+}
+
+// read resolves each block and starts one I/O per neighbouring slots or root blocks.
+func (o *op) read() {
+	d := o.q.d
+	o.span()
+	o.pin()
+	o.lookup(o.first, o.n)
+	o.pieces = o.pieces[:0]
+	o.left = 0
+	for i := 0; i < o.n; {
+		m := o.maps[i]
+		k := i + 1
+		switch {
+		case m.isData():
+			for k < o.n && o.maps[k].isData() && o.maps[k].slot() == m.slot()+uint64(k-i) {
+				k++
+			}
+			o.readLeaf(i, k, m.slot())
+		case m == mapZero:
+			for k < o.n && o.maps[k] == mapZero {
+				k++
+			}
+			p, _ := o.bytes(i, k)
+			clear(p)
+			d.stats.zero.Add(uint64(len(p)))
+		default:
+			for k < o.n && o.maps[k] == mapAbsent {
+				k++
+			}
+			p, off := o.bytes(i, k)
+			o.readRoot(p, off)
+		}
+		i = k
+	}
+	o.issueAll(stepRead)
+}
+
+func (o *op) lookup(first uint64, n int) {
+	l := o.q.d.layer
+	l.mu.Lock()
+	l.m.lookup(first, o.maps[:n], o.sums[:n])
+	l.mu.Unlock()
+}
+
+// bytes returns the part of the request's buffer that blocks i to k of it cover, and where on the device it lies.
+func (o *op) bytes(i, k int) ([]byte, int64) {
+	start := max(int64(o.first+uint64(i))<<blockShift, o.r.Off)
+	end := min(int64(o.first+uint64(k))<<blockShift, o.r.Off+o.r.Len)
+	return o.r.Buf[start-o.r.Off : end-o.r.Off], start
+}
+
+// readLeaf reads blocks i to k from neighbouring slots: straight into the request's buffer, except
+// for a block that the request covers in part, whose checksum needs all of it.
+func (o *op) readLeaf(i, k int, slot uint64) {
+	store := o.q.d.layer.store
+	p, _ := o.bytes(i, k)
+	o.q.d.stats.leaf.Add(uint64(len(p)))
+	for e := range o.nEdges {
+		at := int(o.edges[e].block - o.first)
+		if at < i || at >= k {
+			continue
+		}
+		o.pieces = append(o.pieces, piece{o.scratch[e], store.sb.slotOffset(slot + uint64(at-i)), o.q.leaf, false, int8(e)})
+		if at == i {
+			i++
+			slot++
+		} else {
+			k--
+		}
+	}
+	if i < k {
+		p, _ := o.bytes(i, k)
+		o.pieces = append(o.pieces, piece{p, store.sb.slotOffset(slot), o.q.leaf, false, -1})
+	}
+}
+
+// readRoot reads a range from the root; what lies beyond its end reads as zeros.
+func (o *op) readRoot(p []byte, off int64) {
+	d := o.q.d
+	have := max(0, min(int64(len(p)), d.baseSize-off))
+	clear(p[have:])
+	d.stats.zero.Add(uint64(int64(len(p)) - have))
+	if have == 0 {
+		return
+	}
+	d.stats.root.Add(uint64(have))
+	if o.q.hasRoot {
+		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false, -1})
+		return
+	}
+	o.readRootAsync(p[:have], off)
+}
+
+// readRootAsync counts all asynchronous reads of a request as one thing to wait for: the last
+// of them posts.
+func (o *op) readRootAsync(p []byte, off int64) {
+	if !o.waits {
+		// One more, which rootsStarted takes back, so that none is the last before all are started.
+		o.waits = true
+		o.async.Store(1)
+		o.failed.Store(false)
+		o.left++
+	}
+	o.async.Add(1)
+	o.q.d.base.ReadAsync(p, off, o.rootDone)
+}
+
+func (o *op) rootDone(err error) {
+	if err != nil {
+		o.failed.Store(true)
+	}
+	if o.async.Add(-1) == 0 {
+		o.r.Post(cookieWake, 0)
+	}
+}
+
+// rootsStarted lets the last asynchronous read post. Where all have ended already, there is nothing to wait for.
+func (o *op) rootsStarted() {
+	if !o.waits {
+		return
+	}
+	o.waits = false
+	if o.async.Add(-1) == 0 {
+		o.rootsDone()
+	}
+}
+
+func (o *op) rootsDone() {
+	if o.failed.Load() {
+		o.note(-int32(syscall.EIO))
+	}
+	o.left--
+}
+
+// readDone checks what came from the leaf and ends the read.
+func (o *op) readDone() {
+	if o.errno == 0 && !o.checkLeaf() {
+		o.errno = syscall.EIO
+	}
+	o.complete(o.errno)
+}
+
+func (o *op) checkLeaf() bool {
+	d := o.q.d
+	for e := range o.nEdges {
+		g := &o.edges[e]
+		at := int(g.block - o.first)
+		if !o.maps[at].isData() {
+			continue
+		}
+		if !o.intact(o.scratch[e], o.sums[at]) {
+			return false
+		}
+		p, _ := o.bytes(at, at+1)
+		copy(p, o.scratch[e][g.from:g.to])
+	}
+	if !d.verify {
+		return true
+	}
+	for i := range o.n {
+		if !o.maps[i].isData() || o.isEdge(i) {
+			continue
+		}
+		p, _ := o.bytes(i, i+1)
+		if !o.intact(p, o.sums[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (o *op) intact(p []byte, sum uint32) bool {
+	d := o.q.d
+	if !d.verify || checksum(p) == sum {
+		return true
+	}
+	d.stats.checksums.Add(1)
+	return false
+}
+
+func (o *op) isEdge(i int) bool {
+	for e := range o.nEdges {
+		if o.edges[e].block == o.first+uint64(i) {
+			return true
+		}
+	}
+	return false
+}
+
+var _ ublk.Handler = (*Device)(nil)

@@ -1,0 +1,360 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Store is an open leaf store. One process has it open for writing at a time, and all devices
+// of that process whose leaves lie in it share it.
+type Store struct {
+	path     string
+	disk     disk
+	readOnly bool
+	log      *modLog
+	slots    *slotAllocator
+	epochs   *epochs
+	pending  *pendingRing
+	recovery Recovery
+
+	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
+	sb           superblock
+	catalogSlots []extent
+	layers       map[string]*Layer
+	closed       bool
+
+	kick    chan struct{}
+	stop    chan struct{}
+	stopped chan struct{}
+}
+
+// FormatOptions say how to make a store.
+type FormatOptions struct {
+	Force     bool      // overwrite what is there
+	SizeBytes int64     // regular files: create it or extend it to this size; 0: as it is
+	UUID      uuid.UUID // zero: a random one
+}
+
+// StoreOptions say how to open a store.
+type StoreOptions struct {
+	// ReadOnly leaves the store as it is, unrecovered: for looking, not for devices.
+	ReadOnly bool
+	// RunDir is a directory on tmpfs in which the records that are not in both log copies yet survive the death of the
+	// process. Empty: they do not.
+	RunDir string
+}
+
+// Recovery tells what opening a store found and did.
+type Recovery struct {
+	LogBlocks       int     `json:"log_blocks"`   // log blocks applied
+	Records         int     `json:"records"`      // records applied
+	Dropped         int     `json:"dropped"`      // unflushed records whose data had not arrived
+	Repaired        int     `json:"repaired"`     // log blocks and superblocks that only one copy held
+	FromProcess     int     `json:"from_process"` // log blocks taken over from a process that died
+	DurationSeconds float64 `json:"duration_seconds"`
+}
+
+// StoreInfo describes a store.
+type StoreInfo struct {
+	Path       string      `json:"path"`
+	UUID       string      `json:"uuid"`
+	Version    int         `json:"version"`
+	Generation uint64      `json:"generation"`
+	SizeBytes  int64       `json:"size_bytes"`
+	SlotBytes  int64       `json:"slot_bytes"` // room for data and runs
+	FreeBytes  int64       `json:"free_bytes"`
+	LogBytes   int64       `json:"log_bytes"`      // of one copy
+	LogUsed    int64       `json:"log_used_bytes"` // since the last checkpoint
+	Failed     bool        `json:"failed"`         // a write or flush of the device failed
+	Recovery   Recovery    `json:"recovery"`
+	Layers     []LayerInfo `json:"layers"`
+}
+
+// Format makes a store on a block device or in a regular file, and refuses a target that holds anything
+// (any byte that is not zero in its first or last MiB) unless forced.
+func Format(path string, o FormatOptions) (*StoreInfo, error) {
+	if o.SizeBytes > 0 {
+		if err := growFile(path, o.SizeBytes); err != nil {
+			return nil, fmt.Errorf("format %s: %w", path, err)
+		}
+	}
+	d, err := openDisk(path, false)
+	if err != nil {
+		return nil, fmt.Errorf("format store: %w", err)
+	}
+	info, err := formatDisk(path, d, o)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return nil, fmt.Errorf("format %s: %w", path, err)
+	}
+	return info, nil
+}
+
+func growFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("a size can be given for a regular file only")
+	}
+	if err == nil && st.Size() < size {
+		err = f.Truncate(size)
+	}
+	return errors.Join(err, f.Close())
+}
+
+func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
+	if d.Size() < MinStoreBytes {
+		return nil, fmt.Errorf("%d bytes, need at least %d: %w", d.Size(), MinStoreBytes, ErrTooSmall)
+	}
+	if !o.Force {
+		if err := checkEmpty(d); err != nil {
+			return nil, err
+		}
+	}
+	sb := layout(d.Size())
+	sb.UUID = o.UUID
+	if sb.UUID == uuid.Nil {
+		sb.UUID = uuid.New()
+	}
+	s := &Store{path: path, disk: d, sb: sb, slots: newSlotAllocator(sb.Slots), layers: map[string]*Layer{}}
+	if err := s.writeState(sb.LogStart); err != nil {
+		return nil, err
+	}
+	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, pendingBlocks<<blockShift), sb.LogStart)
+	info := s.Info()
+	return &info, nil
+}
+
+func checkEmpty(d disk) error {
+	buf := alignedBuffer(1 << 20)
+	for _, off := range []int64{0, (d.Size() - int64(len(buf))) &^ (blockSize - 1)} {
+		if _, err := d.ReadAt(buf, off); err != nil {
+			return fmt.Errorf("read at byte %d: %w", off, err)
+		}
+		for i, b := range buf {
+			if b != 0 {
+				return fmt.Errorf("byte %d is %#02x: %w; nothing was written: give another target, or overwrite this one with --force",
+					off+int64(i), b, ErrNotEmpty)
+			}
+		}
+	}
+	return nil
+}
+
+// OpenStore opens a store, recovers what its log holds, and, unless read-only, claims it for this process.
+func OpenStore(path string, o StoreOptions) (*Store, error) {
+	d, err := openDisk(path, o.ReadOnly)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s, err := openOn(path, d, o)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
+	}
+	return s, nil
+}
+
+func openOn(path string, d disk, o StoreOptions) (*Store, error) {
+	s := &Store{
+		path: path, disk: d, readOnly: o.ReadOnly, layers: map[string]*Layer{},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	if err := s.recover(o); err != nil {
+		return nil, err
+	}
+	if o.ReadOnly {
+		close(s.stopped)
+		return s, nil
+	}
+	go s.background()
+	return s, nil
+}
+
+// Path returns what the store was opened as.
+func (s *Store) Path() string { return s.path }
+
+// UUID identifies the store.
+func (s *Store) UUID() uuid.UUID { return s.sb.UUID }
+
+// File returns the store's open file.
+func (s *Store) File() *os.File { return s.disk.File() }
+
+// Info describes the store as it is now.
+func (s *Store) Info() StoreInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info := StoreInfo{
+		Path: s.path, UUID: s.sb.UUID.String(), Version: formatVersion, Generation: s.sb.Generation,
+		SizeBytes: int64(s.sb.SizeBlocks) << blockShift, SlotBytes: int64(s.sb.Slots) << blockShift,
+		FreeBytes: int64(s.slots.freeSlots()) << blockShift, LogBytes: int64(s.sb.LogBlocks) << blockShift,
+		Recovery: s.recovery, Layers: []LayerInfo{},
+	}
+	s.log.mu.Lock()
+	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift
+	info.Failed = s.log.failed
+	s.log.mu.Unlock()
+	for _, l := range s.layers {
+		info.Layers = append(info.Layers, l.infoLocked())
+	}
+	sort.Slice(info.Layers, func(i, j int) bool { return info.Layers[i].Name < info.Layers[j].Name })
+	return info
+}
+
+const (
+	backgroundTick = time.Second
+	// flushAfterBlocks of log hold the records of some 64 MiB of writes.
+	flushAfterBlocks = 64 << 20 >> blockShift / recordsPerLog
+)
+
+// background commits records that no flush has asked for within a second, moves the log's
+// start on before the log is full, and brings superseded slots back.
+func (s *Store) background() {
+	defer close(s.stopped)
+	tick := time.NewTicker(backgroundTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.kick:
+		case <-tick.C:
+		}
+		if err := s.commit(); err != nil {
+			slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
+		}
+		s.epochs.collect()
+		s.log.mu.Lock()
+		due := s.log.nearlyFull() && !s.log.failed
+		s.log.mu.Unlock()
+		if due {
+			if err := s.Checkpoint(); err != nil {
+				slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
+			}
+		}
+	}
+}
+
+// wakeBackground makes the background work begin now. It never blocks.
+func (s *Store) wakeBackground() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// commit makes all records so far durable, as a flush does, from a goroutine.
+func (s *Store) commit() error {
+	l := s.log
+	l.mu.Lock()
+	for l.committing {
+		l.ended.Wait()
+	}
+	if l.failed {
+		ready := l.drop()
+		l.mu.Unlock()
+		resumeAll(ready)
+		return nil
+	}
+	if l.target() <= l.durable {
+		ready := opList{}
+		ready.take(&l.stalled)
+		l.mu.Unlock()
+		resumeAll(ready)
+		return nil
+	}
+	from, to := l.begin()
+	l.mu.Unlock()
+	err := s.writeLog(from, to)
+	if err == nil {
+		err = s.disk.Flush()
+	}
+	s.endCommit(to, err != nil)
+	return err
+}
+
+func (s *Store) writeLog(from, to uint64) error {
+	segs, n := s.log.segments(from, to)
+	for _, seg := range segs[:n] {
+		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			if _, err := s.disk.WriteAt(seg.p, s.logOffset(first, seg.seq)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// logOffset is where the block of a sequence number lies in the copy that begins at block first.
+func (s *Store) logOffset(first, seq uint64) int64 {
+	return int64(first+seq%s.sb.LogBlocks) << blockShift
+}
+
+// endCommit frees what the commit superseded and resumes who waited for it.
+func (s *Store) endCommit(to uint64, failed bool) {
+	s.log.mu.Lock()
+	ready := s.log.end(to, failed)
+	if len(s.log.taken) > 0 {
+		s.epochs.retire(s.log.taken)
+		s.log.taken = s.log.taken[:0]
+	}
+	s.log.mu.Unlock()
+	resumeAll(ready)
+}
+
+func resumeAll(ready opList) {
+	for o := ready.pop(); o != nil; o = ready.pop() {
+		o.r.Post(cookieWake, 0)
+	}
+}
+
+// Close commits, checkpoints and gives the store up. No device on it may be open.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	for _, l := range s.layers {
+		if l.opened {
+			s.mu.Unlock()
+			return fmt.Errorf("close store %s: layer %q: %w", s.path, l.entry.Name, ErrLayerInUse)
+		}
+	}
+	s.closed = true
+	s.mu.Unlock()
+	if s.readOnly {
+		return s.disk.Close()
+	}
+	close(s.stop)
+	<-s.stopped
+	err := s.commit()
+	if err == nil {
+		err = s.finalCheckpoint()
+	}
+	if err == nil {
+		err = s.pending.remove()
+	}
+	return errors.Join(err, s.pending.close(), s.disk.Close())
+}
+
+// finalCheckpoint leaves an empty log and no boot id behind.
+func (s *Store) finalCheckpoint() error {
+	s.mu.Lock()
+	s.sb.BootID = uuid.Nil
+	s.mu.Unlock()
+	return s.Checkpoint()
+}
+
+func pendingPath(runDir string, id uuid.UUID) string {
+	return filepath.Join(runDir, "stores", id.String()+".log")
+}

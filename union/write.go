@@ -1,0 +1,352 @@
+package union
+
+import (
+	"syscall"
+
+	"coppice/ublk"
+)
+
+// write begins a write: at once where it covers whole blocks, else after the rest of its
+// first and last block has been read.
+func (o *op) write() {
+	o.span()
+	o.zeroes = 0
+	if o.nEdges > 0 {
+		o.readEdges()
+		return
+	}
+	o.allocate()
+}
+
+// zeroRange makes the range read as zeros, whatever the root holds there: whole blocks by one
+// record, a part of a block like a write.
+func (o *op) zeroRange() {
+	if o.r.Len == 0 {
+		o.complete(0)
+		return
+	}
+	o.span()
+	o.zero, o.zeroes = o.first, uint64(o.n)
+	for e := range o.nEdges {
+		if o.edges[e].block == o.zero {
+			o.zero++
+		}
+		o.zeroes--
+	}
+	o.n = o.nEdges
+	if o.nEdges > 0 {
+		o.readEdges()
+		return
+	}
+	o.record()
+}
+
+// blockAt is the i-th block that the request writes to a slot.
+func (o *op) blockAt(i int) uint64 {
+	if o.r.Op == ublk.OpWrite {
+		return o.first + uint64(i)
+	}
+	return o.edges[i].block
+}
+
+// readEdges copies up: it reads the blocks that the request covers in part, from wherever they are now.
+func (o *op) readEdges() {
+	d := o.q.d
+	o.pin()
+	o.pieces = o.pieces[:0]
+	o.left = 0
+	for i := range o.nEdges {
+		e := &o.edges[i]
+		o.lookup(e.block, 1)
+		e.was, e.sum = o.maps[0], o.sums[0]
+		d.stats.copied.Add(uint64(blockSize - (e.to - e.from)))
+		switch {
+		case e.was.isData():
+			o.pieces = append(o.pieces, piece{o.scratch[i], d.layer.store.sb.slotOffset(e.was.slot()), o.q.leaf, false, int8(i)})
+		case e.was == mapZero:
+			clear(o.scratch[i])
+		default:
+			o.readRoot(o.scratch[i], int64(e.block)<<blockShift)
+		}
+	}
+	o.issueAll(stepEdges)
+}
+
+// edgesDone merges the request's bytes into the blocks that were read.
+func (o *op) edgesDone() {
+	for i := range o.nEdges {
+		e := &o.edges[i]
+		if o.errno == 0 && e.was.isData() && !o.intact(o.scratch[i], e.sum) {
+			o.errno = syscall.EIO
+		}
+		part := o.scratch[i][e.from:e.to]
+		if o.r.Op == ublk.OpWrite {
+			copy(part, o.r.Buf[int64(e.block)<<blockShift+int64(e.from)-o.r.Off:])
+		} else {
+			clear(part)
+		}
+	}
+	if o.errno != 0 {
+		o.complete(o.errno)
+		return
+	}
+	o.allocate()
+}
+
+// allocate takes slots and starts writing to them. Where there are none, slots that a
+// commit would free are waited for once.
+func (o *op) allocate() {
+	s := o.q.d.layer.store
+	var ok bool
+	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve())
+	if !ok {
+		o.unpin() // or the slots that this waits for could not be freed
+		if o.retried || !s.stallForSlots(o) {
+			o.complete(syscall.ENOSPC)
+		}
+		return
+	}
+	o.pieces = o.pieces[:0]
+	o.left = 0
+	i := 0
+	for _, e := range o.exts {
+		for j := range uint64(e.Count) {
+			p := o.source(i)
+			o.sums[i] = checksum(p)
+			o.addWrite(p, s.sb.slotOffset(e.Slot+j))
+			i++
+		}
+	}
+	o.issueAll(stepData)
+}
+
+// source is the content that the i-th written block is to have.
+func (o *op) source(i int) []byte {
+	block := o.blockAt(i)
+	for e := range o.nEdges {
+		if o.edges[e].block == block {
+			return o.scratch[e]
+		}
+	}
+	at := int64(block)<<blockShift - o.r.Off
+	return o.r.Buf[at : at+blockSize]
+}
+
+// addWrite joins a block to the piece before it where it follows that one in memory and in the store.
+func (o *op) addWrite(p []byte, off int64) {
+	if k := len(o.pieces); k > 0 {
+		last := &o.pieces[k-1]
+		if last.off+int64(len(last.p)) == off && follows(last.p, p) {
+			last.p = last.p[:len(last.p)+len(p)]
+			return
+		}
+	}
+	o.pieces = append(o.pieces, piece{p: p, off: off, file: o.q.leaf, write: true, edge: -1})
+}
+
+// follows tells whether q begins where p ends, in one buffer that p may be extended in.
+func follows(p, q []byte) bool {
+	if cap(p) < len(p)+len(q) {
+		return false
+	}
+	longer := p[: len(p)+1 : len(p)+1]
+	return &longer[len(p)] == &q[0]
+}
+
+// dataDone goes on when the data is in its slots.
+func (o *op) dataDone() {
+	if o.errno != 0 {
+		o.q.d.layer.store.fail()
+		o.complete(o.errno)
+		return
+	}
+	o.record()
+}
+
+// record switches the map to the new slots and appends the records, in one critical section, so that map and log agree
+// on the order of two writes to one block.
+func (o *op) record() {
+	layer := o.q.d.layer
+	s := layer.store
+	records := o.n
+	if o.zeroes > 0 {
+		records++
+	}
+	layer.mu.Lock()
+	if o.edgesChanged() {
+		layer.mu.Unlock()
+		s.slotsUnused(o.exts)
+		o.readEdges()
+		return
+	}
+	l := s.log
+	l.mu.Lock()
+	if l.failed {
+		l.mu.Unlock()
+		layer.mu.Unlock()
+		o.complete(syscall.EIO)
+		return
+	}
+	if !l.room(records) {
+		o.step = stepRecord
+		l.stalled.push(o)
+		l.mu.Unlock()
+		layer.mu.Unlock()
+		s.wakeBackground()
+		return
+	}
+	o.apply(layer, l)
+	layer.dirty = true
+	busy := l.nearlyFull() || l.next-l.durable > flushAfterBlocks
+	l.mu.Unlock()
+	layer.mu.Unlock()
+	if busy {
+		s.wakeBackground()
+	}
+	if o.r.FUA {
+		o.flush()
+		return
+	}
+	o.complete(0)
+}
+
+// edgesChanged tells whether a block that this request completed from its old content was
+// written by another since: then that content must be merged again. No slot is used
+// again while this request has its epoch entered, so an equal mapping means equal content.
+func (o *op) edgesChanged() bool {
+	var m [1]mapping
+	var sum [1]uint32
+	for i := range o.nEdges {
+		e := &o.edges[i]
+		o.q.d.layer.m.lookup(e.block, m[:], sum[:])
+		if m[0] != e.was {
+			return true
+		}
+	}
+	return false
+}
+
+func (o *op) apply(layer *Layer, l *modLog) {
+	i := 0
+	for _, e := range o.exts[:min(len(o.exts), o.n)] {
+		for j := range uint64(e.Count) {
+			r := record{kindData, layer.entry.Number, o.blockAt(i), e.Slot + j, o.sums[i]}
+			l.append(&r)
+			if old := layer.m.set(r.Block, dataMapping(r.Slot), r.CRC); old.isData() {
+				l.supersede(old.slot())
+			}
+			i++
+		}
+	}
+	if o.zeroes > 0 {
+		r := record{Kind: kindZero, Layer: layer.entry.Number, Block: o.zero, Slot: o.zeroes}
+		l.append(&r)
+		layer.m.zero(r.Block, r.Slot, l.supersede)
+	}
+}
+
+// flush makes everything recorded so far durable: with one commit, which is this request's own or,
+// where one is under way, the next.
+func (o *op) flush() {
+	l := o.q.d.layer.store.log
+	l.mu.Lock()
+	o.target = l.target()
+	switch {
+	case l.failed:
+		l.mu.Unlock()
+		o.complete(syscall.EIO)
+	case o.target <= l.durable:
+		l.mu.Unlock()
+		o.complete(0)
+	case l.committing:
+		o.step = stepWait
+		l.waiters.push(o)
+		l.mu.Unlock()
+	default:
+		l.committing = true
+		l.mu.Unlock()
+		o.lead()
+	}
+}
+
+// lead writes the log to both copies.
+func (o *op) lead() {
+	s := o.q.d.layer.store
+	l := s.log
+	l.mu.Lock()
+	if l.failed {
+		l.committing = false
+		l.ended.Broadcast()
+		l.mu.Unlock()
+		o.complete(syscall.EIO)
+		return
+	}
+	from, to := l.begin()
+	l.mu.Unlock()
+	o.to = to
+	o.pieces = o.pieces[:0]
+	o.left = 0
+	segs, n := l.segments(from, to)
+	for _, seg := range segs[:n] {
+		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			o.pieces = append(o.pieces, piece{p: seg.p, off: s.logOffset(first, seg.seq), file: o.q.leaf, write: true, edge: -1})
+		}
+	}
+	o.issueAll(stepLog)
+}
+
+func (o *op) logDone() {
+	if o.errno != 0 {
+		o.q.d.layer.store.endCommit(o.to, true)
+		o.complete(o.errno)
+		return
+	}
+	o.step = stepFlush
+	o.left = 1
+	o.r.Fsync(o.q.leaf, cookieFlush)
+}
+
+func (o *op) flushDone() {
+	o.q.d.layer.store.endCommit(o.to, o.errno != 0)
+	o.complete(o.errno)
+}
+
+// committed goes on after a commit that another request led, or leads the next.
+func (o *op) committed() {
+	if o.leads {
+		o.leads = false
+		o.lead()
+		return
+	}
+	l := o.q.d.layer.store.log
+	l.mu.Lock()
+	failed := o.target > l.durable
+	l.mu.Unlock()
+	if failed {
+		o.complete(syscall.EIO)
+		return
+	}
+	o.complete(0)
+}
+
+// reserve is how many slots writes leave for runs and catalogs.
+func (s *Store) reserve() uint64 { return s.sb.Slots/100 + 64 }
+
+// stallForSlots makes the request wait for a commit, and reports whether one would help.
+func (s *Store) stallForSlots(o *op) bool {
+	l := s.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting := s.epochs.collect()
+	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve() {
+		return false
+	}
+	o.retried = true
+	o.step = stepAlloc
+	l.stalled.push(o)
+	s.wakeBackground()
+	return true
+}
+
+// slotsUnused gives back slots that were written and never recorded.
+func (s *Store) slotsUnused(exts []extent) { s.releaseAll(exts) }
