@@ -3,13 +3,15 @@
 //
 // # Running
 //
-//	go test ./vmtests                                      unit tests of the harness; no VM
-//	go test -tags vmhost ./vmtests -count=1 -v -timeout 60m    every VM test of the repository ("make vm")
-//	go run ./vmtests/cmd/vmrun -h                          one command, or one package's tests, in a VM
+//	go test ./vmtests                                          unit tests of the harness; no VM
+//	go test -tags vm ./vmtests -count=1 -v -timeout 60m        every VM test of the repository ("make vm")
+//	go test -tags vm ./vmtests -run 'TestPackages/ublk$' -v    the VM tests of one package
+//	go run ./vmtests/cmd/vmrun -h                              one command, or one package's tests, in a VM
 //
-// Tests that run inside a guest carry the build tag vm and live beside the code they test; the host side, with the tag
-// vmhost, compiles them, boots a VM, runs them there and reports each as a subtest of its own. Which tests must run is
-// read from the sources: one that does not appear in the guest's results, or is skipped there, fails.
+// The build tag vm marks all tests that need a VM. In this package they are the host side: they compile the others, boot
+// a VM, run them there and report each as a subtest of its own. Everywhere else such tests live beside the code they
+// test and run inside a guest. Which tests must run is read from the sources: one that does not appear in the guest's
+// results, or is skipped there, fails.
 //
 // A VM that cannot be made or booted is a failure, never a skip. Needed programs are installed by apt, images are built
 // once and cached under build/vm; both need root. Only one process at a time runs VMs (build/vm/machine.lock): their

@@ -15,11 +15,11 @@ func (b *Build) Binary(ctx context.Context, pkg string) (string, error) {
 	return out, b.goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
 }
 
-// testBinary compiles the tests of pkg with build tag vm and returns the binary's path.
-func (b *Build) testBinary(ctx context.Context, pkg string) (string, error) {
+// testBinary compiles the tests of pkg with VMTag and the more tags and returns the binary's path.
+func (b *Build) testBinary(ctx context.Context, pkg string, more []string) (string, error) {
 	name := strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "_") + ".test"
 	out := filepath.Join(b.dir, "bin", name)
-	return out, b.goTool(ctx, "test", "-c", "-tags", "vm", "-ldflags=-s -w", "-o", out, pkg)
+	return out, b.goTool(ctx, "test", "-c", "-tags", strings.Join(append([]string{VMTag}, more...), ","), "-ldflags=-s -w", "-o", out, pkg)
 }
 
 // goTool runs the go command in the repository for the guest's platform. Builds of one output file take turns.

@@ -11,6 +11,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -27,22 +28,23 @@ const VMTag = "vm"
 // GuestTests are the tests of one package that need a VM, compiled.
 type GuestTests struct {
 	Package string   // as given, relative to the repository: "./ublk"
-	Names   []string // top-level tests in files that build with VMTag only: every one must run
+	Names   []string // top-level tests in files that build with [VMTag] only: every one must run
 	binary  string
 	dir     string // the package's directory on the host
 }
 
-// GuestTests compiles the tests of a package and finds out by its sources which of them a VM must run.
-func (b *Build) GuestTests(ctx context.Context, pkg string) (*GuestTests, error) {
+// GuestTests compiles the tests of a package, with more build tags where given, and finds out by its sources which of
+// them a VM must run.
+func (b *Build) GuestTests(ctx context.Context, pkg string, tags ...string) (*GuestTests, error) {
 	dir := filepath.Join(b.repo, filepath.FromSlash(pkg))
-	names, err := taggedTests(dir, VMTag)
+	names, err := taggedTests(dir, tags)
 	if err != nil {
 		return nil, err
 	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("find tests of %s: no test in a file with //go:build %s", pkg, VMTag)
 	}
-	binary, err := b.testBinary(ctx, pkg)
+	binary, err := b.testBinary(ctx, pkg, tags)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +229,8 @@ func isMarker(line string) bool {
 	return strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- ") || line == "PASS" || line == "FAIL"
 }
 
-// taggedTests returns the top-level tests in files of dir that build with the tag and not without it.
-func taggedTests(dir, tag string) ([]string, error) {
+// taggedTests returns the top-level tests in files of dir that build with VMTag and the more tags, and not without VMTag.
+func taggedTests(dir string, more []string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
 		return nil, err
@@ -239,7 +241,7 @@ func taggedTests(dir, tag string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !needsTag(src, tag) {
+		if !needsVM(src, more) {
 			continue
 		}
 		tree, err := parser.ParseFile(token.NewFileSet(), file, src, parser.SkipObjectResolution)
@@ -260,8 +262,8 @@ func isTest(f *ast.FuncDecl) bool {
 	return f.Recv == nil && strings.HasPrefix(name, "Test") && name != "TestMain" && len(f.Type.Params.List) == 1
 }
 
-// needsTag reports whether the build constraint of a source file holds with the tag and fails without it.
-func needsTag(src []byte, tag string) bool {
+// needsVM reports whether the build constraint of a source file holds with VMTag (and the more tags) and fails without.
+func needsVM(src []byte, more []string) bool {
 	for line := range bytes.Lines(src) {
 		text := strings.TrimSpace(string(line))
 		if strings.HasPrefix(text, "package ") {
@@ -274,10 +276,35 @@ func needsTag(src []byte, tag string) bool {
 		if err != nil {
 			return false
 		}
-		holds := func(with bool) bool {
-			return expr.Eval(func(t string) bool { return t == "linux" || t == "amd64" || t == "unix" || with && t == tag })
+		always := append([]string{"linux", "amd64", "unix"}, more...)
+		holds := func(vm bool) bool {
+			return expr.Eval(func(t string) bool { return slices.Contains(always, t) || vm && t == VMTag })
 		}
 		return holds(true) && !holds(false)
 	}
 	return false
+}
+
+// GuestPackages returns the packages of the repository that have tests for a VM, as "./path", without this one: its tests
+// with that tag are the hosts of all others.
+func (b *Build) GuestPackages(tags ...string) ([]string, error) {
+	var packages []string
+	err := filepath.WalkDir(b.repo, func(dir string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(b.repo, dir)
+		if err != nil {
+			return err
+		}
+		if name := entry.Name(); rel != "." && (name[0] == '.' || name[0] == '_' || name == "testdata" || rel == "build") {
+			return filepath.SkipDir
+		}
+		names, err := taggedTests(dir, tags)
+		if len(names) > 0 && rel != "vmtests" {
+			packages = append(packages, "./"+filepath.ToSlash(rel))
+		}
+		return err
+	})
+	return packages, err
 }

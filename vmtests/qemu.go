@@ -65,7 +65,7 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 }
 
 func kernelCommandLine(cfg Config, accel Accel) string {
-	words := []string{"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "nokaslr", "log_buf_len=8M"}
+	words := []string{"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "nokaslr", "log_buf_len=8M", "printk.devkmsg=on"}
 	if accel == TCG {
 		words = append(words, "clearcpuid=rep_good", "tsc=reliable", "clocksource=tsc")
 	}
