@@ -6,7 +6,7 @@ PKGS    ?= ./...
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # Benchmark knobs: paired rounds, and seconds per job.
-ROUNDS  ?= 10
+ROUNDS  ?= 12
 SECONDS ?= 2
 
 BUILD     := build
@@ -53,10 +53,10 @@ race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
 	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 6m $(PKGS)
 
 vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
-	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests/...
+	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests
 
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
-	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests/...
+	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
 	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
