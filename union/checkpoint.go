@@ -227,7 +227,7 @@ func (s *Store) writeCatalog(enc []byte, exts []extent, sb *superblock) error {
 		}
 		p = p[n:]
 	}
-	return s.disk.Flush()
+	return s.disk.Sync()
 }
 
 func (s *Store) writeSuperblocks(sb *superblock) error {
@@ -237,7 +237,7 @@ func (s *Store) writeSuperblocks(sb *superblock) error {
 		if _, err := s.disk.WriteAt(p, block<<blockShift); err != nil {
 			return err
 		}
-		if err := s.disk.Flush(); err != nil {
+		if err := s.disk.Sync(); err != nil {
 			return err
 		}
 	}

@@ -19,8 +19,8 @@ import (
 type disk interface {
 	io.ReaderAt
 	io.WriterAt
-	// Flush makes all completed writes durable.
-	Flush() error
+	// Sync makes all completed writes durable.
+	Sync() error
 	Size() int64
 	// File is what queues register for their requests.
 	File() *os.File
@@ -119,7 +119,7 @@ func (d *fileDisk) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteA
 func (d *fileDisk) Size() int64                              { return d.size }
 func (d *fileDisk) File() *os.File                           { return d.f }
 
-func (d *fileDisk) Flush() error {
+func (d *fileDisk) Sync() error {
 	for {
 		err := unix.Fdatasync(int(d.f.Fd()))
 		if !errors.Is(err, unix.EINTR) {

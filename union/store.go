@@ -33,7 +33,7 @@ type Store struct {
 
 	kick    chan struct{}
 	stop    chan struct{}
-	stopped chan struct{}
+	stopped chan struct{} // nil: no background work
 }
 
 // FormatOptions say how to make a store.
@@ -161,22 +161,22 @@ func OpenStore(path string, o StoreOptions) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
 	}
+	if !o.ReadOnly {
+		s.stopped = make(chan struct{})
+		go s.background()
+	}
 	return s, nil
 }
 
+// openOn opens a store without its background work.
 func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 	s := &Store{
 		path: path, disk: d, readOnly: o.ReadOnly, layers: map[string]*Layer{},
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if err := s.recover(o); err != nil {
 		return nil, err
 	}
-	if o.ReadOnly {
-		close(s.stopped)
-		return s, nil
-	}
-	go s.background()
 	return s, nil
 }
 
@@ -197,17 +197,24 @@ func (s *Store) Info() StoreInfo {
 		Path: s.path, UUID: s.sb.UUID.String(), Version: formatVersion, Generation: s.sb.Generation,
 		SizeBytes: int64(s.sb.SizeBlocks) << blockShift, SlotBytes: int64(s.sb.Slots) << blockShift,
 		FreeBytes: int64(s.slots.freeSlots()) << blockShift, LogBytes: int64(s.sb.LogBlocks) << blockShift,
-		Recovery: s.recovery, Layers: []LayerInfo{},
+		Recovery: s.recovery,
 	}
 	s.log.mu.Lock()
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift
 	info.Failed = s.log.failed
 	s.log.mu.Unlock()
-	for _, l := range s.layers {
-		info.Layers = append(info.Layers, l.infoLocked())
-	}
-	sort.Slice(info.Layers, func(i, j int) bool { return info.Layers[i].Name < info.Layers[j].Name })
+	info.Layers = s.layerInfos()
 	return info
+}
+
+// layerInfos describes the layers in order of their names. The caller holds mu.
+func (s *Store) layerInfos() []LayerInfo {
+	infos := make([]LayerInfo, 0, len(s.layers))
+	for _, l := range s.layers {
+		infos = append(infos, l.infoLocked())
+	}
+	sort.Slice(infos, func(i, j int) bool { return infos[i].Name < infos[j].Name })
+	return infos
 }
 
 const (
@@ -229,18 +236,24 @@ func (s *Store) background() {
 		case <-s.kick:
 		case <-tick.C:
 		}
-		if err := s.commit(); err != nil {
-			slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
-		}
-		s.epochs.collect()
-		s.log.mu.Lock()
-		due := s.log.nearlyFull() && !s.log.failed
-		s.log.mu.Unlock()
-		if due {
-			if err := s.Checkpoint(); err != nil {
-				slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
-			}
-		}
+		s.maintain()
+	}
+}
+
+// maintain is one round of the background work.
+func (s *Store) maintain() {
+	if err := s.commit(); err != nil {
+		slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
+	}
+	s.epochs.collect()
+	s.log.mu.Lock()
+	due := s.log.nearlyFull() && !s.log.failed
+	s.log.mu.Unlock()
+	if !due {
+		return
+	}
+	if err := s.Checkpoint(); err != nil {
+		slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
 	}
 }
 
@@ -276,7 +289,7 @@ func (s *Store) commit() error {
 	l.mu.Unlock()
 	err := s.writeLog(from, to)
 	if err == nil {
-		err = s.disk.Flush()
+		err = s.disk.Sync()
 	}
 	s.endCommit(to, err != nil)
 	return err
@@ -335,8 +348,10 @@ func (s *Store) Close() error {
 	if s.readOnly {
 		return s.disk.Close()
 	}
-	close(s.stop)
-	<-s.stopped
+	if s.stopped != nil {
+		close(s.stop)
+		<-s.stopped
+	}
 	err := s.commit()
 	if err == nil {
 		err = s.finalCheckpoint()

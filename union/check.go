@@ -1,0 +1,188 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+)
+
+// CheckOptions say how to check a store.
+type CheckOptions struct {
+	// Repair writes again what one copy of a superblock or of the log holds and the other does not.
+	Repair bool
+	// NoData leaves the content of data slots unread: the structures only.
+	NoData bool
+}
+
+// Problem is one thing that a check found.
+type Problem struct {
+	Structure  string `json:"structure"`
+	Offset     int64  `json:"offset"` // bytes from the start of the store; -1: no single place
+	Detail     string `json:"detail"`
+	Repairable bool   `json:"repairable"` // another copy has it
+}
+
+func (p Problem) String() string {
+	s := p.Structure
+	if p.Offset >= 0 {
+		s += fmt.Sprintf(" at byte %d", p.Offset)
+	}
+	s += ": " + p.Detail
+	if p.Repairable {
+		s += " (another copy is good)"
+	}
+	return s
+}
+
+// CheckReport is what a check found. The store is sound if Problems is empty; Repaired lists what
+// Problems held before a repair.
+type CheckReport struct {
+	Path       string    `json:"path"`
+	Store      StoreInfo `json:"store"`
+	DataBlocks uint64    `json:"data_blocks"` // read and compared with their checksums
+	Problems   []Problem `json:"problems"`
+	Repaired   []Problem `json:"repaired"`
+}
+
+// maxProblems bounds a report on a store that is damaged all over.
+const maxProblems = 1000
+
+// Check reads a store that nobody has open: superblocks, catalog, runs, both copies of the log, who owns
+// each slot, and every data block against its checksum. It writes nothing unless it is to repair. The error is for
+// what kept it from checking; what it found is in the report.
+func Check(path string, o CheckOptions) (*CheckReport, error) {
+	d, err := openDisk(path, true)
+	if err != nil {
+		return nil, fmt.Errorf("check store: %w", err)
+	}
+	rep, err := checkDisk(path, d, o)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return nil, fmt.Errorf("check store %s: %w", path, err)
+	}
+	if !o.Repair || len(rep.Problems) == 0 {
+		return rep, nil
+	}
+	for _, p := range rep.Problems {
+		if !p.Repairable {
+			return rep, nil
+		}
+	}
+	return repair(path, rep, o)
+}
+
+// repair opens the store for writing, which writes every superblock and an empty log again.
+func repair(path string, found *CheckReport, o CheckOptions) (*CheckReport, error) {
+	s, err := OpenStore(path, StoreOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("repair: %w", err)
+	}
+	if err := s.Close(); err != nil {
+		return nil, fmt.Errorf("repair: %w", err)
+	}
+	again, err := Check(path, CheckOptions{NoData: o.NoData})
+	if err != nil {
+		return nil, fmt.Errorf("check after repair: %w", err)
+	}
+	again.Repaired = found.Problems
+	return again, nil
+}
+
+func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
+	rep := &CheckReport{Path: path, Problems: []Problem{}, Repaired: []Problem{}}
+	s := &Store{path: path, disk: d, readOnly: true, layers: map[string]*Layer{}}
+	if err := s.recover(StoreOptions{ReadOnly: true}); err != nil {
+		var c *CorruptError
+		if !errors.As(err, &c) {
+			return nil, err
+		}
+		rep.add(Problem{c.Structure, c.Offset, c.Detail, false})
+		return rep, nil
+	}
+	rep.Store = s.Info()
+	rep.checkSuperblocks(s)
+	if err := rep.checkLogCopies(s); err != nil {
+		return nil, err
+	}
+	if !o.NoData {
+		for _, l := range s.layers {
+			if err := rep.checkData(s, l); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return rep, nil
+}
+
+func (rep *CheckReport) add(p Problem) {
+	if len(rep.Problems) < maxProblems {
+		rep.Problems = append(rep.Problems, p)
+	}
+}
+
+func (rep *CheckReport) checkSuperblocks(s *Store) {
+	buf := alignedBuffer(blockSize)
+	for i, block := range [...]int64{superABlock, superBBlock} {
+		off := block << blockShift
+		var sb superblock
+		if _, err := s.disk.ReadAt(buf, off); err != nil {
+			rep.add(Problem{"superblock", off, err.Error(), true})
+			continue
+		}
+		err := sb.decode(buf, off)
+		switch {
+		case err != nil:
+			rep.add(Problem{"superblock", off, fmt.Sprintf("copy %c: %v", 'A'+i, err), true})
+		case sb.Generation != s.sb.Generation:
+			rep.add(Problem{"superblock", off, fmt.Sprintf("copy %c: generation %d, the other has %d", 'A'+i, sb.Generation, s.sb.Generation), true})
+		}
+	}
+}
+
+// checkLogCopies compares the two copies of every live block.
+func (rep *CheckReport) checkLogCopies(s *Store) error {
+	sources, release, err := s.readLog()
+	if err != nil {
+		return err
+	}
+	defer release()
+	live := make(map[uint64]bool)
+	var h logHeader
+	for pass := range 2 {
+		for c, src := range sources {
+			first := [...]uint64{s.sb.LogA, s.sb.LogB}[c]
+			for i := range src.blocks {
+				ok := h.decode(src.mem[i<<blockShift:][:blockSize], s.sb.UUID) && h.Seq >= s.sb.LogStart && h.Seq%src.blocks == i
+				switch {
+				case pass == 0 && ok:
+					live[i] = true
+				case pass == 1 && !ok && live[i]:
+					rep.add(Problem{"log", int64(first+i) << blockShift, fmt.Sprintf("copy %c lacks a block that the other has", 'A'+c), true})
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (rep *CheckReport) checkData(s *Store, l *Layer) error {
+	buf := alignedBuffer(blockSize)
+	var records []record
+	for r := range uint64(len(l.m.dir)) {
+		records = l.m.region(r, l.entry.Number, records[:0])
+		for i := range records {
+			e := &records[i]
+			if e.Kind != kindData {
+				continue
+			}
+			rep.DataBlocks++
+			off := s.sb.slotOffset(e.Slot)
+			if _, err := s.disk.ReadAt(buf, off); err != nil {
+				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: %v", l.entry.Name, e.Block, err), false})
+				continue
+			}
+			if checksum(buf) != e.CRC {
+				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: checksum wrong", l.entry.Name, e.Block), false})
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package union
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// drive submits requests and lets the simulator go on at random for n rounds.
+func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
+	for range n {
+		switch k := rng.IntN(40); {
+		case k < 12:
+			o.submit(r, rng)
+		case k == 12 && rng.IntN(8) == 0:
+			if err := r.store.Checkpoint(); err != nil {
+				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
+			}
+		default:
+			r.sim.Step()
+		}
+	}
+}
+
+// TestAcknowledgedContent drives concurrent requests of all kinds, closes the store, opens it again and
+// demands exactly what was acknowledged.
+func TestAcknowledgedContent(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		r := newRig(t, seed, seed%4 == 3)
+		o := newOracle(r)
+		for range 3 {
+			drive(r, o, rng, 600)
+			if err := r.sim.Run(); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			exactly := func(s, i int) bool { return i == o.acked[s] }
+			o.settle(r, exactly)
+			r.close()
+			r.check()
+			r.open()
+			o.settle(r, exactly)
+		}
+		r.close()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// TestPowerCut cuts the power at random moments: each sector has a value that a completed flush covered, or a later one.
+func TestPowerCut(t *testing.T) {
+	states := 0
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		r := newRig(t, seed, false)
+		o := newOracle(r)
+		for range 4 {
+			drive(r, o, rng, 1+rng.IntN(900))
+			r.powerCut(rng)
+			r.open()
+			o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+			states++
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d states recovered", states)
+}
+
+// TestProcessDeath kills the process at random moments: everything acknowledged is there, flushed or not.
+func TestProcessDeath(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		r := newRig(t, seed, false)
+		o := newOracle(r)
+		for range 4 {
+			drive(r, o, rng, 1+rng.IntN(900))
+			r.abandon()
+			r.open()
+			o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+}

@@ -1,0 +1,355 @@
+package union
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"coppice/ublk"
+	"coppice/ublk/ublktest"
+)
+
+const sector = 512
+
+// memBase is a root in memory: read through a disk's file, or asynchronously.
+type memBase struct {
+	content []byte
+	disk    *ublktest.Disk // nil: asynchronous
+}
+
+func (b *memBase) Size() int64 { return int64(len(b.content)) }
+func (b *memBase) Pin() Pin    { return Pin{Kind: PinRaw, SizeBytes: b.Size(), Digest: [32]byte{1, 2, 3}} }
+func (b *memBase) File() *os.File {
+	if b.disk == nil {
+		return nil
+	}
+	return b.disk.File()
+}
+
+func (b *memBase) ReadAsync(p []byte, off int64, done func(error)) {
+	if off%3 == 0 { // some at once
+		copy(p, b.content[off:])
+		done(nil)
+		return
+	}
+	go func() {
+		copy(p, b.content[off:])
+		done(nil)
+	}()
+}
+func (b *memBase) Close() error { return nil }
+
+// rig is a device over a store and a root, all simulated.
+type rig struct {
+	t     testing.TB
+	seed  uint64
+	disk  *ublktest.Disk
+	base  *memBase
+	store *Store
+	layer *Layer
+	dev   *Device
+	sim   *ublktest.Sim
+	block *ublktest.Device
+	run   string
+	size  int64
+	queue int
+}
+
+const (
+	rigSize  = 1<<20 + 3*sector
+	rootSize = 700<<10 + 777
+)
+
+func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
+	t.Helper()
+	disk, err := ublktest.NewDisk("leaf", MinStoreBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := formatDisk("leaf", disk, FormatOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	base := &memBase{content: make([]byte, rootSize)}
+	rng := rand.New(rand.NewPCG(seed, 99))
+	for i := range base.content {
+		base.content[i] = byte(rng.Uint32())
+	}
+	if !asyncRoot {
+		base.disk, err = ublktest.NewDisk("root", rootSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(base.disk.Bytes(), base.content)
+		t.Cleanup(func() { base.disk.Close() })
+	}
+	r := &rig{t: t, seed: seed, disk: disk, base: base, run: t.TempDir(), size: rigSize, queue: 1 + int(seed%2)}
+	r.open()
+	return r
+}
+
+func (r *rig) open() {
+	r.t.Helper()
+	r.disk.RequireAlignment(sector)
+	var err error
+	r.store, err = openOn("leaf", r.disk, StoreOptions{RunDir: r.run})
+	if err != nil {
+		r.t.Fatalf("seed %d: open: %v", r.seed, err)
+	}
+	r.layer, err = r.store.OpenLayer("web1", LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.dev, err = NewDevice(r.layer, r.base, DeviceOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.seed})
+	r.sim.AddDisk(r.disk)
+	if r.base.disk != nil {
+		r.sim.AddDisk(r.base.disk)
+	}
+	r.block, err = r.sim.NewDevice(r.dev, ublktest.DeviceConfig{SizeBytes: r.size, Queues: r.queue, Depth: 8, MaxIO: 64 << 10})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// close shuts the store as a daemon does.
+func (r *rig) close() {
+	r.t.Helper()
+	if err := r.block.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.layer.Release()
+	disk := r.store.disk
+	r.store.disk = keepOpen{r.disk}
+	if err := r.store.Close(); err != nil {
+		r.t.Fatalf("seed %d: close store: %v", r.seed, err)
+	}
+	r.store.disk = disk
+}
+
+// keepOpen leaves the disk for the next life of the store.
+type keepOpen struct{ *ublktest.Disk }
+
+func (keepOpen) Close() error { return nil }
+
+// abandon forgets the store as the death of a process does; what it had executed stays.
+func (r *rig) abandon() {
+	r.t.Helper()
+	r.sim.Halt()
+	if err := r.block.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.store.pending.close(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// powerCut replaces the disk by one that kept some of what was not flushed, and forgets the tmpfs.
+func (r *rig) powerCut(rng *rand.Rand) {
+	r.t.Helper()
+	r.abandon()
+	after, err := r.disk.Crash(rng)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.disk.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.disk = after
+	if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// check runs the checker over the disk as it is.
+func (r *rig) check() {
+	r.t.Helper()
+	rep, err := checkDisk("leaf", r.disk, CheckOptions{})
+	if err != nil {
+		r.t.Fatalf("seed %d: check: %v", r.seed, err)
+	}
+	for _, p := range rep.Problems {
+		if !p.Repairable {
+			r.t.Errorf("seed %d: %v", r.seed, p)
+		}
+	}
+}
+
+// oracle knows the values that each sector may have. Every write stamps its sectors with a number of its
+// own; 0 is zeros, and rootStamp+n is sector n of the root.
+type oracle struct {
+	history [][]uint64 // by sector, in order of submission
+	acked   []int      // index in history of the newest value that was acknowledged
+	floor   []int      // index of the oldest value that may be found after a power cut
+	busy    []bool     // a request that changes the sector is in flight
+	stamp   uint64
+}
+
+const rootStamp = 1 << 60
+
+func newOracle(r *rig) *oracle {
+	n := int(r.size / sector)
+	o := &oracle{history: make([][]uint64, n), acked: make([]int, n), floor: make([]int, n), busy: make([]bool, n)}
+	for s := range o.history {
+		o.history[s] = []uint64{rootStamp + uint64(s)}
+	}
+	return o
+}
+
+// matches tells whether p is the sector s with the value.
+func (o *oracle) matches(r *rig, s int, value uint64, p []byte) bool {
+	switch {
+	case value == 0:
+		return bytes.Equal(p, make([]byte, sector))
+	case value >= rootStamp:
+		want := make([]byte, sector)
+		if off := s * sector; off < len(r.base.content) {
+			copy(want, r.base.content[off:])
+		}
+		return bytes.Equal(p, want)
+	}
+	want := make([]byte, sector)
+	fill(want, value)
+	return bytes.Equal(p, want)
+}
+
+func fill(p []byte, stamp uint64) {
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], stamp*0x9e3779b97f4a7c15+uint64(i))
+	}
+}
+
+// settle reads the whole device, demands that each sector has a value of those that legal allows, and makes it the
+// only one from then on.
+func (o *oracle) settle(r *rig, legal func(s, i int) bool) {
+	r.t.Helper()
+	got := make([]byte, r.size)
+	const step = 64 << 10
+	for off := int64(0); off < r.size; off += step {
+		end := min(off+step, r.size)
+		if _, err := r.block.ReadAt(got[off:end], off); err != nil {
+			r.t.Fatalf("seed %d: read at %d: %v", r.seed, off, err)
+		}
+	}
+	for s := range o.history {
+		p := got[s*sector : (s+1)*sector]
+		found := -1
+		for i := len(o.history[s]) - 1; i >= 0; i-- {
+			if legal(s, i) && o.matches(r, s, o.history[s][i], p) {
+				found = i
+				break
+			}
+		}
+		if found < 0 {
+			r.t.Fatalf("seed %d: sector %d has none of its legal values; history %v, acknowledged %d, floor %d, begins %x",
+				r.seed, s, o.history[s], o.acked[s], o.floor[s], p[:16])
+		}
+		o.history[s] = []uint64{o.history[s][found]}
+		o.acked[s], o.floor[s], o.busy[s] = 0, 0, false
+	}
+}
+
+// submit starts a random request that touches no sector that another in flight changes.
+func (o *oracle) submit(r *rig, rng *rand.Rand) {
+	n := len(o.history)
+	first := rng.IntN(n)
+	count := 1 + rng.IntN(24)
+	if rng.IntN(2) == 0 { // whole blocks
+		first &^= 7
+		count = (count + 7) &^ 7
+	}
+	count = min(count, n-first)
+	free := true
+	for s := first; s < first+count; s++ {
+		free = free && !o.busy[s]
+	}
+	d := ublk.Descriptor{Off: int64(first) * sector, Len: int64(count) * sector}
+	switch k := rng.IntN(20); {
+	case k < 11 && free:
+		d.Op, d.FUA = ublk.OpWrite, k == 0
+		o.stamp++
+		o.change(r, d, first, count, o.stamp)
+	case k < 14 && free:
+		d.Op = ublk.OpDiscard
+		if k == 12 {
+			d.Op = ublk.OpWriteZeroes
+		}
+		o.change(r, d, first, count, 0)
+	case k < 17:
+		o.flush(r)
+	default:
+		if free {
+			o.read(r, d, first)
+		}
+	}
+}
+
+func (o *oracle) change(r *rig, d ublk.Descriptor, first, count int, value uint64) {
+	var data []byte
+	if d.Op == ublk.OpWrite {
+		data = make([]byte, d.Len)
+		for i := range count {
+			fill(data[i*sector:(i+1)*sector], value)
+		}
+	}
+	at := make([]int, count)
+	for i := range count {
+		s := first + i
+		o.busy[s] = true
+		at[i] = len(o.history[s])
+		o.history[s] = append(o.history[s], value)
+	}
+	r.block.Submit(d, data, func(errno syscall.Errno, _ []byte) {
+		if errno != 0 {
+			r.t.Errorf("seed %d: op %d at %d: %v", r.seed, d.Op, d.Off, errno)
+		}
+		for i := range count {
+			s := first + i
+			o.busy[s] = false
+			o.acked[s] = at[i]
+			if d.FUA {
+				o.floor[s] = max(o.floor[s], at[i])
+			}
+		}
+	})
+}
+
+func (o *oracle) flush(r *rig) {
+	covered := append([]int(nil), o.acked...)
+	r.block.Submit(ublk.Descriptor{Op: ublk.OpFlush}, nil, func(errno syscall.Errno, _ []byte) {
+		if errno != 0 {
+			r.t.Errorf("seed %d: flush: %v", r.seed, errno)
+		}
+		for s := range covered {
+			o.floor[s] = max(o.floor[s], covered[s])
+		}
+	})
+}
+
+func (o *oracle) read(r *rig, d ublk.Descriptor, first int) {
+	d.Op = ublk.OpRead
+	low := append([]int(nil), o.acked[first:first+int(d.Len/sector)]...)
+	r.block.Submit(d, nil, func(errno syscall.Errno, data []byte) {
+		if errno != 0 {
+			r.t.Errorf("seed %d: read at %d: %v", r.seed, d.Off, errno)
+			return
+		}
+		for i, from := range low {
+			s := first + i
+			ok := false
+			for v := from; v < len(o.history[s]); v++ {
+				ok = ok || o.matches(r, s, o.history[s][v], data[i*sector:(i+1)*sector])
+			}
+			if !ok {
+				r.t.Errorf("seed %d: read of sector %d is none of %v", r.seed, s, o.history[s][from:])
+				return
+			}
+		}
+	})
+}
