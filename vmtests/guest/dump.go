@@ -55,9 +55,10 @@ func kernelLog() string {
 }
 
 // markKernelLog writes a line into the kernel log and returns it, so that what follows can be told from what was before.
+// The line break makes the kernel show the line at once; without it, it waits for a continuation.
 func markKernelLog() string {
 	mark := fmt.Sprintf("coppice-run-%d", time.Now().UnixNano())
-	if err := os.WriteFile("/dev/kmsg", []byte("<7>"+mark), 0); err != nil {
+	if err := os.WriteFile("/dev/kmsg", []byte("<7>"+mark+"\n"), 0); err != nil {
 		return ""
 	}
 	return mark
