@@ -7,13 +7,15 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/ublk/uapi"
 )
 
-// Limits of the driver (include/uapi/linux/ublk_cmd.h, UBLK_MAX_QUEUE_DEPTH) and of this package.
+// Limits of the driver (the depth) and of this package (the size of a request).
 const (
-	maxDepth     = 4096
+	maxDepth     = uapi.MaxQueueDepth
+	sectorShift  = uapi.SectorShift
 	maxMaxIO     = 32 << 20
-	sectorShift  = 9
 	defaultDepth = 128
 	defaultMaxIO = 512 << 10
 )
@@ -65,6 +67,9 @@ type Queue struct {
 	served  int // requests that the Handler owns, or whose target I/O has not ended
 	reqs    []Request
 	bufs    []byte // depth × maxIO, mapped outside the Go heap and touched when used
+
+	local any   // the Handler's
+	lane  *lane // how a reactor reaches the driver; nil over any other Target
 }
 
 // NewQueue makes a queue whose requests act on t. It maps depth × MaxIO bytes of
@@ -130,6 +135,13 @@ func (q *Queue) Depth() int { return len(q.reqs) }
 
 // MaxIO returns the largest READ or WRITE in bytes, which is also the size of each tag's buffer.
 func (q *Queue) MaxIO() int { return q.maxIO }
+
+// SetLocal keeps what a Handler wants to find again with the queue: per-tag state, registered files. It
+// is meant for Attach.
+func (q *Queue) SetLocal(v any) { q.local = v }
+
+// Local returns what SetLocal kept.
+func (q *Queue) Local() any { return q.local }
 
 // InService returns how many requests are between Serve and their answer to the driver.
 func (q *Queue) InService() int { return q.served }

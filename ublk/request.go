@@ -25,7 +25,7 @@ type Request struct {
 
 	// Buf has Len bytes for READ and WRITE and is nil otherwise. It lies outside the
 	// Go heap, aligned to a page, and belongs to this tag alone. A READ begins with
-	// undefined content there: fill all of it or complete with an error.
+	// what earlier requests of the tag left there: fill all of it or complete with an error.
 	Buf []byte
 
 	queue *Queue
@@ -49,6 +49,8 @@ const (
 	stateIdle       requestState = iota // the driver owns the tag
 	stateServed                         // the Handler owns the request
 	stateCompleting                     // completed, but target I/O of it is still in flight
+	stateEnded                          // the driver will send no request with this tag any more
+	stateWithheld                       // fetched while draining, and left for a successor
 )
 
 // Tag returns the request's slot in its queue, 0 ≤ Tag < Depth: an index for what a

@@ -1,0 +1,80 @@
+package ublk
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrReactorsClosed says that the reactors have been closed.
+var ErrReactorsClosed = errors.New("reactors are closed")
+
+// ErrServing says that something cannot be closed while queues are being served.
+var ErrServing = errors.New("queues are still being served: stop or detach their devices first")
+
+// call runs f on the reactor's thread, between two batches, and returns what it returned. Not to be used
+// from that thread: it would wait for itself.
+func (re *reactor) call(f func() error) error {
+	done := make(chan error, 1)
+	re.mu.Lock()
+	if re.gone {
+		re.mu.Unlock()
+		return ErrReactorsClosed
+	}
+	re.calls = append(re.calls, func() { done <- f() })
+	re.called.Store(true)
+	re.mu.Unlock()
+	re.waker.wake()
+	return <-done
+}
+
+func (re *reactor) runCalls() {
+	re.mu.Lock()
+	calls := re.calls
+	re.calls = nil
+	re.called.Store(false)
+	re.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+}
+
+func (re *reactor) mayExit() error {
+	for _, l := range re.lanes {
+		if l != nil && l.state != laneDrained {
+			return fmt.Errorf("close reactor of CPU %d: %w", re.cpu, ErrServing)
+		}
+	}
+	return nil
+}
+
+// exit makes the loop end, if no queue needs it any more.
+func (re *reactor) exit() error {
+	if err := re.mayExit(); err != nil {
+		return err
+	}
+	re.exiting = true
+	re.waker.signal() // ends the read of the eventfd, which the kernel must not be left with
+	return nil
+}
+
+// tearDown closes the ring, upon which the kernel cancels the commands of drained queues: their devices
+// become quiesced. Their buffers can go then, because requests are copied by this thread only.
+func (re *reactor) tearDown() {
+	re.mu.Lock()
+	re.gone = true
+	calls := re.calls
+	re.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+	err := errors.Join(re.ring.Close(), unix.Close(re.waker.fd))
+	for _, l := range re.lanes {
+		if l != nil {
+			l.detachHandler()
+			l.owner.fail(err)
+			l.finish(l.q.Release())
+		}
+	}
+}
