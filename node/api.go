@@ -1,0 +1,105 @@
+package node
+
+import (
+	"time"
+
+	"coppice/union"
+)
+
+// Limits and names of the API.
+const (
+	// APIVersion is in every path.
+	APIVersion = "v1"
+	// MaxBody is the size in bytes of the largest request body.
+	MaxBody = 64 << 10
+	// VersionHeader carries the version of the program in both directions.
+	VersionHeader = "Coppice-Version"
+	// AutoID in CreateRequest.ID asks for the lowest free number.
+	AutoID = -1
+)
+
+// VersionInfo answers GET /v1/version, for any client version.
+type VersionInfo struct {
+	Version string `json:"version"`
+	API     string `json:"api"`
+	PID     int    `json:"pid"`
+}
+
+// CreateRequest asks for one device. The zero values of SizeBytes, Queues,
+// Depth and BlockSize mean the default; an ID of [AutoID] means any.
+type CreateRequest struct {
+	Name      string `json:"name"`
+	Root      string `json:"root"`       // absolute path of a raw file or block device
+	Store     string `json:"store"`      // absolute path of a leaf store
+	Layer     string `json:"layer"`      // "" for the layer named as the device
+	SizeBytes int64  `json:"size_bytes"` // 0 for the size of the root
+	Queues    int    `json:"queues"`
+	Depth     int    `json:"depth"`
+	BlockSize int    `json:"block_size"` // 512 or 4096 bytes
+	ReadOnly  bool   `json:"read_only"`
+	ID        int    `json:"id"`
+}
+
+// State is where a device is in its life.
+type State string
+
+// The states of a device.
+const (
+	StateCreating  State = "creating"
+	StateRestoring State = "restoring" // taken over from an earlier daemon
+	StateLive      State = "live"
+	StateDeleting  State = "deleting"
+	StateStopping  State = "stopping"
+	StateFailed    State = "failed" // not served; Device.Error says why
+)
+
+// Device is one device as list and inspect report it.
+type Device struct {
+	Name      string `json:"name"`
+	State     State  `json:"state"`
+	Error     string `json:"error,omitempty"`
+	Hint      string `json:"hint,omitempty"`
+	ID        int    `json:"id"`
+	Path      string `json:"path"`
+	SizeBytes int64  `json:"size_bytes"`
+	BlockSize int    `json:"block_size"`
+	Queues    int    `json:"queues"`
+	Depth     int    `json:"depth"`
+	ReadOnly  bool   `json:"read_only"`
+	// Recoverable devices outlive the daemon: while none runs, their I/O waits.
+	Recoverable bool               `json:"recoverable"`
+	Root        Root               `json:"root"`
+	Leaf        Leaf               `json:"leaf"`
+	Created     time.Time          `json:"created"`
+	CreateMS    float64            `json:"create_ms"` // how long the creation took, in milliseconds
+	Restored    *time.Time         `json:"restored,omitempty"`
+	Holders     []string           `json:"holders,omitempty"` // what has the device in use, where it can be found out
+	Stats       *union.DeviceStats `json:"stats,omitempty"`   // inspect only
+}
+
+// Root is the root image below a device, and what the layer's pin says of it. All but the path is
+// absent while the device is not served.
+type Root struct {
+	Path      string     `json:"path"`
+	SizeBytes int64      `json:"size_bytes,omitempty"`
+	Content   string     `json:"content,omitempty"`  // SHA-256 of samples of a raw root, in hex
+	Modified  *time.Time `json:"modified,omitempty"` // files only
+	// Verified tells whether each chunk is checked against a digest as it is read.
+	// A raw root cannot be: it is only recognised, when it is opened.
+	Verified bool `json:"verified"`
+}
+
+// Leaf is the writable top of a device.
+type Leaf struct {
+	Store string           `json:"store"`
+	Layer string           `json:"layer"`
+	Info  *union.StoreInfo `json:"info,omitempty"` // inspect only
+}
+
+type errorBody struct {
+	Error *Error `json:"error"`
+}
+
+type listBody struct {
+	Devices []Device `json:"devices"`
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"coppice/union"
+)
+
+// backing is all that lies below one kernel device: the merged device, its root and its share of
+// the leaf store.
+type backing struct {
+	stores *stores
+	store  *sharedStore
+	base   union.Base
+	layer  *union.Layer
+	device *union.Device
+
+	newLayer string // name of the layer, where it was made for this device just now
+}
+
+type backingOptions struct {
+	create   bool          // make the layer where there is none
+	patience time.Duration // with a store that another process has open
+	verify   bool          // CRC-32C of each leaf block that is read
+}
+
+// openBacking opens what r asks for. On failure nothing stays open and no new layer is left.
+func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptions) (_ *backing, err error) {
+	b := &backing{stores: s}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.undo())
+		}
+	}()
+	if err := b.openRoot(r); err != nil {
+		return nil, err
+	}
+	if b.store, err = s.acquire(ctx, r.Store, o.patience); err != nil {
+		return nil, leafError(r, err)
+	}
+	if err := b.openLayer(r, o.create); err != nil {
+		return nil, leafError(r, err)
+	}
+	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify})
+	if err != nil {
+		return nil, fmt.Errorf("merge %s with %s: %w", r.Layer, r.Root, err)
+	}
+	if size := b.device.SizeBytes(); size%int64(r.BlockSize) != 0 {
+		return nil, fail(CodeBadRequest, "use --block-size 512",
+			"layer %s is of a device of %d bytes, which is not a multiple of the block size of %d", r.Layer, size, r.BlockSize)
+	}
+	return b, nil
+}
+
+func (b *backing) openRoot(r CreateRequest) error {
+	raw, err := union.OpenRaw(r.Root)
+	if err != nil {
+		return fail(CodeBadRoot, "--root takes the path of a raw disk image or a block device that the daemon can read", "%w", err)
+	}
+	b.base = raw
+	if r.SizeBytes != 0 && r.SizeBytes < raw.Size() {
+		return fail(CodeBadRequest, "leave --size away for the size of the root, or give more",
+			"a size of %d bytes would cut off the root %s, which has %d", r.SizeBytes, r.Root, raw.Size())
+	}
+	return nil
+}
+
+// openLayer opens the layer, or makes it, by default as large as the root in whole blocks.
+func (b *backing) openLayer(r CreateRequest, create bool) error {
+	o := union.LayerOptions{Pin: b.base.Pin(), SizeBytes: r.SizeBytes}
+	layer, err := b.store.OpenLayer(r.Layer, o)
+	if create && errors.Is(err, union.ErrNoLayer) {
+		o.Create = true
+		if o.SizeBytes == 0 {
+			o.SizeBytes = roundUp(b.base.Size(), int64(r.BlockSize))
+		}
+		if layer, err = b.store.OpenLayer(r.Layer, o); err == nil {
+			b.newLayer = r.Layer
+		}
+	}
+	b.layer = layer
+	return err
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
+
+// close closes all of it and keeps the layer.
+func (b *backing) close() error {
+	var errs []error
+	if b.layer != nil {
+		b.layer.Release()
+	}
+	if b.base != nil {
+		errs = append(errs, b.base.Close())
+	}
+	if b.store != nil {
+		errs = append(errs, b.stores.release(b.store))
+	}
+	*b = backing{stores: b.stores}
+	return errors.Join(errs...)
+}
+
+// undo closes all of it and removes the layer that was made for it.
+func (b *backing) undo() error {
+	if b.newLayer == "" {
+		return b.close()
+	}
+	name, store := b.newLayer, b.store
+	b.store = nil // outlives the layer
+	err := b.close()
+	if rm := store.RemoveLayer(name); rm != nil {
+		err = errors.Join(err, fmt.Errorf("remove the new layer %s: %w", name, rm))
+	}
+	return errors.Join(err, b.stores.release(store))
+}
+
+// leafError explains what only the request can tell.
+func leafError(r CreateRequest, err error) error {
+	e := Explain(err)
+	if e.Code == CodeFailed {
+		e.Code = CodeBadLeaf
+	}
+	switch {
+	case e.Code == CodeNotFormatted:
+		e.Hint = "format it first: coppice store format " + r.Store
+	case errors.Is(err, union.ErrOtherRoot):
+		e.Hint = "give the root that the layer was made on, or choose another layer: --leaf " + r.Store + ":LAYER"
+	case e.Hint == "":
+		e.Hint = "--leaf takes the path of a leaf store, made by coppice store format"
+	}
+	return e
+}

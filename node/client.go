@@ -1,0 +1,156 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+	"time"
+)
+
+// CodeNoDaemon is the code of a [Client]'s errors when nobody answers.
+const CodeNoDaemon Code = "no_daemon"
+
+// Client speaks to the daemon of a run directory. It may be used from any goroutine.
+type Client struct {
+	runDir  string
+	version string
+	http    *http.Client
+}
+
+// How long a Client waits for a socket: for a daemon that may just have been started, and for one
+// that has claimed the run directory and does not listen yet.
+const (
+	waitForStart  = time.Second
+	waitForSocket = 30 * time.Second
+)
+
+// NewClient returns a client that says it is of the given version, or of [Version] where
+// that is "".
+func NewClient(runDir, version string) *Client {
+	setDefault(&version, Version())
+	c := &Client{runDir: runDir, version: version}
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		DisableKeepAlives: true,
+	}}
+	return c
+}
+
+// dial connects, waiting for a daemon on its way.
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	const pause = 20 * time.Millisecond
+	path := SocketPath(c.runDir)
+	began := time.Now()
+	for {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+		waited := time.Since(began)
+		switch {
+		case err == nil:
+			return conn, nil
+		case errors.Is(err, fs.ErrPermission):
+			return nil, fail(CodeForbidden, "run it as root, or join the group of the socket", "connect to %s: %w", path, fs.ErrPermission)
+		case !absent:
+			return nil, fmt.Errorf("connect to daemon: %w", err)
+		case waited > waitForStart && !daemonHolds(c.runDir), waited > waitForSocket:
+			return nil, fail(CodeNoDaemon, "start it: coppice daemon (or systemctl start coppice); --run-dir must be the same for both",
+				"connect to %s: no daemon is running", path)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Version asks who the daemon is. It works between any two versions.
+func (c *Client) Version(ctx context.Context) (VersionInfo, error) {
+	var v VersionInfo
+	return v, c.send(ctx, http.MethodGet, "version", nil, &v, false)
+}
+
+// Create makes a device.
+func (c *Client) Create(ctx context.Context, r CreateRequest) (Device, error) {
+	var d Device
+	return d, c.send(ctx, http.MethodPost, "devices", r, &d, true)
+}
+
+// List returns all devices, without statistics.
+func (c *Client) List(ctx context.Context) ([]Device, error) {
+	var l listBody
+	return l.Devices, c.send(ctx, http.MethodGet, "devices", nil, &l, true)
+}
+
+// Inspect returns all about one device.
+func (c *Client) Inspect(ctx context.Context, name string) (Device, error) {
+	var d Device
+	return d, c.send(ctx, http.MethodGet, "devices/"+url.PathEscape(name), nil, &d, true)
+}
+
+// Delete stops and removes a device that is not in use, and returns what it was.
+func (c *Client) Delete(ctx context.Context, name string) (Device, error) {
+	var d Device
+	return d, c.send(ctx, http.MethodDelete, "devices/"+url.PathEscape(name), nil, &d, true)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, in, out any, sameVersion bool) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://coppice/"+APIVersion+"/"+path, body)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set(VersionHeader, c.version)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return plainURLError(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if sameVersion {
+		if err := checkVersions(c.version, resp.Header.Get(VersionHeader)); err != nil {
+			return err
+		}
+	}
+	return decodeAnswer(resp, out)
+}
+
+// plainURLError drops the made-up URL that net/http puts before its errors.
+func plainURLError(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+func decodeAnswer(resp *http.Response, out any) error {
+	const maxAnswer = 64 << 20
+	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
+	if resp.StatusCode == http.StatusOK {
+		if err := dec.Decode(out); err != nil {
+			return fmt.Errorf("read the daemon's answer: %w", err)
+		}
+		return nil
+	}
+	var e errorBody
+	if err := dec.Decode(&e); err != nil || e.Error == nil {
+		return fmt.Errorf("the daemon answered %s", resp.Status)
+	}
+	return e.Error
+}

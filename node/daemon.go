@@ -1,0 +1,205 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Daemon serves the devices of one run directory. Its methods may be called from any
+// goroutine.
+type Daemon struct {
+	cfg     Config
+	log     *slog.Logger
+	driver  Driver
+	lock    *runLock
+	records records
+	stores  *stores
+	bootID  string
+
+	restored chan struct{}  // closed once the records have been acted on
+	ops      sync.WaitGroup // operations under way; grows under mu, and not once stopping
+
+	mu       sync.Mutex
+	devices  map[string]*device
+	stopping bool
+}
+
+// New claims the run directory of cfg, which it makes where there is none, and reads the
+// records in it. It fails with [ErrRunning] where another daemon has it. Nothing is
+// served before [Daemon.Run].
+func New(cfg Config) (*Daemon, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fail(CodeBadRequest, "correct the configuration", "check configuration: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	if cfg.Driver == nil {
+		return nil, errors.New("start daemon: no driver")
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	if err := makeRunDir(cfg); err != nil {
+		return nil, err
+	}
+	lock, err := takeRunLock(cfg.RunDir, 2*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{
+		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
+		records:  records{filepath.Join(cfg.RunDir, devicesName)},
+		stores:   newStores(cfg.RunDir),
+		restored: make(chan struct{}),
+		devices:  make(map[string]*device),
+	}
+	if err := d.loadRecords(); err != nil {
+		return nil, errors.Join(err, lock.release())
+	}
+	return d, nil
+}
+
+// makeRunDir makes the directories, and refuses one that others could plant files in.
+func makeRunDir(cfg Config) error {
+	devices := filepath.Join(cfg.RunDir, devicesName)
+	if err := os.MkdirAll(devices, 0o750); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	for _, dir := range []string{cfg.RunDir, devices} {
+		var st unix.Stat_t
+		if err := unix.Lstat(dir, &st); err != nil {
+			return &fs.PathError{Op: "stat run directory", Path: dir, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
+			return fail(CodeForbidden, "remove it, or choose another --run-dir",
+				"use run directory %s: not a directory of user %d", dir, os.Geteuid())
+		}
+		if err := os.Chmod(dir, 0o750); err != nil {
+			return fmt.Errorf("protect run directory: %w", err)
+		}
+	}
+	if cfg.SocketGroup == 0 {
+		return nil
+	}
+	if err := os.Chown(cfg.RunDir, -1, cfg.SocketGroup); err != nil {
+		return fmt.Errorf("give run directory to group: %w", err)
+	}
+	return nil
+}
+
+// Run serves until ctx ends, then stops or leaves every device as the package's
+// documentation says, and gives the run directory back. It is called once.
+func (d *Daemon) Run(ctx context.Context) error {
+	srv, err := d.listen()
+	if err != nil {
+		return errors.Join(err, d.lock.release())
+	}
+	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
+	d.restoreAll(ctx)
+	close(d.restored)
+	d.cfg.Ready(d.status())
+	select {
+	case <-ctx.Done():
+	case err = <-srv.ended:
+		err = fmt.Errorf("serve socket: %w", err)
+	}
+	d.log.Info("daemon stopping", "devices", len(d.all()))
+	err = errors.Join(err, d.stopAll(), srv.close(), d.lock.release())
+	d.log.Info("daemon stopped")
+	return err
+}
+
+func (d *Daemon) status() string {
+	live, failed := 0, 0
+	for _, v := range d.all() {
+		switch v.report(false).State {
+		case StateLive:
+			live++
+		case StateFailed:
+			failed++
+		}
+	}
+	return fmt.Sprintf("%d devices served, %d failed", live, failed)
+}
+
+// all returns the devices in order of name.
+func (d *Daemon) all() []*device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := slices.Sorted(maps.Keys(d.devices))
+	list := make([]*device, len(names))
+	for i, name := range names {
+		list[i] = d.devices[name]
+	}
+	return list
+}
+
+func (d *Daemon) find(name string) (*device, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if v, ok := d.devices[name]; ok {
+		return v, nil
+	}
+	return nil, fail(CodeNotFound, "`coppice list` shows the devices there are", "no device %q", name)
+}
+
+// begin admits an operation that changes devices, once those of an earlier
+// daemon have been taken over. Each success is followed by ops.Done.
+func (d *Daemon) begin(ctx context.Context) error {
+	select {
+	case <-d.restored:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the devices of an earlier daemon: %w", ctx.Err())
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return fail(CodeStopping, "try again when it has been started again", "the daemon is stopping")
+	}
+	d.ops.Add(1)
+	return nil
+}
+
+// List reports all devices, without statistics.
+func (d *Daemon) List() []Device {
+	list := []Device{}
+	for _, v := range d.all() {
+		list = append(list, v.report(false))
+	}
+	return list
+}
+
+// Inspect reports all there is to know about a device.
+func (d *Daemon) Inspect(name string) (Device, error) {
+	v, err := d.find(name)
+	if err != nil {
+		return Device{}, fmt.Errorf("inspect: %w", err)
+	}
+	return v.report(true), nil
+}
+
+// forEach runs do for every device, a few at once, and waits for all.
+func forEach(list []*device, do func(*device)) {
+	const atOnce = 8
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for _, v := range list {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			do(v)
+		})
+	}
+	wg.Wait()
+}

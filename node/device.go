@@ -1,0 +1,177 @@
+package node
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+
+	"coppice/union"
+)
+
+// device is one entry of the daemon's table.
+type device struct {
+	mu       sync.RWMutex // held for reading while statistics are taken
+	state    State
+	rec      record
+	err      error // why it failed
+	disk     Disk  // with back: set while live, deleting or stopping
+	back     *backing
+	restored *time.Time
+}
+
+// enter moves the device from one of the states in from to the state to, and fails with
+// what it is doing instead.
+func (v *device) enter(to State, from ...State) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range from {
+		if v.state == s {
+			v.state = to
+			return nil
+		}
+	}
+	return fail(CodeBusy, "wait for that to end; `coppice list` shows it", "device %s is %s", v.rec.Device.Name, v.state)
+}
+
+func (v *device) setLive(disk Disk, back *backing, rec record) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state, v.err, v.disk, v.back, v.rec = StateLive, nil, disk, back, rec
+}
+
+func (v *device) setFailed(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state, v.err, v.disk, v.back = StateFailed, err, nil, nil
+}
+
+func (v *device) setState(s State) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state = s
+}
+
+// closeBacking closes what lies below the stopped or detached disk.
+func (v *device) closeBacking() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	back := v.back
+	v.disk, v.back = nil, nil
+	if back == nil {
+		return nil
+	}
+	return back.close()
+}
+
+func (v *device) record() record {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.rec
+}
+
+// report describes the device; with detail set, statistics and the store's state too.
+func (v *device) report(detail bool) Device {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	r := v.rec.Device
+	d := Device{
+		Name: r.Name, State: v.state, ID: r.ID, SizeBytes: r.SizeBytes, BlockSize: r.BlockSize,
+		Queues: r.Queues, Depth: r.Depth, ReadOnly: r.ReadOnly,
+		Root:    Root{Path: r.Root},
+		Leaf:    Leaf{Store: r.Store, Layer: r.Layer},
+		Created: v.rec.Created, CreateMS: v.rec.CreateMS, Restored: v.restored,
+	}
+	if r.ID >= 0 {
+		d.Path = diskPath(r.ID)
+	}
+	if v.err != nil {
+		e := Explain(v.err)
+		d.Error, d.Hint = e.Message, e.Hint
+	}
+	if v.disk != nil {
+		d.setParams(v.disk)
+	}
+	if v.back != nil && v.back.base != nil {
+		d.Root.setPin(v.back.base.Pin())
+		if detail {
+			stats, info := v.back.device.Stats(), v.back.store.Info()
+			d.Stats, d.Leaf.Info = &stats, &info
+		}
+	}
+	d.Holders = holders(d.Path)
+	return d
+}
+
+func (r *Root) setPin(p union.Pin) {
+	r.SizeBytes, r.Content = p.SizeBytes, hex.EncodeToString(p.Digest[:])
+	if p.ModTime != 0 {
+		t := time.Unix(0, p.ModTime).UTC()
+		r.Modified = &t
+	}
+}
+
+// setParams replaces what was asked for by what the kernel made of it.
+func (d *Device) setParams(disk Disk) {
+	p := disk.Params()
+	d.ID, d.Path = disk.ID(), disk.Path()
+	d.SizeBytes, d.BlockSize, d.Queues, d.Depth, d.ReadOnly = p.SizeBytes, p.BlockSize, p.Queues, p.Depth, p.ReadOnly
+	d.Recoverable = p.Recoverable
+}
+
+func diskPath(id int) string { return fmt.Sprintf("/dev/ublkb%d", id) }
+
+// validName is what a device may be called: it becomes a file name and a layer name.
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+const nameHint = "a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"
+
+// resolve checks a request by itself and fills in the defaults.
+func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
+	setDefault(&r.Layer, r.Name)
+	setDefault(&r.Queues, c.Queues)
+	setDefault(&r.Depth, c.Depth)
+	setDefault(&r.BlockSize, c.BlockSize)
+	bad := func(hint, format string, args ...any) (CreateRequest, error) {
+		return r, fail(CodeBadRequest, hint, format, args...)
+	}
+	switch {
+	case !validName.MatchString(r.Name):
+		return bad(nameHint, "%q is no device name", r.Name)
+	case !filepath.IsAbs(r.Root):
+		return bad("give an absolute path", "root %q is not an absolute path", r.Root)
+	case !filepath.IsAbs(r.Store):
+		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
+	case r.SizeBytes < 0 || r.SizeBytes%int64(r.BlockSize) != 0:
+		return bad("choose a multiple of the block size", "a size of %d bytes is not a multiple of %d", r.SizeBytes, r.BlockSize)
+	case r.ID < AutoID:
+		return bad("leave it out for the lowest free one", "device number %d is negative", r.ID)
+	case r.ID > maxID:
+		return bad("", "device number %d is over %d", r.ID, maxID)
+	}
+	if err := checkGeometry(r.Queues, r.Depth, r.BlockSize); err != nil {
+		return bad("", "%w", err)
+	}
+	return r, checkPaths(r)
+}
+
+// maxID is the highest number that the driver accepts (UBLK_MINORS in
+// drivers/block/ublk_drv.c, Linux 6.12, one minor number each).
+const maxID = 1<<20 - 1
+
+func checkPaths(r CreateRequest) error {
+	if isDir(r.Store) {
+		return fail(CodeBadLeaf, "--leaf takes the path of a leaf store, made by coppice store format", "leaf %s is a directory", r.Store)
+	}
+	if sameFile(r.Root, r.Store) {
+		return fail(CodeBadRequest, "root and leaf can be two partitions of one disk, not the same one",
+			"root %s and leaf %s are the same file", r.Root, r.Store)
+	}
+	if _, err := os.Stat(r.Store); os.IsNotExist(err) {
+		return fail(CodeBadLeaf, "make it first: coppice store format "+r.Store+" (with --size for a file)", "open leaf: %w", err)
+	}
+	return nil
+}

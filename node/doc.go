@@ -1,0 +1,42 @@
+// Package node is the daemon of one machine: it owns the kernel's ublk devices, the
+// leaf stores behind them and the Unix socket through which they are managed.
+//
+// # Contract
+//
+// [New] takes the run directory for itself (one daemon each), [Daemon.Run] serves
+// until its context ends and then leaves every device in a state that the next
+// daemon continues from. A device exists in three places, and the daemon keeps
+// them in step: the kernel (/dev/ublkbN), the run directory
+// (devices/NAME.json) and its own memory.
+//
+// What a record in the run directory says is decided before the kernel is
+// touched, and corrected after:
+//
+//	creating  the device was never reported to anyone: the next daemon removes
+//	          what the kernel has of it
+//	active    the next daemon takes the quiesced device up again, or makes it
+//	          anew with the same number where the kernel has none
+//	deleting  the deletion was not reported: the next daemon continues to serve
+//	          it if the kernel still has the device, else forgets it
+//
+// # Stopping
+//
+// An idle device is flushed, stopped and removed from the kernel; its record stays.
+// A device in use is left quiesced: its I/O waits in the kernel, nothing fails,
+// and the next daemon answers it. A device in use that cannot be left so (a
+// kernel without recovery) keeps the daemon waiting until it is released. A
+// second signal changes nothing.
+//
+// # Concurrency
+//
+// One operation at a time runs on a device; a second one is refused with
+// [CodeBusy]. Operations on different devices run at once. Lock order: the table of
+// devices, then one device, then the table of stores. No lock is held while the
+// kernel is asked for anything, save the stores' own while one is opened or closed.
+//
+// # What to beware of
+//
+// A daemon whose root image, leaf file or log lies on a device that it serves itself waits
+// for itself. Roots and leaves on its own devices are refused; the rest
+// is the administrator's to avoid.
+package node

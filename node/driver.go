@@ -1,0 +1,50 @@
+package node
+
+import (
+	"context"
+
+	"coppice/ublk"
+)
+
+// A Driver makes kernel block devices. The daemon's is [OpenUblk]'s; a test's keeps them in
+// memory. All methods may be called from any goroutine.
+type Driver interface {
+	// Create makes the device with number p.ID, which is never negative, and starts to
+	// serve it from h. It leaves nothing behind where it fails. The error wraps
+	// [ublk.ErrIDTaken] where the kernel has a device of that number.
+	Create(ctx context.Context, p ublk.Params, h ublk.Handler) (Disk, error)
+
+	// Recover starts to serve the quiesced device with number id from h,
+	// waiting where its former server is not quite gone.
+	Recover(ctx context.Context, id int, h ublk.Handler) (Disk, error)
+
+	// Kernel returns all devices that the kernel has, whoever serves them.
+	Kernel(ctx context.Context) ([]KernelDevice, error)
+
+	// Remove takes the device with number id, which nobody serves, out of the
+	// kernel. It fails with [ublk.ErrInUse] where somebody has it in use.
+	Remove(ctx context.Context, id int) error
+}
+
+// Disk is a kernel device that is being served.
+type Disk interface {
+	ID() int
+	Path() string        // of the block device
+	Params() ublk.Params // as the kernel has them
+
+	// Stop writes back what is dirty and removes the device. It fails with
+	// [ublk.ErrInUse], and changes nothing, where somebody has it in use.
+	Stop(ctx context.Context) error
+
+	// Detach ends the service and leaves the device quiesced in the kernel for
+	// [Driver.Recover]. It fails where the kernel cannot do that.
+	Detach(ctx context.Context) error
+}
+
+// KernelDevice is a device as the kernel knows it.
+type KernelDevice struct {
+	ID    int
+	Token uint64 // [ublk.Params].ServerData that it was made with
+	PID   int    // of its server, living or dead
+	Dead  bool   // it was never started, or its disk is gone
+}

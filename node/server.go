@@ -1,0 +1,195 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+// Deadlines of the socket. Answers to changes may take as long as the operation.
+const (
+	readTime   = 5 * time.Second
+	idleTime   = 30 * time.Second
+	answerTime = 10 * time.Second
+)
+
+// server is the API on its socket.
+type server struct {
+	d     *Daemon
+	http  *http.Server
+	ended chan error // what ended it, other than close
+}
+
+func (d *Daemon) listen() (*server, error) {
+	path := SocketPath(d.cfg.RunDir)
+	// The run directory is ours: a socket in it is of a daemon that was killed.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	err = os.Chmod(path, 0o660)
+	if d.cfg.SocketGroup != 0 {
+		err = errors.Join(err, os.Chown(path, -1, d.cfg.SocketGroup))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
+	}
+	s := &server{d: d, ended: make(chan error, 1)}
+	s.http = &http.Server{
+		Handler:           s.routes(),
+		ConnContext:       withPeer,
+		ReadHeaderTimeout: readTime,
+		ReadTimeout:       readTime,
+		WriteTimeout:      d.cfg.operationTime() + answerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	go func() {
+		if err := s.http.Serve(newPeerListener(l, d.cfg.MaxConnections)); !errors.Is(err, http.ErrServerClosed) {
+			s.ended <- err
+		}
+	}()
+	return s, nil
+}
+
+// close lets answers under way end and removes the socket.
+func (s *server) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), readTime)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("close socket: %w", err), s.http.Close())
+	}
+	return nil
+}
+
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	const devices, one = "/" + APIVersion + "/devices", "/" + APIVersion + "/devices/{name}"
+	mux.HandleFunc("GET /"+APIVersion+"/version", s.version)
+	mux.Handle("GET "+devices, s.guard(s.list, false))
+	mux.Handle("GET "+one, s.guard(s.inspect, false))
+	mux.Handle("POST "+devices, s.guard(s.create, true))
+	mux.Handle("DELETE "+one, s.guard(s.delete, true))
+	mux.HandleFunc("/", s.unknown)
+	return s.limit(mux)
+}
+
+// limit bounds bodies and says the daemon's version in every answer.
+func (s *server) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		w.Header().Set(VersionHeader, s.d.cfg.Version)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// guard admits clients of this version, and to changes only users that may make them.
+func (s *server) guard(do func(*http.Request) (any, error), changes bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := checkVersions(r.Header.Get(VersionHeader), s.d.cfg.Version); err != nil {
+			s.fail(w, err)
+			return
+		}
+		p, ok := peerOf(r.Context())
+		if changes && !(ok && p.mayChange()) {
+			s.fail(w, fail(CodeForbidden, "run it as root", "user %d may list and inspect devices, not change them", p.uid))
+			return
+		}
+		out, err := do(r)
+		if err != nil {
+			s.fail(w, Explain(err))
+			return
+		}
+		s.answer(w, http.StatusOK, out)
+	})
+}
+
+// checkVersions compares the versions of the two ends.
+func checkVersions(client, daemon string) *Error {
+	if client == daemon {
+		return nil
+	}
+	if client == "" {
+		client = "unknown"
+	}
+	if daemon == "" {
+		daemon = "unknown"
+	}
+	return fail(CodeVersion,
+		"restart the daemon with the binary that you run (devices in use stay, their I/O waits meanwhile), or use the daemon's own: /proc/PID/exe",
+		"the daemon is of version %s, this program of version %s", daemon, client)
+}
+
+func (s *server) version(w http.ResponseWriter, _ *http.Request) {
+	s.answer(w, http.StatusOK, VersionInfo{Version: s.d.cfg.Version, API: APIVersion, PID: os.Getpid()})
+}
+
+func (s *server) list(*http.Request) (any, error) {
+	return listBody{Devices: s.d.List()}, nil
+}
+
+func (s *server) inspect(r *http.Request) (any, error) {
+	return s.d.Inspect(r.PathValue("name"))
+}
+
+func (s *server) create(r *http.Request) (any, error) {
+	var req CreateRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.Create(r.Context(), req)
+}
+
+func (s *server) delete(r *http.Request) (any, error) {
+	return s.d.Delete(r.Context(), r.PathValue("name"))
+}
+
+func (s *server) unknown(w http.ResponseWriter, r *http.Request) {
+	s.fail(w, fail(CodeBadRequest, "the API is in docs/cli.md", "no such call: %s %s", r.Method, r.URL.Path))
+}
+
+// decodeBody reads one JSON value, strictly.
+func decodeBody(body io.Reader, into any) error {
+	dec := json.NewDecoder(body)
+	dec.DisallowUnknownFields()
+	err := dec.Decode(into)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return fail(CodeTooLarge, "", "the request's body is over %d bytes", MaxBody)
+	case err != nil:
+		return fail(CodeBadRequest, "", "read request: %w", err)
+	case dec.More():
+		return fail(CodeBadRequest, "", "read request: more than one JSON value")
+	}
+	return nil
+}
+
+func (s *server) fail(w http.ResponseWriter, err *Error) {
+	s.answer(w, statusOf(err.Code), errorBody{err})
+}
+
+func (s *server) answer(w http.ResponseWriter, status int, body any) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		s.d.log.Error("answer not encoded", "error", err)
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// An error here means that the client has gone: nobody to tell.
+	_, _ = w.Write(append(data, '\n'))
+}

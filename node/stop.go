@@ -1,0 +1,95 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"coppice/ublk"
+)
+
+// stopAll ends the service of every device without losing anything: it returns only when the
+// kernel holds nothing that needs this process. Operations under way end first.
+func (d *Daemon) stopAll() error {
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	d.ops.Wait()
+
+	forEach(d.all(), d.stopDevice)
+	var errs []error
+	for _, v := range d.all() {
+		if err := v.closeBacking(); err != nil {
+			name := v.record().Device.Name
+			d.log.Error("leaf did not close well", "device", name, "error", err)
+			errs = append(errs, fmt.Errorf("close leaf of %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// retryPause is how often a device that can neither be stopped nor left is tried again.
+const retryPause = time.Second
+
+// stopDevice stops the device where it is idle, else leaves it quiesced. Its record stays as
+// it is. What lies below stays open: other devices may share it.
+func (d *Daemon) stopDevice(v *device) {
+	if v.enter(StateStopping, StateLive) != nil {
+		return
+	}
+	log := d.log.With("device", v.record().Device.Name, "path", v.disk.Path())
+	quiet := noticeSlow(func(waited time.Duration) {
+		log.Warn("still stopping device; waiting for its data to be written", "seconds", int(waited.Seconds()))
+	})
+	defer quiet()
+	for first := true; ; first = false {
+		stopped, detached := d.tryStop(v.disk)
+		switch {
+		case stopped == nil:
+			log.Info("device stopped; it comes back with the next start of the daemon")
+			return
+		case detached == nil:
+			log.Warn("DEVICE IN USE IS LEFT QUIESCED: its I/O waits until the daemon is started again",
+				"reason", stopped, "users", holders(v.disk.Path()))
+			return
+		case first:
+			log.Error("DEVICE CAN NEITHER BE STOPPED NOR LEFT: the daemon goes on serving it until it is released; unmount it",
+				"reason", stopped, "detach", detached, "users", holders(v.disk.Path()))
+		}
+		time.Sleep(retryPause)
+	}
+}
+
+// tryStop returns how the stop ended and, where it failed, how the detachment did.
+func (d *Daemon) tryStop(disk Disk) (stopped, detached error) {
+	ctx := context.Background() // never cut short: data would be lost
+	stopped = disk.Stop(ctx)
+	if stopped == nil {
+		return nil, nil
+	}
+	if !errors.Is(stopped, ublk.ErrInUse) {
+		stopped = fmt.Errorf("stop: %w", stopped)
+	}
+	return stopped, disk.Detach(ctx)
+}
+
+// noticeSlow calls say every ten seconds until the returned function is called.
+func noticeSlow(say func(waited time.Duration)) (done func()) {
+	const every = 10 * time.Second
+	began := time.Now()
+	stop := make(chan struct{})
+	ticker := time.NewTicker(every)
+	go func() {
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				say(time.Since(began))
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return func() { close(stop) }
+}
