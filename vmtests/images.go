@@ -76,8 +76,3 @@ func treeSize(tree string) (int64, error) {
 	})
 	return total, err
 }
-
-// ImageDisk returns the named asset as a read-only disk of that name.
-func (b *Build) ImageDisk(ctx context.Context, name string) (Disk, error) {
-	return Disk{}, fmt.Errorf("find image %s: unknown name", name)
-}
