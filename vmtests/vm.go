@@ -30,7 +30,6 @@ type Config struct {
 	Files      map[string]string // path in the guest → file or directory on the host; copied into the initramfs
 	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
 	KernelArgs string            // appended to the kernel command line
-	Console    io.Writer         // receives a copy of the console when the VM fails; nil: it is part of the error only
 }
 
 // VM is a running guest. Its methods may be called from any goroutine. Close it in the end.

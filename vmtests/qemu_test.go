@@ -1,0 +1,46 @@
+package vmtests
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestCommandLine(t *testing.T) {
+	cfg := Config{Name: "x", CPUs: 2, MemMiB: 512, KernelArgs: "more=1", Disks: []Disk{
+		{Name: "root", Path: "/a,b", Snapshot: true},
+		{Name: "leaf", Path: "/leaf", BlockSize: 512, Cache: "none", ReadOnly: true},
+	}}
+	args := qemuArgs(cfg, Kernel{Image: "/k"}, TCG, "/dir")
+	for _, want := range []string{
+		"tcg,thread=multi", cpuFlags, "coppice-x,debug-threads=on",
+		"if=none,id=disk0,format=raw,discard=unmap,cache=writeback,file=/a,,b,snapshot=on",
+		"if=none,id=disk1,format=raw,discard=unmap,cache=none,file=/leaf,readonly=on",
+		"virtio-blk-pci,drive=disk1,serial=leaf,logical_block_size=512,physical_block_size=4096",
+	} {
+		if !slices.Contains(args, want) {
+			t.Errorf("command line lacks %q:\n%s", want, shellQuote(args))
+		}
+	}
+	line := args[slices.Index(args, "-append")+1]
+	for _, want := range []string{"panic=-1", "clocksource=tsc", "clearcpuid=rep_good", "more=1"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("kernel command line %q lacks %q", line, want)
+		}
+	}
+	if line := kernelCommandLine(cfg, KVM); strings.Contains(line, "clearcpuid") {
+		t.Errorf("kernel command line for KVM %q hides features of the CPU", line)
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	if got, want := shellQuote([]string{"a", "b c", "it's"}), `a 'b c' 'it'\''s'`; got != want {
+		t.Errorf("quoted %s, want %s", got, want)
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	if got := lastLines("a\nb\nc\n", 2); got != "b\nc" {
+		t.Errorf("last lines %q", got)
+	}
+}
