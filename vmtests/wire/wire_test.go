@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"io"
 	"net"
 	"reflect"
@@ -33,7 +34,7 @@ func TestMessagesArriveAsSent(t *testing.T) {
 			t.Errorf("message %d: %+v, error %v, want %+v", i, got, err, want)
 		}
 	}
-	if err := conn.Receive(&Event{}); err != io.EOF {
+	if err := conn.Receive(&Event{}); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v, want io.EOF", err)
 	}
 }
