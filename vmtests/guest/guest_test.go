@@ -18,7 +18,7 @@ func TestModuleName(t *testing.T) {
 
 func TestFaultLine(t *testing.T) {
 	for line, want := range map[string]bool{
-		"<4>[    1.5] WARNING: CPU: 0 PID: 1 at block/x.c:1":               true,
+		"<4>[    1.5] WARNING: CPU: 0 PID: 1 at block/x.c:1":                true,
 		"<1>[    1.5] BUG: kernel NULL pointer dereference":                 true,
 		"<4>[    1.5] Oops: 0000 [#1] PREEMPT SMP":                          true,
 		"<6>[    1.5] sysrq: Show State":                                    false,
