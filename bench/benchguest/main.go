@@ -1,0 +1,68 @@
+// Command benchguest runs the benchmark's plan on the machine that it is started on, which is
+// meant to be a virtual machine that exists for nothing else: it uses the RAM disks
+// /dev/ram0 to /dev/ram4 (module brd), loop devices, the device mapper and ublk. It prints one event per line, see package
+// bench.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coppice/bench"
+)
+
+// options are the command line.
+type options struct {
+	rounds  int
+	perJob  time.Duration
+	size    int64 // bytes of each device that jobs touch
+	subject string
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 12, "paired `rounds` to run")
+	flag.DurationVar(&o.perJob, "per-job", 2*time.Second, "`time` of each fio job")
+	flag.Int64Var(&o.size, "size", 512<<20, "`bytes` of each device that jobs touch")
+	flag.StringVar(&o.subject, "subject", "", "run only subjects whose name begins with `PREFIX`, and the baseline")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "benchguest:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := describe(o); err != nil {
+		return err
+	}
+	l, err := newLab(o.size)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := l.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	r := runner{options: o, lab: l, out: os.Stdout}
+	for round := 1; round <= o.rounds; round++ {
+		for _, subject := range bench.Round(round) {
+			if !o.wants(subject.Name) {
+				continue
+			}
+			if err := r.subject(ctx, round, subject); err != nil {
+				return fmt.Errorf("round %d, %s: %w", round, subject.Name, err)
+			}
+		}
+	}
+	return bench.Event{Kind: bench.KindDone}.Emit(os.Stdout)
+}

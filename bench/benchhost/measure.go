@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"coppice/bench"
+	"coppice/vmtests"
+)
+
+// Memory of the guest, for RAM disks (of which not all is used), memory backend and system.
+const (
+	guestMemoryMiB = 8 << 10
+	ramDiskKiB     = 2 << 20
+)
+
+const guestBinary = "/usr/local/bin/benchguest"
+
+// measure runs the plan in a virtual machine of its own.
+func measure(ctx context.Context, build *vmtests.Build, o options) (_ *bench.Run, err error) {
+	guest, err := build.Binary(ctx, "./bench/benchguest")
+	if err != nil {
+		return nil, err
+	}
+	vm, err := build.Boot(ctx, vmtests.Config{
+		Name: "bench", CPUs: 2, MemMiB: guestMemoryMiB, Userland: true,
+		Modules: []string{"brd rd_nr=5 rd_size=" + strconv.Itoa(ramDiskKiB), "loop", "dm-snapshot", "ublk_drv"},
+		Files:   map[string]string{guestBinary: guest},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	perJob := time.Duration(o.seconds * float64(time.Second))
+	limit := 10*time.Minute + 2*bench.EstimatedRun(o.rounds, perJob)
+	logf("guest with kernel %s is up; %d rounds, about %v", vm.Hello().Kernel, o.rounds,
+		bench.EstimatedRun(o.rounds, perJob).Round(time.Minute))
+	w := &watcher{run: bench.NewRun(waits(vm))}
+	exit, err := vm.Run(ctx, vmtests.Job{
+		Argv: []string{guestBinary, "-rounds", strconv.Itoa(o.rounds), "-per-job", perJob.String(), "-subject", o.subject},
+		// A fault in ublk's own code must not be hidden behind a figure.
+		Env: []string{"GOTRACEBACK=all"}, Timeout: limit, Output: w,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !exit.OK() || !w.run.Done {
+		return nil, fmt.Errorf("run benchguest: %s\n%s%s", exit, w.words.Bytes(), exit.Dump)
+	}
+	return w.run, nil
+}
+
+// waits adapts the harness's account of disturbed vCPUs.
+func waits(vm *vmtests.VM) func() []time.Duration {
+	return func() []time.Duration {
+		wait, err := vm.HostWait()
+		if err != nil {
+			logf("read the wait of the virtual CPUs: %v", err)
+		}
+		return wait
+	}
+}
+
+// watcher takes the guest's output: events go to the run, all else is kept for an error message.
+type watcher struct {
+	run   *bench.Run
+	line  []byte
+	words bytes.Buffer
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	w.line = append(w.line, p...)
+	for {
+		end := bytes.IndexByte(w.line, '\n')
+		if end < 0 {
+			return len(p), nil
+		}
+		line := string(w.line[:end])
+		w.line = w.line[end+1:]
+		if err := w.take(line); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (w *watcher) take(line string) error {
+	e, ok, err := bench.ParseEvent(line)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		w.words.WriteString(line + "\n")
+		return nil
+	}
+	if err := w.run.Add(e, time.Now()); err != nil {
+		return err
+	}
+	if e.Kind == bench.KindEnd {
+		s := w.run.Samples[len(w.run.Samples)-1]
+		note := ""
+		if s.Void() {
+			note = fmt.Sprintf("  void: a vCPU waited %.0f %% of the time", s.Wait*100)
+		}
+		logf("round %2d  %-34s %-20s %9.0f IOPS%s", e.Round, e.Subject, e.Job, e.Figure.IOPS, note)
+	}
+	return nil
+}
