@@ -1,0 +1,184 @@
+package union
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"coppice/ublk"
+	"coppice/ublk/ublktest"
+)
+
+const (
+	benchDepth  = 32
+	benchDevice = 1 << 30
+)
+
+// benchDir is on tmpfs where there is one, so that the cost is the software's.
+func benchDir(b *testing.B) string {
+	var st unix.Statfs_t
+	if unix.Statfs("/dev/shm", &st) != nil || st.Type != unix.TMPFS_MAGIC {
+		return b.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "coppice-bench-")
+	if err != nil {
+		return b.TempDir()
+	}
+	b.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
+	return dir
+}
+
+// benchRig serves a union device by a real reactor and ring, over the fake driver.
+func benchRig(b *testing.B, verify bool) *ublktest.Fake {
+	dir := benchDir(b)
+	rootPath := filepath.Join(dir, "root")
+	if err := os.WriteFile(rootPath, make([]byte, 64<<20), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	storePath := filepath.Join(dir, "leaf")
+	if _, err := Format(storePath, FormatOptions{SizeBytes: 3 << 30}); err != nil {
+		b.Fatal(err)
+	}
+	root, err := OpenRaw(rootPath)
+	if err != nil {
+		b.Fatal(err)
+	}
+	store, err := OpenStore(storePath, StoreOptions{RunDir: dir})
+	if err != nil {
+		b.Fatal(err)
+	}
+	layer, err := store.OpenLayer("bench", LayerOptions{Create: true, Pin: root.Pin(), SizeBytes: benchDevice})
+	if err != nil {
+		b.Fatal(err)
+	}
+	dev, err := NewDevice(layer, root, DeviceOptions{NoVerify: !verify})
+	if err != nil {
+		b.Fatal(err)
+	}
+	rs, err := ublk.NewReactors(ublk.ReactorConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	fake, err := ublktest.NewFake(ublktest.FakeConfig{SizeBytes: benchDevice, Depth: benchDepth, Unchecked: true, KeepBuffers: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	at, err := fake.Start(rs, dev)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		fake.Stop()
+		<-at.Ended()
+		layer.Release()
+		for _, err := range []error{at.Err(), fake.Err(), fake.Close(), rs.Close(), store.Close(), root.Close()} {
+			if err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	return fake
+}
+
+// run keeps depth requests in flight until b.N are done.
+func run(b *testing.B, fake *ublktest.Fake, next func(i int) ublk.Descriptor, data []byte) {
+	done := make(chan error, 1)
+	started, ended := 0, 0
+	var submit func()
+	finish := func(errno syscall.Errno, _ []byte) {
+		if errno != 0 {
+			b.Errorf("request: %v", errno)
+		}
+		if ended++; ended == b.N {
+			done <- nil
+			return
+		}
+		submit()
+	}
+	submit = func() {
+		if started < b.N {
+			d := next(started)
+			started++
+			fake.Submit(d, data, finish)
+		}
+	}
+	b.ReportAllocs()
+	var before, after unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
+	b.ResetTimer()
+	gate := make(chan struct{})
+	fake.Submit(ublk.Descriptor{Op: ublk.OpRead, Len: 4096}, nil, func(syscall.Errno, []byte) {
+		for range min(benchDepth, b.N) {
+			submit()
+		}
+		close(gate)
+	})
+	<-gate
+	<-done
+	b.StopTimer()
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
+	cpu := (after.Utime.Nano() + after.Stime.Nano()) - (before.Utime.Nano() + before.Stime.Nano())
+	b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
+}
+
+// spread visits the blocks of the device in an order that is not sequential.
+func spread(i int) int64 {
+	const blocks = benchDevice >> blockShift
+	return int64(uint64(i) * 0x9e3779b1 % blocks << blockShift)
+}
+
+func prefill(b *testing.B, fake *ublktest.Fake, blocks int) {
+	data := make([]byte, 256<<10)
+	for off := int64(0); off < int64(blocks)<<blockShift; off += int64(len(data)) {
+		if _, err := fake.WriteAt(data, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLeafRead4K(b *testing.B) {
+	for _, verify := range []bool{false, true} {
+		name := "verify=off"
+		if verify {
+			name = "verify=on"
+		}
+		b.Run(name, func(b *testing.B) {
+			fake := benchRig(b, verify)
+			const blocks = 32 << 10
+			prefill(b, fake, blocks)
+			run(b, fake, func(i int) ublk.Descriptor {
+				return ublk.Descriptor{Op: ublk.OpRead, Off: spread(i) % (blocks << blockShift), Len: 4096}
+			}, nil)
+		})
+	}
+}
+
+func BenchmarkRootRead4K(b *testing.B) {
+	fake := benchRig(b, true)
+	run(b, fake, func(i int) ublk.Descriptor {
+		return ublk.Descriptor{Op: ublk.OpRead, Off: spread(i) % (64 << 20), Len: 4096}
+	}, nil)
+}
+
+func BenchmarkFirstTouchWrite4K(b *testing.B) {
+	fake := benchRig(b, true)
+	run(b, fake, func(i int) ublk.Descriptor {
+		return ublk.Descriptor{Op: ublk.OpWrite, Off: spread(i), Len: 4096}
+	}, make([]byte, 4096))
+}
+
+func BenchmarkOverwrite4K(b *testing.B) {
+	fake := benchRig(b, true)
+	const blocks = 32 << 10
+	prefill(b, fake, blocks)
+	run(b, fake, func(i int) ublk.Descriptor {
+		return ublk.Descriptor{Op: ublk.OpWrite, Off: spread(i) % (blocks << blockShift), Len: 4096}
+	}, make([]byte, 4096))
+}
