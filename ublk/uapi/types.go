@@ -91,7 +91,6 @@ type Params struct {
 	Basic    ParamsBasic
 	Discard  ParamsDiscard
 	Devt     ParamsDevt
-	_        uint32
 	Zoned    ParamsZoned
 	DMAAlign ParamsDMAAlign
 	Segment  ParamsSegment
