@@ -20,23 +20,23 @@ const CodeNoDaemon Code = "no_daemon"
 
 // Client speaks to the daemon of a run directory. It may be used from any goroutine.
 type Client struct {
+	// Wait is how long to wait for the socket of a daemon that may just have been started, one
+	// second unless changed before the first call. One that has claimed the run
+	// directory is given 30 s to listen.
+	Wait time.Duration
+
 	runDir  string
 	version string
 	http    *http.Client
 }
 
-// How long a Client waits for a socket: for a daemon that may just have been started, and for one
-// that has claimed the run directory and does not listen yet.
-const (
-	waitForStart  = time.Second
-	waitForSocket = 30 * time.Second
-)
+const waitForSocket = 30 * time.Second
 
 // NewClient returns a client that says it is of the given version, or of [Version] where
 // that is "".
 func NewClient(runDir, version string) *Client {
 	setDefault(&version, Version())
-	c := &Client{runDir: runDir, version: version}
+	c := &Client{Wait: time.Second, runDir: runDir, version: version}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableKeepAlives: true,
@@ -61,7 +61,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 			return nil, fail(CodeForbidden, "run it as root, or join the group of the socket", "connect to %s: %w", path, fs.ErrPermission)
 		case !absent:
 			return nil, fmt.Errorf("connect to daemon: %w", err)
-		case waited > waitForStart && !daemonHolds(c.runDir), waited > waitForSocket:
+		case waited > waitForSocket, waited >= c.Wait && !daemonHolds(c.runDir):
 			return nil, fail(CodeNoDaemon, "start it: coppice daemon (or systemctl start coppice); --run-dir must be the same for both",
 				"connect to %s: no daemon is running", path)
 		}
@@ -82,25 +82,33 @@ func (c *Client) Version(ctx context.Context) (VersionInfo, error) {
 // Create makes a device.
 func (c *Client) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	var d Device
-	return d, c.send(ctx, http.MethodPost, "devices", r, &d, true)
+	return d, about("create "+r.Name, c.send(ctx, http.MethodPost, "devices", r, &d, true))
 }
 
 // List returns all devices, without statistics.
 func (c *Client) List(ctx context.Context) ([]Device, error) {
 	var l listBody
-	return l.Devices, c.send(ctx, http.MethodGet, "devices", nil, &l, true)
+	return l.Devices, about("list devices", c.send(ctx, http.MethodGet, "devices", nil, &l, true))
 }
 
 // Inspect returns all about one device.
 func (c *Client) Inspect(ctx context.Context, name string) (Device, error) {
 	var d Device
-	return d, c.send(ctx, http.MethodGet, "devices/"+url.PathEscape(name), nil, &d, true)
+	return d, about("inspect "+name, c.send(ctx, http.MethodGet, "devices/"+url.PathEscape(name), nil, &d, true))
 }
 
 // Delete stops and removes a device that is not in use, and returns what it was.
 func (c *Client) Delete(ctx context.Context, name string) (Device, error) {
 	var d Device
-	return d, c.send(ctx, http.MethodDelete, "devices/"+url.PathEscape(name), nil, &d, true)
+	return d, about("delete "+name, c.send(ctx, http.MethodDelete, "devices/"+url.PathEscape(name), nil, &d, true))
+}
+
+// about says what was tried.
+func about(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func (c *Client) send(ctx context.Context, method, path string, in, out any, sameVersion bool) error {

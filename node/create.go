@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	began := time.Now()
 	if err := d.begin(ctx); err != nil {
-		return Device{}, fmt.Errorf("create %s: %w", r.Name, err)
+		return Device{}, err
 	}
 	defer d.ops.Done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.operationTime())
@@ -24,16 +23,16 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 
 	r, err := d.cfg.Device.resolve(r)
 	if err != nil {
-		return Device{}, fmt.Errorf("create %s: %w", r.Name, err)
+		return Device{}, err
 	}
 	v, err := d.reserve(r)
 	if err != nil {
-		return Device{}, fmt.Errorf("create %s: %w", r.Name, err)
+		return Device{}, err
 	}
 	if err := d.build(ctx, v, began); err != nil {
 		d.forget(r.Name)
 		d.log.Warn("create failed", "device", r.Name, "error", err)
-		return Device{}, fmt.Errorf("create %s: %w", r.Name, err)
+		return Device{}, err
 	}
 	rep := v.report(true)
 	d.log.Info("device created", "device", rep.Name, "path", rep.Path, "root", rep.Root.Path,
@@ -104,6 +103,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 		return errors.Join(err, disk.Stop(ctx), back.undo(), d.records.remove(rec.Device.Name))
 	}
 	v.setLive(disk, back, rec)
+	go d.watch(v, disk)
 	return nil
 }
 

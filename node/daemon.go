@@ -151,7 +151,7 @@ func (d *Daemon) find(name string) (*device, error) {
 	if v, ok := d.devices[name]; ok {
 		return v, nil
 	}
-	return nil, fail(CodeNotFound, "`coppice list` shows the devices there are", "no device %q", name)
+	return nil, fail(CodeNotFound, "`coppice list` shows the devices there are", "no such device")
 }
 
 // begin admits an operation that changes devices, once those of an earlier
@@ -184,7 +184,7 @@ func (d *Daemon) List() []Device {
 func (d *Daemon) Inspect(name string) (Device, error) {
 	v, err := d.find(name)
 	if err != nil {
-		return Device{}, fmt.Errorf("inspect: %w", err)
+		return Device{}, err
 	}
 	return v.report(true), nil
 }

@@ -14,7 +14,7 @@ import (
 // continues where this one ended. It returns what the device was.
 func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 	if err := d.begin(ctx); err != nil {
-		return Device{}, fmt.Errorf("delete %s: %w", name, err)
+		return Device{}, err
 	}
 	defer d.ops.Done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.operationTime())
@@ -22,12 +22,12 @@ func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 
 	v, err := d.find(name)
 	if err != nil {
-		return Device{}, fmt.Errorf("delete: %w", err)
+		return Device{}, err
 	}
 	was := v.report(false)
 	if err := d.delete(ctx, v); err != nil {
 		d.log.Warn("delete failed", "device", name, "error", err)
-		return Device{}, fmt.Errorf("delete %s: %w", name, err)
+		return Device{}, err
 	}
 	d.log.Info("device deleted", "device", name)
 	return was, nil

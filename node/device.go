@@ -155,6 +155,9 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	if err := checkGeometry(r.Queues, r.Depth, r.BlockSize); err != nil {
 		return bad("", "%w", err)
 	}
+	if err := union.ValidLayerName(r.Layer); err != nil {
+		return bad("choose another layer: --leaf STORE:LAYER", "%w", err)
+	}
 	return r, checkPaths(r)
 }
 

@@ -32,6 +32,14 @@ type Disk interface {
 	Path() string        // of the block device
 	Params() ublk.Params // as the kernel has them
 
+	// Done is closed when the kernel has taken the device from this process: after Stop, or
+	// when another program removed it, or some time after Detach.
+	Done() <-chan struct{}
+
+	// Broken is closed when the device is no longer served completely; Err tells why.
+	Broken() <-chan struct{}
+	Err() error
+
 	// Stop writes back what is dirty and removes the device. It fails with
 	// [ublk.ErrInUse], and changes nothing, where somebody has it in use.
 	Stop(ctx context.Context) error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"strings"
 	"syscall"
 
 	"coppice/ublk"
@@ -105,17 +106,23 @@ func statusOf(code Code) int {
 // Explain gives err a code and a hint from the sentinel it wraps. An *Error inside
 // keeps both, with the words around it. err is not nil.
 func Explain(err error) *Error {
+	found := &Error{Code: CodeFailed, Message: oneLine(err), cause: err}
 	var e *Error
 	if errors.As(err, &e) {
-		return &Error{Code: e.Code, Message: err.Error(), Hint: e.Hint, cause: err}
+		found.Code, found.Hint = e.Code, e.Hint
+		return found
 	}
 	for _, c := range causes {
 		if errors.Is(err, c.is) {
-			return &Error{Code: c.code, Message: err.Error(), Hint: c.hint, cause: err}
+			found.Code, found.Hint = c.code, c.hint
+			break
 		}
 	}
-	return &Error{Code: CodeFailed, Message: err.Error(), cause: err}
+	return found
 }
+
+// oneLine is the text of err without the line breaks of joined errors.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // causes is searched in order: specific sentinels before the errno they may wrap.
 var causes = []struct {
@@ -134,7 +141,7 @@ var causes = []struct {
 	{union.ErrInUse, CodeInUse, "unmount it, or stop the process that has it open"},
 	{union.ErrCorrupt, CodeCorrupt, "nothing was written; `coppice store check STORE` tells what is damaged"},
 	{union.ErrNoLayer, CodeBadLeaf, "`coppice store info STORE` lists the layers"},
-	{union.ErrTooSmall, CodeBadLeaf, "use a larger partition or file"},
+	{union.ErrTooSmall, CodeBadLeaf, "give it the size that it needs or once had, or use another partition or file"},
 	{union.ErrNoSpace, CodeBadLeaf, "use a larger store"},
 	{union.ErrNotEmpty, CodeInUse, "choose another target, or overwrite all that is on it with --force"},
 	{union.ErrVersion, CodeBadLeaf, "use the version of coppice that formatted it"},

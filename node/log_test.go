@@ -30,9 +30,15 @@ func (l *logBuffer) contains(s string) bool { return strings.Contains(l.String()
 
 func (l *logBuffer) wait(t *testing.T, s string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !l.contains(s); {
+	l.waitFor(t, func() bool { return l.contains(s) })
+}
+
+// waitFor waits until cond holds.
+func (l *logBuffer) waitFor(t *testing.T, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("no %q in the log:\n%s", s, l)
+			t.Fatalf("waited in vain; log:\n%s", l)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -189,5 +189,6 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record,
 	v.restored = &now
 	v.mu.Unlock()
 	v.setLive(disk, back, rec)
+	go d.watch(v, disk)
 	return nil
 }

@@ -61,6 +61,12 @@ func (k *Kernel) IDs() []int {
 	return slices.Sorted(maps.Keys(k.disks))
 }
 
+// Snatch removes the device with number id under its server, as another program can.
+func (k *Kernel) Snatch(id int) {
+	k.Disk(id).Stop()
+	k.remove(id)
+}
+
 // Hold puts the device with number id in use, as a mount does, or ends that.
 func (k *Kernel) Hold(id int, held bool) {
 	k.mu.Lock()
@@ -225,6 +231,15 @@ func (s *servedDisk) Path() string { return fmt.Sprintf("/dev/ublkb%d", s.id) }
 
 // Params returns what the device was made with.
 func (s *servedDisk) Params() ublk.Params { return s.d.k.Params(s.id) }
+
+// Done is closed when the queues have ended.
+func (s *servedDisk) Done() <-chan struct{} { return s.a.Ended() }
+
+// Broken is closed when a queue has failed.
+func (s *servedDisk) Broken() <-chan struct{} { return s.a.Broken() }
+
+// Err returns what failed.
+func (s *servedDisk) Err() error { return s.a.Err() }
 
 // Stop removes a device that is not held.
 func (s *servedDisk) Stop(ctx context.Context) error {

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"coppice/node"
+)
+
+// The exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type cli struct {
+	RunDir string `placeholder:"DIR" default:"/run/coppice" env:"COPPICE_RUN_DIR" help:"Run directory of the daemon, where its socket is (${default})."`
+
+	Daemon  daemonCmd  `cmd:"" help:"Serve this machine's devices until stopped."`
+	Create  createCmd  `cmd:"" help:"Make a writable device from a root image and a leaf."`
+	List    listCmd    `cmd:"" aliases:"ls" help:"List the devices."`
+	Inspect inspectCmd `cmd:"" help:"Show all there is to know about a device."`
+	Delete  deleteCmd  `cmd:"" help:"Stop a device that is not in use; its layer stays in the store."`
+	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
+	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
+	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
+}
+
+const description = `Writable disks over shared read-only root images.
+
+A device is /dev/ublkbN: what was written to it is in a layer of a leaf store, the rest comes from its root.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. Sizes are bytes, or take K, M, G, T, P (or KiB...) for powers of 1024 and KB, MB... for powers of 1000.`
+
+// environment is what commands get to work with.
+type environment struct {
+	ctx    context.Context
+	out    io.Writer
+	err    io.Writer
+	runDir string
+}
+
+func (e *environment) version() string {
+	if version != "" {
+		return version
+	}
+	return node.Version()
+}
+
+func (e *environment) client() *node.Client { return node.NewClient(e.runDir, e.version()) }
+
+// run is the whole program: it returns the exit code.
+func run(args []string, out, errOut io.Writer) int {
+	var c cli
+	exit := -1
+	parser, err := kong.New(&c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
+		kong.Vars{"config": node.DefaultConfigPath},
+		kong.Exit(func(code int) { exit = code }))
+	if err != nil {
+		panic(err) // the struct above is wrong
+	}
+	k, err := parser.Parse(args)
+	if exit >= 0 { // --help has been printed
+		return exit
+	}
+	if err != nil {
+		fmt.Fprintf(errOut, "coppice: %s\n  to do: coppice --help, or coppice COMMAND --help\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	env := &environment{ctx: ctx, out: out, err: errOut, runDir: c.RunDir}
+	if err := k.Run(env); err != nil {
+		return report(errOut, err)
+	}
+	return exitOK
+}
+
+// errSilent fails a command that has printed what is wrong.
+var errSilent = errors.New("failed")
+
+// report says on errOut what went wrong and what to do.
+func report(errOut io.Writer, err error) int {
+	if errors.Is(err, errSilent) {
+		return exitFailed
+	}
+	e := node.Explain(err)
+	fmt.Fprintf(errOut, "coppice: %s\n", e.Message)
+	if e.Hint != "" {
+		fmt.Fprintf(errOut, "  to do: %s\n", e.Hint)
+	}
+	return exitFailed
+}

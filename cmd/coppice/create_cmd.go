@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"coppice/node"
+)
+
+type createCmd struct {
+	output
+	Name      string    `arg:"" help:"Name of the device: letters, digits, '.', '_' and '-', at most 63."`
+	Root      string    `required:"" placeholder:"REF" help:"Root image: path of a raw disk image or of a block device. It is only read."`
+	Leaf      string    `required:"" placeholder:"STORE[:LAYER]" help:"Leaf store that takes what is written, and the layer in it (default: named as the device). The layer is made where there is none; an existing one is continued."`
+	Size      size      `placeholder:"SIZE" help:"Size of the device, at least that of the root; the rest reads zeros (default: the root's)."`
+	Queues    int       `placeholder:"N" help:"Hardware queues (default: 1, or as the daemon is configured)."`
+	Depth     int       `placeholder:"N" help:"Requests in flight per queue (default: 128, or as the daemon is configured)."`
+	BlockSize blockSize `placeholder:"512|4096" help:"Logical block size in bytes (default: 512, or as the daemon is configured)."`
+	ReadOnly  bool      `help:"Make a device that cannot be written."`
+	ID        int       `name:"id" default:"-1" placeholder:"N" help:"Number N of /dev/ublkbN (default: the lowest free one)."`
+}
+
+// blockSize is 512 or 4096 bytes; 0 leaves it to the daemon.
+type blockSize int
+
+// UnmarshalText accepts the two sizes, also as 4K.
+func (b *blockSize) UnmarshalText(text []byte) error {
+	n, err := parseSize(string(text))
+	if err != nil || n != 512 && n != 4096 {
+		return fmt.Errorf("block size %q is neither 512 nor 4096", text)
+	}
+	*b = blockSize(n)
+	return nil
+}
+
+// Run makes the device.
+func (c *createCmd) Run(env *environment) error {
+	req, err := c.request()
+	if err != nil {
+		return err
+	}
+	d, err := env.client().Create(env.ctx, req)
+	if err != nil {
+		return err
+	}
+	return c.print(env.out, d, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %s, %s, ready in %.1f ms\n", d.Name, d.Path, showBytes(d.SizeBytes), d.CreateMS)
+	})
+}
+
+func (c *createCmd) request() (node.CreateRequest, error) {
+	store, layer := splitLeaf(c.Leaf)
+	root, err := filepath.Abs(c.Root)
+	store, errStore := filepath.Abs(store)
+	if err := errors.Join(err, errStore); err != nil {
+		return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)
+	}
+	return node.CreateRequest{
+		Name: c.Name, Root: root, Store: store, Layer: layer, SizeBytes: int64(c.Size),
+		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID,
+	}, nil
+}
+
+// splitLeaf takes STORE[:LAYER] apart. Paths may have colons of their own (those of
+// /dev/disk/by-path do): what exists as a path is one.
+func splitLeaf(leaf string) (store, layer string) {
+	if _, err := os.Stat(leaf); err == nil {
+		return leaf, ""
+	}
+	i := strings.LastIndexByte(leaf, ':')
+	if i <= 0 || strings.ContainsRune(leaf[i:], '/') {
+		return leaf, ""
+	}
+	return leaf[:i], leaf[i+1:]
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"coppice/node"
+)
+
+type daemonCmd struct {
+	Config    string    `placeholder:"FILE" type:"path" help:"Configuration file (default: ${config}, where there is one). Flags go before it."`
+	LogLevel  logLevel  `placeholder:"LEVEL" help:"debug, info, warn or error (default: info)."`
+	LogFormat logFormat `placeholder:"text|json" help:"Form of the log on standard error (default: text)."`
+}
+
+// logLevel and logFormat are checked as they are parsed; "" leaves them to the configuration.
+type (
+	logLevel  string
+	logFormat string
+)
+
+// UnmarshalText accepts the names of log levels.
+func (l *logLevel) UnmarshalText(text []byte) error {
+	*l = logLevel(text)
+	return node.Config{LogLevel: string(text)}.Validate()
+}
+
+// UnmarshalText accepts the names of forms.
+func (f *logFormat) UnmarshalText(text []byte) error {
+	*f = logFormat(text)
+	return node.Config{LogFormat: string(text)}.Validate()
+}
+
+// Run serves until a signal, then stops or leaves every device.
+func (c *daemonCmd) Run(env *environment) error {
+	cfg, err := c.config(env)
+	if err != nil {
+		return err
+	}
+	log := cfg.NewLog()
+	slog.SetDefault(log)
+	cfg.Log, cfg.Version, cfg.Ready = log, env.version(), notifyReady
+	// A log that nobody reads any more must not end the daemon.
+	signal.Ignore(syscall.SIGPIPE)
+	if err := node.SetUpProcess(); err != nil {
+		log.Warn("process not set up as wished; going on", "error", err)
+	}
+	driver, err := node.OpenUblk(log)
+	if err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	cfg.Driver = driver
+	d, err := node.New(cfg)
+	if err != nil {
+		return errors.Join(err, driver.Close())
+	}
+	ctx, stop := untilSignal(log)
+	defer stop()
+	return errors.Join(d.Run(ctx), driver.Close())
+}
+
+// config reads the file and lets flags override it.
+func (c *daemonCmd) config(env *environment) (node.Config, error) {
+	path, optional := c.Config, false
+	if path == "" {
+		path, optional = node.DefaultConfigPath, true
+	}
+	cfg, err := node.ReadConfig(path, optional)
+	if err != nil {
+		return cfg, err
+	}
+	if env.runDir != node.DefaultRunDir || cfg.RunDir == "" {
+		cfg.RunDir = env.runDir
+	}
+	if c.LogLevel != "" {
+		cfg.LogLevel = string(c.LogLevel)
+	}
+	if c.LogFormat != "" {
+		cfg.LogFormat = string(c.LogFormat)
+	}
+	return cfg, cfg.Validate()
+}
+
+// untilSignal returns a context that the first of SIGTERM, SIGINT and SIGHUP ends. Later ones are
+// only logged: cutting the stop short would lose data.
+func untilSignal(log *slog.Logger) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := make(chan os.Signal, 4)
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	go func() {
+		for s := range ch {
+			if ctx.Err() != nil {
+				log.Warn("stopping already; it ends when all data is safe", "signal", s.String())
+				continue
+			}
+			log.Info("signal received", "signal", s.String())
+			cancel()
+			tellSystemd(daemon.SdNotifyStopping)
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(ch)
+		cancel()
+	}
+}
+
+func notifyReady(status string) {
+	tellSystemd(daemon.SdNotifyReady + "\nSTATUS=" + status)
+}
+
+// tellSystemd does nothing where systemd did not start this process.
+func tellSystemd(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		slog.Warn("systemd not told", "state", state, "error", err)
+	}
+}

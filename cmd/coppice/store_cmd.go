@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"coppice/node"
+	"coppice/union"
+)
+
+type storeCmd struct {
+	Format storeFormatCmd `cmd:"" help:"Make a leaf store on a partition or in a file."`
+	Check  storeCheckCmd  `cmd:"" help:"Read a whole store and tell what is damaged."`
+	Info   storeInfoCmd   `cmd:"" help:"Show a store's size, space and layers."`
+	Dump   storeDumpCmd   `cmd:"" help:"Print a store's structures as they lie on it."`
+}
+
+// storePath is the argument of all store commands.
+type storePath struct {
+	Path string `arg:"" help:"Partition, block device or file."`
+}
+
+// explainStore says what to do where that depends on the path.
+func explainStore(path string, err error) error {
+	switch {
+	case errors.Is(err, union.ErrInUse):
+		e := node.Explain(err)
+		e.Hint = "its devices must be deleted first (coppice list shows them), or what has it mounted be ended"
+		return e
+	case errors.Is(err, union.ErrNotFormatted):
+		e := node.Explain(err)
+		e.Hint = "coppice store format " + path + " makes one"
+		return e
+	}
+	return err
+}
+
+// writeStore prints a store for people.
+func writeStore(w io.Writer, info union.StoreInfo) {
+	var r rows
+	r.add("store", "%s", info.Path)
+	r.add("uuid", "%s", info.UUID)
+	r.add("format", "version %d, generation %d", info.Version, info.Generation)
+	r.add("size", "%s", showBytesExact(info.SizeBytes))
+	r.add("free", "%s of %s (%s full)", showBytes(info.FreeBytes), showBytes(info.SlotBytes), showFill(info))
+	r.add("log", "%s of %s used, in two copies", showBytes(info.LogUsed), showBytes(info.LogBytes))
+	if info.Failed {
+		r.add("FAILED", "a write or flush of the store failed: it takes no writes until it is opened again")
+	}
+	r.add("recovery", "%s", showRecovery(info.Recovery))
+	r.write(w)
+	if len(info.Layers) == 0 {
+		fmt.Fprintln(w, "no layers")
+		return
+	}
+	fmt.Fprintln(w)
+	var lines [][]string
+	for _, l := range info.Layers {
+		lines = append(lines, []string{
+			l.Name, showBytes(l.SizeBytes), showBytes(l.DataBytes), showBytes(l.MapBytes),
+			l.Created.Format("2006-01-02 15:04:05"), showPin(l.Pin),
+		})
+	}
+	table(w, []string{"LAYER", "DEVICE SIZE", "DATA", "MAP", "CREATED (UTC)", "ROOT"}, lines)
+}
+
+func showFill(info union.StoreInfo) string {
+	if info.SlotBytes == 0 {
+		return "100%"
+	}
+	return fmt.Sprintf("%.1f%%", 100*float64(info.SlotBytes-info.FreeBytes)/float64(info.SlotBytes))
+}
+
+func showRecovery(r union.Recovery) string {
+	if r.LogBlocks == 0 && r.FromProcess == 0 && r.Repaired == 0 {
+		return ""
+	}
+	parts := []string{fmt.Sprintf("%d log blocks with %d records replayed in %.0f ms", r.LogBlocks, r.Records, r.DurationSeconds*1000)}
+	if r.FromProcess > 0 {
+		parts = append(parts, fmt.Sprintf("%d of a process that died", r.FromProcess))
+	}
+	if r.Dropped > 0 {
+		parts = append(parts, fmt.Sprintf("%d unflushed records dropped", r.Dropped))
+	}
+	if r.Repaired > 0 {
+		parts = append(parts, fmt.Sprintf("%d blocks repaired from their other copy", r.Repaired))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func showPin(p union.Pin) string {
+	if p.Kind == union.PinNone {
+		return "none"
+	}
+	return fmt.Sprintf("raw, %s, %s", showBytes(p.SizeBytes), pinDigest(p))
+}
+
+// pinDigest is enough of the digest to tell roots apart by eye.
+func pinDigest(p union.Pin) string { return fmt.Sprintf("%x", p.Digest[:6]) }
