@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -129,7 +130,7 @@ func writeRepository(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		sum, size, err := FileDigest(deb)
+		sum, size, err := FileDigest(deb, math.MaxInt64)
 		if err != nil {
 			return err
 		}

@@ -3,8 +3,6 @@ package vmtests
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -94,16 +92,4 @@ func protoMode(kind byte, info fs.FileInfo) string {
 		uid, gid = st.Uid, st.Gid
 	}
 	return fmt.Sprintf("%s%03o %d %d", text, info.Mode().Perm(), uid, gid)
-}
-
-// FileDigest returns the SHA-256 of a file in hexadecimal, and its size in bytes.
-func FileDigest(path string) (digest string, sizeBytes int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)), n, err
 }

@@ -1,0 +1,79 @@
+//go:build vm
+
+package scenarios
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestDebianInstall is the main job: a Debian system is mounted through a union device, packages are really installed
+// in it, and after the daemon was restarted and the device made again, every file is as it was left. Twice.
+func TestDebianInstall(t *testing.T) {
+	root, leaf := disk(t, "debian"), disk(t, "leaf")
+	format(t, leaf)
+	var before tree
+	for round, packages := range []string{"jq sqlite3", "nginx-light rsync tmux"} {
+		served := startDaemon(t)
+		dev := create(t, "web1", root, leaf)
+		dir := mountPoint(t, dev.Path, "-t ext4")
+		if before != nil {
+			before.same(t, readTree(t, dir))
+		}
+		began := time.Now()
+		install(t, dir, packages)
+		t.Logf("round %d: installed %s in %.1f s", round+1, packages, time.Since(began).Seconds())
+		before = readTree(t, dir)
+		unmount(t, dir)
+		sh(t, "e2fsck -fn "+dev.Path)
+		t.Log(coppice(t, "inspect", "web1"))
+		coppice(t, "delete", "web1")
+		served.stop(t)
+		checkStore(t, leaf)
+	}
+	startDaemon(t)
+	dev := createForTest(t, "web1", root, leaf)
+	dir := mountPoint(t, dev.Path, "-t ext4 -o ro")
+	before.same(t, readTree(t, dir))
+	for _, program := range []string{"jq", "sqlite3", "nginx", "rsync", "tmux"} {
+		if _, err := os.Stat(filepath.Join(dir, "usr", "bin", program)); err != nil {
+			if _, err := os.Stat(filepath.Join(dir, "usr", "sbin", program)); err != nil {
+				t.Errorf("%s is not there: %v", program, err)
+			}
+		}
+	}
+	unmount(t, dir)
+	sh(t, "e2fsck -fn "+dev.Path)
+}
+
+// install installs packages from the local repository into the system at dir, as an administrator would in a chroot, and
+// lets dpkg verify every installed file.
+func install(t *testing.T, dir, packages string) {
+	t.Helper()
+	sh(t, `cd `+dir+`
+mkdir -p mnt/repo
+mount -o ro `+disk(t, "repo")+` mnt/repo
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+echo 'deb [trusted=yes] file:/mnt/repo ./' >etc/apt/sources.list
+printf '#!/bin/sh\nexit 101\n' >usr/sbin/policy-rc.d
+chmod 755 usr/sbin/policy-rc.d
+export DEBIAN_FRONTEND=noninteractive
+chroot . apt-get update -q
+chroot . apt-get install -y -q --no-install-recommends `+packages)
+	verified := sh(t, "chroot "+dir+" dpkg --verify")
+	if strings.TrimSpace(verified) != "" {
+		t.Errorf("dpkg --verify found changed files:\n%s", verified)
+	}
+	sh(t, "cd "+dir+`
+mount --make-rprivate dev
+mount --make-rprivate sys
+umount -R dev
+umount -R sys
+umount proc mnt/repo
+sync`)
+}

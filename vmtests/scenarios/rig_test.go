@@ -1,0 +1,206 @@
+//go:build vm
+
+package scenarios
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"coppice/node"
+)
+
+// disk is the path of a disk that the harness attached, as the kernel names it.
+func disk(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.EvalSymlinks("/dev/disk/by-id/virtio-" + name)
+	if err != nil {
+		t.Fatalf("find disk %s: %v", name, err)
+	}
+	return path
+}
+
+// command runs a program and returns its output, both streams, and whether it ended with status 0.
+func command(t *testing.T, limit time.Duration, argv ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("run %q: %w\n%s", argv, err, out)
+	}
+	return string(out), err
+}
+
+// sh runs a shell script and fails the test where a command in it fails.
+func sh(t *testing.T, script string) string {
+	t.Helper()
+	out, err := command(t, 4*time.Minute, "sh", "-ec", script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// coppice runs the command line tool and fails the test where it fails.
+func coppice(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command(t, 2*time.Minute, append([]string{"coppice"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// refused runs the command line tool where it must fail, and checks that it says so in the wanted words with status 1.
+func refused(t *testing.T, want string, args ...string) {
+	t.Helper()
+	out, err := command(t, 2*time.Minute, append([]string{"coppice"}, args...)...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Fatalf("coppice %q: %v, want status 1\n%s", args, err, out)
+	}
+	if !strings.Contains(out, want) || !strings.Contains(out, "to do:") {
+		t.Errorf("coppice %q says %q, want %q and what to do", args, out, want)
+	}
+}
+
+// daemon is a running coppice daemon with its log.
+type daemon struct {
+	cmd   *exec.Cmd
+	log   *os.File
+	ended chan error
+}
+
+// startDaemon starts the daemon and waits until it answers. It is stopped with the test, and its log printed where the
+// test failed.
+func startDaemon(t *testing.T) *daemon {
+	t.Helper()
+	log, err := os.CreateTemp(t.TempDir(), "daemon-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{cmd: exec.Command("coppice", "daemon"), log: log, ended: make(chan error, 1)}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { d.ended <- d.cmd.Wait() }()
+	t.Cleanup(func() {
+		if err := d.end(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("--- daemon %d\n%s", d.cmd.Process.Pid, text)
+		}
+		log.Close()
+	})
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if _, err = command(t, 10*time.Second, "coppice", "list"); err == nil {
+			return d
+		}
+		select {
+		case early := <-d.ended:
+			d.ended <- early
+			t.Fatalf("the daemon ended before it answered: %v", early)
+		default:
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("the daemon does not answer: %v", err)
+		}
+	}
+}
+
+// end signals the daemon, where it still runs, and waits for its end.
+func (d *daemon) end(sig syscall.Signal) error {
+	_ = d.cmd.Process.Signal(sig)
+	select {
+	case err := <-d.ended:
+		d.ended <- err
+		if sig == syscall.SIGKILL {
+			return nil
+		}
+		return err
+	case <-time.After(time.Minute):
+		return errors.Join(fmt.Errorf("the daemon does not end a minute after %v", sig), d.cmd.Process.Signal(syscall.SIGQUIT))
+	}
+}
+
+// stop ends the daemon by SIGTERM in the middle of a test.
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	if err := d.end(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// create makes a device and returns what the daemon says of it.
+func create(t *testing.T, name, root, leaf string, flags ...string) node.Device {
+	t.Helper()
+	args := append([]string{"create", name, "--root", root, "--leaf", leaf, "-o", "json"}, flags...)
+	var d node.Device
+	if err := json.Unmarshal([]byte(coppice(t, args...)), &d); err != nil {
+		t.Fatalf("read what create printed: %v", err)
+	}
+	if d.State != node.StateLive || d.Path == "" {
+		t.Fatalf("created device: %+v", d)
+	}
+	return d
+}
+
+// createForTest is create, with the device deleted at the end of the test where that has not been done yet.
+func createForTest(t *testing.T, name, root, leaf string, flags ...string) node.Device {
+	t.Helper()
+	d := create(t, name, root, leaf, flags...)
+	t.Cleanup(func() {
+		if text := coppice(t, "list"); strings.Contains(text, name+" ") {
+			coppice(t, "delete", name)
+		}
+	})
+	return d
+}
+
+// format makes a leaf store on a disk, whatever is there.
+func format(t *testing.T, path string) {
+	t.Helper()
+	coppice(t, "store", "format", "--force", path)
+}
+
+// checkStore wants a store to be sound.
+func checkStore(t *testing.T, path string) {
+	t.Helper()
+	t.Log(strings.TrimSpace(coppice(t, "store", "check", path)))
+}
+
+// mountPoint mounts a device and returns the directory; it is unmounted with the test.
+func mountPoint(t *testing.T, device, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	sh(t, "mount "+options+" "+device+" "+dir)
+	t.Cleanup(func() { unmount(t, dir) })
+	return dir
+}
+
+// unmount takes a file system and all below it away, where something is mounted there.
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(mounts, []byte(" "+dir+" ")) {
+		sh(t, "umount -R "+dir)
+	}
+}

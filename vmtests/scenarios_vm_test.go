@@ -1,0 +1,66 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"math"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestScenarios runs the tests of package scenarios. The guest may write to its root images; that nobody did is read from
+// their digests when it is gone.
+func TestScenarios(t *testing.T) {
+	b := newBuild(t)
+	dir := t.TempDir()
+	repo, err := b.ImageDisk(t.Context(), ImageRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	coppice, err := b.Binary(t.Context(), "./cmd/coppice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		CPUs: 2, MemMiB: 4096, Disks: []Disk{repo},
+		Files: map[string]string{"/usr/local/bin/coppice": coppice},
+	}
+	before := make(map[string]string)
+	for _, name := range []string{ImageExt4, ImageGPT, ImagePair, ImageXFS} {
+		image, err := b.Image(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied := filepath.Join(dir, name)
+		if _, err := command(t.Context(), "", "cp", "--sparse=always", image, copied); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Disks = append(cfg.Disks, Disk{Name: name, Path: copied})
+		before[copied] = rootDigest(t, name, copied)
+	}
+	t.Run("guest", func(t *testing.T) {
+		runGuestPackage(t, "./vmtests/scenarios", cfg, []string{"leaf=3G", "remote=2G"}, 15*time.Minute)
+	})
+	for path, digest := range before {
+		if rootDigest(t, filepath.Base(path), path) != digest {
+			t.Errorf("root image %s was changed", filepath.Base(path))
+		} else {
+			t.Logf("root image %s: sha256 %s, as before", filepath.Base(path), digest)
+		}
+	}
+}
+
+// rootDigest is the digest of the part of an image that serves as root: all but the second partition of the pair.
+func rootDigest(t *testing.T, name, path string) string {
+	t.Helper()
+	limit := int64(math.MaxInt64)
+	if name == ImagePair {
+		limit = gapBytes + rootSizeBytes
+	}
+	digest, _, err := FileDigest(path, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return digest
+}
