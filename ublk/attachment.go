@@ -118,7 +118,7 @@ func (re *reactor) fetch(lanes []*lane) error {
 	return nil
 }
 
-// Drain stops serving without ending the device: requests that a Handler has are ended and
+// Drain, to be called after Fetch, stops serving without ending the device: requests that a Handler has are ended and
 // committed, those that come from now on are left uncommitted, and when no Handler has
 // any more, each is detached. The commands of idle tags stay with the driver until the reactors
 // are closed; then the kernel quiesces the device and issues what was left to a successor
@@ -203,19 +203,4 @@ func (a *Attachment) laneEnded(wasDrained bool) {
 	if a.unended--; a.unended == 0 {
 		close(a.ended)
 	}
-}
-
-// InService returns how many requests Handlers have, or -1 when the reactors are closed.
-func (a *Attachment) InService() int {
-	n := 0
-	for _, l := range a.lanes {
-		err := l.re.call(func() error {
-			n += l.q.served
-			return nil
-		})
-		if err != nil {
-			return -1
-		}
-	}
-	return n
 }

@@ -201,6 +201,15 @@ type reporter interface{ Errorf(string, ...any) }
 
 // workload runs rounds of operations on disjoint ranges, all of a round at once, against a model.
 func workload(tb reporter, f *ublktest.Fake, rng *rand.Rand, size, maxIO int64) {
+	rounds(tb, f, func() error { return nil }, rng, size, maxIO)
+}
+
+type submitter interface {
+	Submit(desc ublk.Descriptor, data []byte, done func(errno syscall.Errno, data []byte))
+}
+
+// rounds is workload for a device that run makes work.
+func rounds(tb reporter, dev submitter, run func() error, rng *rand.Rand, size, maxIO int64) {
 	model := make([]byte, size)
 	for range 8 {
 		var wg sync.WaitGroup
@@ -220,7 +229,7 @@ func workload(tb reporter, f *ublktest.Fake, rng *rand.Rand, size, maxIO int64) 
 				clear(want)
 			}
 			wg.Add(1)
-			f.Submit(ublk.Descriptor{Op: op, Off: off, Len: n}, data, func(errno syscall.Errno, got []byte) {
+			dev.Submit(ublk.Descriptor{Op: op, Off: off, Len: n}, data, func(errno syscall.Errno, got []byte) {
 				defer wg.Done()
 				if op == 4 {
 					if errno != syscall.EOPNOTSUPP {
@@ -235,6 +244,10 @@ func workload(tb reporter, f *ublktest.Fake, rng *rand.Rand, size, maxIO int64) 
 					tb.Errorf("read of %d bytes at %d differs from the model", n, off)
 				}
 			})
+		}
+		if err := run(); err != nil {
+			tb.Errorf("run: %v", err)
+			return
 		}
 		wg.Wait()
 	}
