@@ -146,7 +146,7 @@ func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) {
 	}
 }
 
-// set maps one block and returns what it was mapped to before.
+// set maps one block and returns the slot mapping that it had; one that is not data where there was none.
 func (m *sectorMap) set(block uint64, to mapping, sum uint32) mapping {
 	old := m.replace(block, to, sum)
 	if to.isData() {

@@ -1,0 +1,312 @@
+package union
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// modelMap is the plainest sector map that there can be.
+type modelMap struct {
+	at   []mapping
+	sums []uint32
+}
+
+func (m *modelMap) set(block uint64, to mapping, sum uint32) mapping {
+	old := m.at[block]
+	m.at[block], m.sums[block] = to, sum
+	return old
+}
+
+func (m *modelMap) zero(first, count uint64) (freed []uint64) {
+	for b := first; b < first+count; b++ {
+		if old := m.set(b, mapZero, 0); old.isData() {
+			freed = append(freed, old.slot())
+		}
+	}
+	return freed
+}
+
+func (m *modelMap) data() (n uint64) {
+	for _, e := range m.at {
+		if e.isData() {
+			n++
+		}
+	}
+	return n
+}
+
+// compare looks up every block, in steps of a length that does not divide a region.
+func (m *modelMap) compare(got *sectorMap) error {
+	var out [37]mapping
+	var sums [37]uint32
+	n := uint64(len(m.at))
+	for b := uint64(0); b < n; b += uint64(len(out)) {
+		k := min(uint64(len(out)), n-b)
+		got.lookup(b, out[:k], sums[:k])
+		for i := range k {
+			if out[i] != m.at[b+i] || out[i].isData() && sums[i] != m.sums[b+i] {
+				return fmt.Errorf("block %d: %#x sum %#x, want %#x sum %#x", b+i, out[i], sums[i], m.at[b+i], m.sums[b+i])
+			}
+		}
+	}
+	if got.data != m.data() {
+		return fmt.Errorf("%d blocks of data counted, want %d", got.data, m.data())
+	}
+	return nil
+}
+
+// compareRegions demands that what region tells of all regions is sorted, within each region, without neighbouring
+// zeros in two records, and enough to rebuild the map.
+func (m *modelMap) compareRegions(got *sectorMap) error {
+	again := newSectorMap(got.blocks)
+	for r := range uint64(len(got.dir)) {
+		records := got.region(r, 7, nil)
+		after := r << regionShift
+		end := min(after+regionBlocks, got.blocks)
+		for i, e := range records {
+			count := uint64(1)
+			if e.Kind == kindZero {
+				count = e.Slot
+			}
+			if e.Layer != 7 || e.Block < after || count == 0 || e.Block+count > end {
+				return fmt.Errorf("region %d: record %+v out of order or out of the region", r, e)
+			}
+			if i > 0 && e.Kind == kindZero && records[i-1].Kind == kindZero && e.Block == after {
+				return fmt.Errorf("region %d: zeros at %d in two records", r, e.Block)
+			}
+			after = e.Block + count
+			again.apply(&e, func(slot uint64) { panic(slot) })
+		}
+	}
+	return m.compare(again)
+}
+
+var mapSizes = []uint64{1, 7, 1023, 1024, 1025, 3000, 4096, 5*1024 + 256}
+
+func TestSectorMapMatchesModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		blocks := rapid.SampledFrom(mapSizes).Draw(t, "blocks")
+		m := newSectorMap(blocks)
+		model := &modelMap{make([]mapping, blocks), make([]uint32, blocks)}
+		slot := uint64(maxBlock) // down from the highest, so that all 40 bits are used
+		set := func(b uint64) {
+			slot--
+			sum := uint32(slot * 2654435761)
+			got, want := m.set(b, dataMapping(slot), sum), model.set(b, dataMapping(slot), sum)
+			if got != want && (got.isData() || want.isData()) {
+				t.Fatalf("set of block %d returned %#x, want %#x", b, got, want)
+			}
+		}
+		place := func() (first, count uint64) {
+			first = rapid.Uint64Range(0, blocks-1).Draw(t, "first")
+			return first, rapid.Uint64Range(1, blocks-first).Draw(t, "count")
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"one": func(t *rapid.T) { set(rapid.Uint64Range(0, blocks-1).Draw(t, "block")) },
+			"run": func(*rapid.T) {
+				first, count := place()
+				for b := first; b < first+min(count, 300); b++ {
+					set(b)
+				}
+			},
+			"scatter": func(t *rapid.T) {
+				rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+				for range rapid.IntRange(1, 600).Draw(t, "n") {
+					set(rng.Uint64N(blocks))
+				}
+			},
+			"zero": func(t *rapid.T) {
+				first, count := place()
+				if rapid.Bool().Draw(t, "regions") { // whole regions, the last one cut short
+					first &^= regionBlocks - 1
+					count = min((count+regionBlocks)&^(regionBlocks-1), blocks-first)
+				}
+				var freed []uint64
+				m.zero(first, count, func(s uint64) { freed = append(freed, s) })
+				want := model.zero(first, count)
+				slices.Sort(freed)
+				slices.Sort(want)
+				if !slices.Equal(freed, want) {
+					t.Fatalf("zeroing %d blocks from %d freed %d slots, want %d: %v, want %v", count, first, len(freed), len(want), freed, want)
+				}
+			},
+			"": func(t *rapid.T) {
+				if err := model.compare(m); err != nil {
+					t.Fatal(err)
+				}
+				if err := model.compareRegions(m); err != nil {
+					t.Fatal(err)
+				}
+			},
+		})
+	})
+}
+
+// TestSectorMapGrowth takes one region through every class of arrays, in orders that insert at the front, at the
+// end and in between.
+func TestSectorMapGrowth(t *testing.T) {
+	orders := map[string]func(i int) uint64{
+		"ascending":  func(i int) uint64 { return uint64(i) },
+		"descending": func(i int) uint64 { return uint64(regionBlocks - 1 - i) },
+		"mixed":      func(i int) uint64 { return uint64(i*389) % regionBlocks },
+	}
+	for name, at := range orders {
+		t.Run(name, func(t *testing.T) {
+			m := newSectorMap(3 * regionBlocks)
+			model := &modelMap{make([]mapping, m.blocks), make([]uint32, m.blocks)}
+			for i := range regionBlocks {
+				b := regionBlocks + at(i)
+				m.set(b, dataMapping(uint64(i)), uint32(i))
+				model.set(b, dataMapping(uint64(i)), uint32(i))
+				if got, want := m.arrayAt(m.dir[1]&dirMask).count(), i+1; got != want {
+					t.Fatalf("array counts %d entries, want %d", got, want)
+				}
+				if err := model.compare(m); err != nil {
+					t.Fatalf("after %d entries: %v", i+1, err)
+				}
+			}
+			if a := m.arrayAt(m.dir[1] & dirMask); !a.dense() {
+				t.Errorf("a full region has an array of %d entries", a.cap)
+			}
+		})
+	}
+}
+
+// TestSectorMapReusesArrays fills and drops regions over and over: the memory of the first round serves all.
+func TestSectorMapReusesArrays(t *testing.T) {
+	const regions = 40
+	m := newSectorMap(regions * regionBlocks)
+	var first int64
+	for round := range 20 {
+		rng := rand.New(rand.NewPCG(uint64(round), 1))
+		for r := range uint64(regions) {
+			for range []int{3, 200, 1000}[r%3] { // the same arrays in each round
+				m.set(r<<regionShift+rng.Uint64N(regionBlocks), dataMapping(r), 0)
+			}
+		}
+		freed := uint64(0)
+		data := m.data
+		m.zero(0, m.blocks, func(uint64) { freed++ })
+		if freed != data || m.data != 0 {
+			t.Fatalf("round %d: %d of %d slots freed, %d left", round, freed, data, m.data)
+		}
+		if round == 2 {
+			first = m.arena.bytes()
+		}
+		if round > 2 && m.arena.bytes() > first+chunkWords*8 {
+			t.Fatalf("round %d: %d bytes in arrays, %d after the third", round, m.arena.bytes(), first)
+		}
+	}
+}
+
+// TestSectorMapMemory bounds the bytes per block, which docs and limits rely on.
+func TestSectorMapMemory(t *testing.T) {
+	cases := []struct {
+		name    string
+		regions uint64
+		fill    func(m *sectorMap) (blocks uint64)
+		bound   float64 // bytes per block
+	}{
+		{"dense, in order", 1024, func(m *sectorMap) uint64 {
+			for b := range m.blocks {
+				m.set(b, dataMapping(b), 0)
+			}
+			return m.data
+		}, 13},
+		{"dense, all regions growing at once", 1024, func(m *sectorMap) uint64 {
+			regions := m.blocks >> regionShift
+			for i := range m.blocks {
+				m.set(i%regions<<regionShift|i/regions, dataMapping(i), 0)
+			}
+			return m.data
+		}, 20},
+		{"100 of each 1024, scattered", 1024, func(m *sectorMap) uint64 {
+			rng := rand.New(rand.NewPCG(1, 1))
+			for i := range m.blocks / 10 {
+				m.set(rng.Uint64N(m.blocks), dataMapping(i), 0)
+			}
+			return m.data
+		}, 32},
+		{"one of each 1024", 16384, func(m *sectorMap) uint64 {
+			for r := range m.blocks >> regionShift {
+				m.set(r<<regionShift+r%regionBlocks, dataMapping(r), 0)
+			}
+			return m.data
+		}, 73},
+		{"all zeros", 16384, func(m *sectorMap) uint64 {
+			m.zero(0, m.blocks, nothingFreed)
+			return m.blocks
+		}, 8.0 / regionBlocks},
+	}
+	for _, c := range cases {
+		m := newSectorMap(c.regions * regionBlocks)
+		blocks := c.fill(m)
+		per := float64(m.arena.bytes()+int64(len(m.dir))*8) / float64(blocks)
+		t.Logf("%s: %.2f bytes per block", c.name, per)
+		if per > c.bound {
+			t.Errorf("%s: %.2f bytes per block, more than %.2f", c.name, per, c.bound)
+		}
+	}
+}
+
+// scattered returns a map of 10 GiB with a million blocks at random places.
+func scattered(tb testing.TB) *sectorMap {
+	tb.Helper()
+	m := newSectorMap(10 << 30 >> blockShift)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range uint64(1 << 20) {
+		m.set(rng.Uint64N(m.blocks), dataMapping(i), uint32(i))
+	}
+	return m
+}
+
+func BenchmarkLookup(b *testing.B) {
+	m := scattered(b)
+	for _, n := range []int{1, 32} {
+		b.Run(fmt.Sprintf("blocks=%d", n), func(b *testing.B) {
+			rng := rand.New(rand.NewPCG(3, 4))
+			out := make([]mapping, n)
+			sums := make([]uint32, n)
+			b.ReportAllocs()
+			for b.Loop() {
+				m.lookup(rng.Uint64N(m.blocks-uint64(n)), out, sums)
+			}
+		})
+	}
+}
+
+func BenchmarkSet(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		at   func(rng *rand.Rand, i, blocks uint64) uint64
+	}{
+		{"sequential", func(_ *rand.Rand, i, blocks uint64) uint64 { return i % blocks }},
+		{"random", func(rng *rand.Rand, _, blocks uint64) uint64 { return rng.Uint64N(blocks) }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			m := newSectorMap(10 << 30 >> blockShift)
+			rng := rand.New(rand.NewPCG(5, 6))
+			i := uint64(0)
+			b.ReportAllocs()
+			for b.Loop() {
+				m.set(c.at(rng, i, m.blocks), dataMapping(i), uint32(i))
+				i++
+			}
+		})
+	}
+}
+
+// TestHotPathsOfTheMapDoNotAllocate covers what every request does.
+func TestHotPathsOfTheMapDoNotAllocate(t *testing.T) {
+	m := scattered(t)
+	rng := rand.New(rand.NewPCG(7, 8))
+	var out [32]mapping
+	var sums [32]uint32
+	if n := testing.AllocsPerRun(1000, func() { m.lookup(rng.Uint64N(m.blocks-32), out[:], sums[:]) }); n != 0 {
+		t.Errorf("lookup allocates %v times", n)
+	}
+}
