@@ -1,6 +1,7 @@
 package union
 
 import (
+	"math"
 	"math/bits"
 	"sync"
 )
@@ -72,9 +73,9 @@ func (a *slotAllocator) alloc(dst []extent, n int, keep uint64) ([]extent, bool)
 	return dst, true
 }
 
-// appendExtent joins the new slots to the last extent where they follow it.
+// appendExtent joins the new slots to the last extent where they follow it and its count can tell them.
 func appendExtent(dst []extent, slot uint64, count uint32) []extent {
-	if k := len(dst); k > 0 && dst[k-1].Slot+uint64(dst[k-1].Count) == slot {
+	if k := len(dst); k > 0 && dst[k-1].Slot+uint64(dst[k-1].Count) == slot && count <= math.MaxUint32-dst[k-1].Count {
 		dst[k-1].Count += count
 		return dst
 	}
