@@ -56,7 +56,8 @@ type SubjectName string
 
 // The subjects. Baseline is what the others' ratios refer to.
 const (
-	Baseline        SubjectName = "loop, direct I/O"
+	Baseline        SubjectName = "loop, direct I/O, RAM disk"
+	LoopFile        SubjectName = "loop, direct I/O, file on tmpfs"
 	Null            SubjectName = "null"
 	Memory          SubjectName = "memory"
 	LeafRead        SubjectName = "union, leaf read, not verified"
@@ -82,6 +83,7 @@ func Subjects() []Subject {
 	all := slices.Concat(reads, writes)
 	return []Subject{
 		{Name: Baseline, Jobs: all},
+		{Name: LoopFile, Jobs: all},
 		{Name: Null, Jobs: all},
 		{Name: Memory, Jobs: all},
 		{Name: LeafRead, Jobs: reads},

@@ -50,7 +50,7 @@ func (r *Report) writeMachine(out io.Writer) {
 }
 
 func (r *Report) writeGoals(out io.Writer) {
-	fmt.Fprintf(out, "\n## Goals\n\nIOPS as a ratio to the kernel's loop device with direct I/O in the same round: median\n"+
+	fmt.Fprintf(out, "\n## Goals\n\nIOPS as a ratio to the kernel's loop device with direct I/O, on a RAM disk, in the same round: median\n"+
 		"[95 %% interval]. A goal is met when the interval's lower end is above it over at least %d paired rounds.\n\n",
 		roundsForVerdict)
 	fmt.Fprintln(out, "| subject | job | goal | measured | rounds | |\n| --- | --- | --- | --- | --- | --- |")
@@ -109,8 +109,9 @@ One virtual machine, one run; vCPU threads pinned to one host core each. Every s
 of the guest whose pages were allocated beforehand. fio, io_uring, direct=1, one job, %g s per job; first-touch
 writes end early when every block has been written. Each round does every job on every subject, in reversed order
 every other round. Devices are made anew in each round, and for first-touch writes before
-each job. The loop device writes in place and copies nothing: its random write is the baseline
-of both overwrite and first-touch write. dm-snapshot is persistent with 4 KiB chunks, its origin and its
+each job. The baseline is the loop device straight on a RAM disk: its fastest form, with no file
+system below. It writes in place and copies nothing: its random write is the baseline
+of both overwrite and first-touch write. Union devices read and write RAM disks too. dm-snapshot is persistent with 4 KiB chunks, its origin and its
 store on loop devices of the same kind. "Verified" means that a leaf read checks the block's
 CRC-32C, which costs an emulated machine tens of times what it costs a real one.
 

@@ -51,6 +51,8 @@ func (l *lab) device(ctx context.Context, name bench.SubjectName) (*device, erro
 	switch name {
 	case bench.Baseline:
 		return newLoop(loopDisk, l.size)
+	case bench.LoopFile:
+		return newFileLoop(l.size)
 	case bench.SnapshotRoot, bench.SnapshotFirst:
 		return newSnapshot(originDisk, copyDisk, l.size, l.size*copyRoom)
 	case bench.SnapshotLeaf:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -47,6 +48,33 @@ func newLoop(path string, size int64) (*device, error) {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
+}
+
+const tmpfsDir = "/run/coppice-bench-tmpfs"
+
+// newFileLoop presents a file of size bytes on a tmpfs of its own.
+func newFileLoop(size int64) (*device, error) {
+	if err := os.MkdirAll(tmpfsDir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", tmpfsDir, "tmpfs", 0, ""); err != nil {
+		return nil, fmt.Errorf("mount tmpfs: %w", err)
+	}
+	var clean cleanup
+	clean.add(func() error { return unix.Unmount(tmpfsDir, 0) })
+	path := filepath.Join(tmpfsDir, "disk")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return nil, errors.Join(err, clean.run())
+	}
+	if err := fill(path, size, 0xa5); err != nil {
+		return nil, errors.Join(err, clean.run())
+	}
+	d, err := newLoop(path, size)
+	if err != nil {
+		return nil, errors.Join(err, clean.run())
+	}
+	clean.add(d.close)
+	return &device{path: d.path, close: clean.run}, nil
 }
 
 func clearLoop(node *os.File, name string) error {

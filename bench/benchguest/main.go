@@ -19,10 +19,10 @@ import (
 
 // options are the command line.
 type options struct {
-	rounds  int
-	perJob  time.Duration
-	size    int64 // bytes of each device that jobs touch
-	subject string
+	rounds   int
+	perJob   time.Duration
+	size     int64 // bytes of each device that jobs touch
+	subjects string
 }
 
 func main() {
@@ -30,7 +30,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 12, "paired `rounds` to run")
 	flag.DurationVar(&o.perJob, "per-job", 2*time.Second, "`time` of each fio job")
 	flag.Int64Var(&o.size, "size", 512<<20, "`bytes` of each device that jobs touch")
-	flag.StringVar(&o.subject, "subject", "", "run only subjects whose name begins with `PREFIX`, and the baseline")
+	flag.StringVar(&o.subjects, "subjects", "", "run only the baseline and subjects whose names begin with one of `PREFIX,PREFIX`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()

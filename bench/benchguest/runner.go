@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,7 +29,9 @@ type runner struct {
 }
 
 func (o options) wants(name bench.SubjectName) bool {
-	return name == bench.Baseline || strings.HasPrefix(string(name), o.subject)
+	return name == bench.Baseline || slices.ContainsFunc(strings.Split(o.subjects, ","), func(prefix string) bool {
+		return strings.HasPrefix(string(name), prefix)
+	})
 }
 
 // subject does all jobs of a subject, on one device or on a fresh one for each.

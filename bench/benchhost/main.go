@@ -20,12 +20,12 @@ import (
 
 // options are the command line.
 type options struct {
-	rounds  int
-	seconds float64
-	version string
-	subject string
-	native  string
-	out     string
+	rounds   int
+	seconds  float64
+	version  string
+	subjects string
+	native   string
+	out      string
 }
 
 func main() {
@@ -33,7 +33,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 12, "paired `rounds`; ten that the host did not disturb are needed for a verdict")
 	flag.Float64Var(&o.seconds, "seconds", 2, "`time` of each fio job")
 	flag.StringVar(&o.version, "version", "unknown", "`commit` to put into the report")
-	flag.StringVar(&o.subject, "subject", "", "measure only subjects whose name begins with `PREFIX`, and the baseline")
+	flag.StringVar(&o.subjects, "subjects", "", "measure only the baseline and subjects whose names begin with one of `PREFIX,PREFIX`")
 	flag.StringVar(&o.native, "native", "./ublk/... ./union/...", "`packages` whose Go benchmarks to run first; empty: none")
 	flag.StringVar(&o.out, "out", "", "report `file`; default docs/benchmarks/DATE.md")
 	flag.Parse()

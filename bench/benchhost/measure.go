@@ -41,7 +41,7 @@ func measure(ctx context.Context, build *vmtests.Build, o options) (_ *bench.Run
 		bench.EstimatedRun(o.rounds, perJob).Round(time.Minute))
 	w := &watcher{run: bench.NewRun(waits(vm))}
 	exit, err := vm.Run(ctx, vmtests.Job{
-		Argv: []string{guestBinary, "-rounds", strconv.Itoa(o.rounds), "-per-job", perJob.String(), "-subject", o.subject},
+		Argv: []string{guestBinary, "-rounds", strconv.Itoa(o.rounds), "-per-job", perJob.String(), "-subjects", o.subjects},
 		// A fault in ublk's own code must not be hidden behind a figure.
 		Env: []string{"GOTRACEBACK=all"}, Timeout: limit, Output: w,
 	})
