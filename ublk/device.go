@@ -176,14 +176,22 @@ func (d *Device) whileServed(ctx context.Context, command func(context.Context, 
 }
 
 // undo removes a device that could not be brought up. It goes on when ctx has ended, with
-// a time limit of its own.
+// a time limit of its own. A Handler that does not answer the partition scan holds the driver up for
+// longer; the device is then removed when it has answered.
 func (d *Device) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
 	if d.att == nil {
 		d.release()
 	}
-	return d.takeDown(ctx)
+	err := d.takeDown(ctx)
+	if errors.Is(err, ErrStuck) {
+		go func() {
+			<-d.gone
+			_ = d.control.remove(context.Background(), d.id)
+		}()
+	}
+	return err
 }
 
 // takeDown stops the device, lets its queues end and deletes it. While it stops the queues

@@ -33,7 +33,7 @@ type lane struct {
 	commands  int // issued and not come back
 	withheld  int
 	files     []*os.File // that the Handler registered
-	char      *os.File   // ublkc, registered for the driver's commands; nil with a Transport
+	char      *os.File   // ublkc, held by the ring; nil with a Transport
 }
 
 type laneState uint8
@@ -78,12 +78,15 @@ func (l *lane) connect(src *QueueSource) error {
 		l.drv = transportDriver{src.Transport}
 		return nil
 	}
-	file, err := l.re.files.hold(src.Char)
+	drv, err := newKernelDriver(l.re, src.Char, l.q.index, src.LegacyCommands)
 	if err != nil {
+		return fmt.Errorf("use character device for queue %d: %w", l.q.index, err)
+	}
+	// The ring that writes what the device stores on holds ublkc: a successor cannot begin before it is gone.
+	if _, err := l.re.files.hold(src.Char); err != nil {
 		return fmt.Errorf("register character device for queue %d: %w", l.q.index, err)
 	}
-	l.char = src.Char
-	l.drv = newKernelDriver(l.re, file, l.q.index, src.LegacyCommands)
+	l.drv, l.char = drv, src.Char
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"os"
 	"unsafe"
 
 	"coppice/ublk/uapi"
@@ -44,18 +45,27 @@ type driver interface {
 	command(c Command, u userData)
 }
 
-func newKernelDriver(re *reactor, file File, queue int, legacy bool) *kernelDriver {
-	k := &kernelDriver{re: re, file: file, queue: uint16(queue), fetch: uapi.IOFetchReq, commit: uapi.IOCommitAndFetchReq}
+func newKernelDriver(re *reactor, char *os.File, queue int, legacy bool) (*kernelDriver, error) {
+	k := &kernelDriver{re: re, queue: uint16(queue), fetch: uapi.IOFetchReq, commit: uapi.IOCommitAndFetchReq}
 	if legacy {
 		k.fetch, k.commit = uapi.Legacy(k.fetch), uapi.Legacy(k.commit)
 	}
-	return k
+	conn, err := char.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return k, conn.Control(func(fd uintptr) { k.fd = int32(fd) })
 }
 
 // kernelDriver sends commands as IORING_OP_URING_CMD on /dev/ublkcN.
+//
+// They name it by descriptor, not by its slot of the file table. Up to Linux 6.12 a ring lets go of
+// unregistered files in the order of its requests (io_rsrc_node_ref_zero, io_uring/rsrc.c): a command of an
+// idle device, waiting on a slot for as long as the device lives, would keep open every file
+// that other devices have given back since, their ublkc among them.
 type kernelDriver struct {
 	re            *reactor
-	file          File // ublkc among the registered files
+	fd            int32 // ublkc, which stays open until the queue has ended
 	queue         uint16
 	fetch, commit uint32
 }
@@ -66,8 +76,7 @@ func (k *kernelDriver) command(c Command, u userData) {
 		op = k.fetch
 	}
 	s := k.re.sqe()
-	s.PrepURingCmd(int32(k.file), op)
-	s.SetFixedFile()
+	s.PrepURingCmd(k.fd, op)
 	s.SetUserData(uint64(u))
 	*(*uapi.IOCmd)(unsafe.Pointer(s.Cmd16())) = uapi.IOCmd{
 		QueueID: k.queue, Tag: c.Tag, Result: c.Result, Addr: uint64(c.Addr),
