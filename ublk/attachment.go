@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 )
 
 // QueueSource is a queue that a driver offers to be served.
@@ -24,6 +25,7 @@ type QueueSource struct {
 // An Attachment is the queues of one device on their reactors.
 type Attachment struct {
 	lanes []*lane
+	epoch time.Time // of the reactors' clock
 
 	mu        sync.Mutex // guards what follows
 	errs      []error
@@ -42,6 +44,7 @@ func (rs *Reactors) Attach(sources []QueueSource) (*Attachment, error) {
 		return nil, errors.New("attach queues: none given")
 	}
 	a := &Attachment{
+		epoch:   rs.epoch,
 		broken:  make(chan struct{}),
 		drained: make(chan struct{}),
 		ended:   make(chan struct{}),

@@ -33,12 +33,12 @@ func (a *Attachment) InService() int {
 // Oldest returns the request that a Handler has had for longest: what to look at when a device is
 // stuck. ok is false when there is none. It fails with ErrReactorsClosed.
 func (a *Attachment) Oldest() (oldest RequestInfo, ok bool, err error) {
+	now := int64(time.Since(a.epoch))
 	for _, l := range a.lanes {
 		err := l.re.call(func() error {
-			now := int64(time.Since(l.re.epoch))
 			for i := range l.q.reqs {
 				r := &l.q.reqs[i]
-				if !r.inService() {
+				if !r.inService() || r.began > now {
 					continue
 				}
 				if info := r.info(now); !ok || info.Age > oldest.Age {

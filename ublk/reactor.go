@@ -33,7 +33,7 @@ type reactor struct {
 
 	batch, handled uint32 // completions of the current batch, and how many are done with
 	now            int64
-	epoch          time.Time
+	epoch          time.Time // where the clock begins, the same for all reactors of a pool
 	stats          ReactorStats
 
 	wakeBuf   [8]byte // where the ring reads the eventfd to
@@ -65,8 +65,8 @@ type ReactorStats struct {
 }
 
 // startReactor makes a ring on a thread of its own and begins to serve.
-func startReactor(cpu int, cfg *ReactorConfig) (*reactor, error) {
-	re := &reactor{cpu: cpu, epoch: time.Now(), stopped: make(chan struct{})}
+func startReactor(cpu int, cfg *ReactorConfig, epoch time.Time) (*reactor, error) {
+	re := &reactor{cpu: cpu, epoch: epoch, stopped: make(chan struct{})}
 	re.stats.CPU = cpu
 	ready := make(chan error)
 	go re.run(cfg, ready)

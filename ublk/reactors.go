@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,8 @@ func allowedCPUs() ([]int, error) {
 // first queue comes. Its methods may be called from any goroutine, but not from a Handler: they
 // wait for the threads that Handlers run on.
 type Reactors struct {
-	cfg ReactorConfig
+	cfg   ReactorConfig
+	epoch time.Time
 
 	mu     sync.Mutex // guards what follows
 	byCPU  map[int]*reactor
@@ -73,7 +75,7 @@ func NewReactors(cfg ReactorConfig) (*Reactors, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, fmt.Errorf("configure reactors: %w", err)
 	}
-	return &Reactors{cfg: cfg, byCPU: make(map[int]*reactor)}, nil
+	return &Reactors{cfg: cfg, epoch: time.Now(), byCPU: make(map[int]*reactor)}, nil
 }
 
 // pick returns the reactor for a queue that would like to be served on a CPU.
@@ -89,7 +91,7 @@ func (rs *Reactors) pick(cpu int) (*reactor, error) {
 	re := rs.byCPU[cpu]
 	if re == nil {
 		var err error
-		if re, err = startReactor(cpu, &rs.cfg); err != nil {
+		if re, err = startReactor(cpu, &rs.cfg, rs.epoch); err != nil {
 			return nil, err
 		}
 		rs.byCPU[cpu] = re
