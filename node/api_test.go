@@ -90,8 +90,8 @@ func TestDaemonWithoutVersion(t *testing.T) {
 	l, err := net.Listen("unix", node.SocketPath(r.cfg.RunDir))
 	check(t, err)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })}
-	go srv.Serve(l)
-	defer srv.Close()
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { check(t, srv.Close()) })
 	if _, err := r.client().List(context.Background()); node.CodeOf(err) != node.CodeVersion {
 		t.Error(err)
 	}

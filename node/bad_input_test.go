@@ -182,7 +182,7 @@ func TestLayerAndStoreInUse(t *testing.T) {
 	r.start()
 	held, err := union.OpenStore(other, union.StoreOptions{})
 	check(t, err)
-	defer held.Close()
+	t.Cleanup(func() { check(t, held.Close()) })
 	req = r.request("web3")
 	req.Store = other
 	if _, err := r.client().Create(context.Background(), req); node.CodeOf(err) != node.CodeInUse {

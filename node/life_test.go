@@ -104,11 +104,11 @@ func (r *rig) layers() []string {
 	r.t.Helper()
 	st, err := union.OpenStore(r.store, union.StoreOptions{ReadOnly: true})
 	check(r.t, err)
-	defer st.Close()
 	var names []string
 	for _, l := range st.Info().Layers {
 		names = append(names, l.Name)
 	}
+	check(r.t, st.Close())
 	return names
 }
 

@@ -103,7 +103,7 @@ func (s *server) guard(do func(*http.Request) (any, error), changes bool) http.H
 			return
 		}
 		p, ok := peerOf(r.Context())
-		if changes && !(ok && p.mayChange()) {
+		if changes && (!ok || !p.mayChange()) {
 			s.fail(w, fail(CodeForbidden, "run it as root", "user %d may list and inspect devices, not change them", p.uid))
 			return
 		}

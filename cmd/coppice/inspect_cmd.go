@@ -29,7 +29,7 @@ func writeDevice(w io.Writer, d node.Device) {
 	r.add("state", "%s", d.State)
 	r.add("device", "%s", d.Path)
 	r.add("size", "%s", showBytesExact(d.SizeBytes))
-	r.add("geometry", "%d-byte blocks, %d queues of %d requests%s", d.BlockSize, d.Queues, d.Depth, onlyRead(d))
+	r.add("geometry", "%d-byte blocks, %s of %s%s", d.BlockSize, count(d.Queues, "queue"), count(d.Depth, "request"), onlyRead(d))
 	r.add("created", "%s, in %.1f ms", d.Created.Format(time.RFC3339), d.CreateMS)
 	if d.Restored != nil {
 		r.add("restored", "%s, from an earlier daemon", d.Restored.Format(time.RFC3339))
@@ -79,8 +79,8 @@ func addLeaf(r *rows, leaf node.Leaf) {
 				showBytes(l.DataBytes), showBytes(l.MapBytes), showBytes(l.MemoryBytes))
 		}
 	}
-	r.add("  store", "%s full: %s free of %s, shared by %d layers", showFill(*leaf.Info),
-		showBytes(leaf.Info.FreeBytes), showBytes(leaf.Info.SlotBytes), len(leaf.Info.Layers))
+	r.add("  store", "%s full: %s free of %s, with %s", showFill(*leaf.Info),
+		showBytes(leaf.Info.FreeBytes), showBytes(leaf.Info.SlotBytes), count(len(leaf.Info.Layers), "layer"))
 	r.add("  uuid", "%s", leaf.Info.UUID)
 	r.add("  recovery", "%s", showRecovery(leaf.Info.Recovery))
 	if leaf.Info.Failed {
@@ -89,11 +89,12 @@ func addLeaf(r *rows, leaf node.Leaf) {
 }
 
 func addStats(r *rows, s union.DeviceStats) {
-	r.add("requests", "%d reads, %d writes, %d flushes, %d discards and zeroings", s.Reads, s.Writes, s.Flushes, s.Discards)
+	r.add("requests", "%s, %s, %s, %s",
+		count(s.Reads, "read"), count(s.Writes, "write"), count(s.Flushes, "flush"), count(s.Discards, "discard"))
 	r.add("  read", "%s from the leaf, %s from the root, %s zeros",
 		showBytes(int64(s.LeafReadBytes)), showBytes(int64(s.RootReadBytes)), showBytes(int64(s.ZeroReadBytes)))
 	r.add("  written", "%s, and %s copied up", showBytes(int64(s.WrittenBytes)), showBytes(int64(s.CopiedUpBytes)))
-	r.add("  errors", "%d, of which %d wrong checksums", s.Errors, s.ChecksumErrors)
+	r.add("  errors", "%d, and %s", s.Errors, count(s.ChecksumErrors, "wrong checksum"))
 	if s.InFlight == 0 {
 		r.add("in flight", "none")
 		return

@@ -27,6 +27,19 @@ func (o output) print(w io.Writer, v any, text func(io.Writer)) error {
 	return nil
 }
 
+// count prints "1 layer" and "2 layers".
+func count[N int | uint64](n N, noun string) string {
+	switch {
+	case n == 1:
+		return "1 " + noun
+	case strings.HasSuffix(noun, "sh"):
+		noun += "es"
+	default:
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // rows prints "name  value" lines, aligned. Rows with an empty value are left out.
 type rows struct{ lines [][2]string }
 

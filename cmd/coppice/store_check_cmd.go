@@ -42,11 +42,11 @@ func (c *storeCheckCmd) write(w io.Writer, rep *union.CheckReport) {
 	}
 	switch {
 	case len(rep.Problems) == 0:
-		fmt.Fprintf(w, "%s: sound; %d layers, %d data blocks verified\n", c.Path, len(rep.Store.Layers), rep.DataBlocks)
+		fmt.Fprintf(w, "%s: sound; %s, %s verified\n", c.Path, count(len(rep.Store.Layers), "layer"), count(rep.DataBlocks, "data block"))
 	case repairable == len(rep.Problems):
-		fmt.Fprintf(w, "%s: %d problems, all repairable\n  to do: coppice store check --repair %s\n", c.Path, len(rep.Problems), c.Path)
+		fmt.Fprintf(w, "%s: %s, to be repaired from another copy\n  to do: coppice store check --repair %s\n", c.Path, count(len(rep.Problems), "problem"), c.Path)
 	default:
-		fmt.Fprintf(w, "%s: %d problems, %d of them repairable\n  to do: copy the store before anything else (dd), then restore its layers from a backup\n",
-			c.Path, len(rep.Problems), repairable)
+		fmt.Fprintf(w, "%s: %s, %d of them repairable\n  to do: copy the store before anything else (dd), then restore its layers from a backup\n",
+			c.Path, count(len(rep.Problems), "problem"), repairable)
 	}
 }

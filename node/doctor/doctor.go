@@ -64,7 +64,7 @@ func Host() System {
 	}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
-		s.Memory = uint64(info.Totalram) * uint64(info.Unit)
+		s.Memory = info.Totalram * uint64(info.Unit)
 	}
 	s.NoFile, s.MemLock = hardLimit(unix.RLIMIT_NOFILE), hardLimit(unix.RLIMIT_MEMLOCK)
 	var tx unix.Timex
@@ -74,7 +74,7 @@ func Host() System {
 	s.PIDSpace, _ = os.Readlink("/proc/self/ns/pid")
 	var st unix.Statfs_t
 	if unix.Statfs("/run", &st) == nil {
-		s.RunType = int64(st.Type)
+		s.RunType = st.Type
 	}
 	return s
 }

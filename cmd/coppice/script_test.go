@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"coppice/node"
+	"coppice/node/nodetest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"coppice": main})
+}
+
+// Scripts run the real program against a daemon in this process, whose kernel is a fake one.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup:               setUp,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
+		},
+	})
+}
+
+// machine is what a script has beside its files.
+type machine struct {
+	kernel *nodetest.Kernel
+	runDir string
+	daemon *nodetest.Daemon
+}
+
+type machineKey struct{}
+
+func setUp(env *testscript.Env) error {
+	// Not below the script's directory: the path of a Unix socket has at most 108 bytes.
+	dir, err := os.MkdirTemp("", "coppice")
+	if err != nil {
+		return err
+	}
+	m := &machine{kernel: nodetest.NewKernel(), runDir: filepath.Join(dir, "run")}
+	env.Values[machineKey{}] = m
+	env.Setenv("COPPICE_RUN_DIR", m.runDir)
+	env.Defer(func() {
+		if m.daemon != nil {
+			_ = m.daemon.Stop()
+		}
+		_ = os.RemoveAll(dir)
+	})
+	return nil
+}
+
+func machineOf(ts *testscript.TestScript) *machine {
+	m, _ := ts.Value(machineKey{}).(*machine)
+	return m
+}
+
+// cmdDaemon is "daemon start [VERSION]" or "daemon stop".
+func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	m := machineOf(ts)
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: daemon start [VERSION] | daemon stop")
+	}
+	if args[0] == "stop" {
+		ts.Check(m.daemon.Stop())
+		m.daemon = nil
+		return
+	}
+	cfg := node.Config{RunDir: m.runDir, Log: slog.New(slog.DiscardHandler)}
+	if len(args) > 1 {
+		cfg.Version = args[1]
+	}
+	d, err := nodetest.Start(m.kernel, cfg)
+	ts.Check(err)
+	m.daemon = d
+}
+
+// cmdExits is "exits CODE PROGRAM ARG...": it runs the program and checks its exit code.
+func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if want := args[0]; want != strconv.Itoa(code) {
+		ts.Fatalf("exit code %d, not %s", code, want)
+	}
+}
+
+// cmdHold is "[!] hold ID": it puts a device in use, or ends that.
+func cmdHold(ts *testscript.TestScript, neg bool, args []string) {
+	machineOf(ts).kernel.Hold(number(ts, args[0]), !neg)
+}
+
+// cmdDisk is "disk write ID OFFSET TEXT", "disk read ID OFFSET TEXT" or "disk count N".
+func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
+	k := machineOf(ts).kernel
+	if args[0] == "count" {
+		if got := len(k.IDs()); got != number(ts, args[1]) {
+			ts.Fatalf("%d kernel devices", got)
+		}
+		return
+	}
+	disk, off := k.Disk(number(ts, args[1])), int64(number(ts, args[2]))
+	p := make([]byte, 512)
+	if args[0] == "write" {
+		copy(p, args[3])
+		_, err := disk.WriteAt(p, off)
+		ts.Check(err)
+		return
+	}
+	_, err := disk.ReadAt(p, off)
+	ts.Check(err)
+	if got := string(p[:len(args[3])]); (got == args[3]) == neg {
+		ts.Fatalf("read %q", got)
+	}
+}
+
+// cmdPoke is "poke FILE OFFSET TEXT": it overwrites a part of a file.
+func cmdPoke(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteAt([]byte(args[2]), int64(number(ts, args[1])))
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// cmdSparse is "sparse FILE SIZE [TEXT]": it makes a file of zeros that begins with a text.
+func cmdSparse(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := parseSize(args[1])
+	ts.Check(err)
+	path := ts.MkAbs(args[0])
+	ts.Check(os.WriteFile(path, fmt.Append(nil, append(args[2:], "")[0]), 0o600))
+	ts.Check(os.Truncate(path, n))
+}
+
+func number(ts *testscript.TestScript, s string) int {
+	n, err := strconv.Atoi(s)
+	ts.Check(err)
+	return n
+}

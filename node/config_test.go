@@ -1,0 +1,105 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"testing"
+)
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "coppice.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestReadConfig(t *testing.T) {
+	c, err := ReadConfig(writeConfig(t, `
+run_dir = "/run/other"
+log_level = "debug"
+log_format = "json"
+socket_gid = 12
+max_connections = 3
+operation_seconds = 7
+verify_leaf = false
+[device]
+queues = 2
+depth = 64
+block_size = 4096
+`), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := DeviceConfig{Queues: 2, Depth: 64, BlockSize: 4096}
+	if c.RunDir != "/run/other" || c.LogLevel != "debug" || c.SocketGroup != 12 || c.MaxConnections != 3 ||
+		c.OperationSeconds != 7 || *c.VerifyLeaf || c.Device != want {
+		t.Errorf("read %+v", c)
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	c, err := ReadConfig(filepath.Join(t.TempDir(), "none"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	c = c.withDefaults()
+	if c.RunDir != DefaultRunDir || !*c.VerifyLeaf || c.Device.Depth != 128 || c.Device.BlockSize != 512 {
+		t.Errorf("defaults: %+v", c)
+	}
+}
+
+func TestReadConfigSaysWhatIsWrong(t *testing.T) {
+	for text, want := range map[string]string{
+		"run_dri = \"/x\"\n":             `line 1: unknown key "run_dri"`,
+		"\n[device]\nqueue = 1\n":        `line 3: unknown key "device.queue"`,
+		"run_dir = [\n":                  "line ",
+		"[device]\nqueues = \"many\"\n":  "line 2",
+		"driver = \"x\"\nversion = \"\"": "unknown key",
+	} {
+		_, err := ReadConfig(writeConfig(t, text), false)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if _, err := ReadConfig(filepath.Join(t.TempDir(), "none"), false); err == nil {
+		t.Error("a missing file that was asked for is accepted")
+	}
+}
+
+func TestValidateReturnsAllProblems(t *testing.T) {
+	c := Config{
+		RunDir: "run", LogLevel: "loud", LogFormat: "xml", SocketGroup: -1, MaxConnections: -1, OperationSeconds: -1,
+		Device: DeviceConfig{Queues: -1, Depth: 4097, BlockSize: 100},
+	}
+	err := c.Validate()
+	for _, want := range []string{"run_dir", "log_level", "log_format", "socket_gid", "max_connections", "operation_seconds", "queues"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not among the problems: %v", want, err)
+		}
+	}
+}
+
+func TestVersionOfBuild(t *testing.T) {
+	set := func(revision, modified string) []debug.BuildSetting {
+		return []debug.BuildSetting{{Key: "vcs.revision", Value: revision}, {Key: "vcs.modified", Value: modified}}
+	}
+	for want, settings := range map[string][]debug.BuildSetting{
+		devVersion:                         nil,
+		devVersion + "+0123456789ab":       set("0123456789abcdef", "false"),
+		devVersion + "+0123456789ab.dirty": set("0123456789abcdef", "true"),
+	} {
+		if got := versionOf(settings); got != want {
+			t.Errorf("version %s, not %s", got, want)
+		}
+	}
+}

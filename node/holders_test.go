@@ -1,0 +1,77 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHoldersOfDiskAndPartitions(t *testing.T) {
+	dir := t.TempDir()
+	h := holderSearch{proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys"), disk: "ublkb3"}
+	block := filepath.Join(h.sys, "class/block")
+	put(t, filepath.Join(block, "ublkb3/dev"), "259:3\n")
+	put(t, filepath.Join(block, "ublkb3/ublkb3p1/dev"), "259:4\n")
+	put(t, filepath.Join(block, "ublkb3/ublkb3p2/dev"), "259:5\n")
+	put(t, filepath.Join(block, "ublkb3p2/holders/dm-0/dev"), "253:0\n")
+	put(t, filepath.Join(block, "ublkb33/dev"), "259:33\n")
+	put(t, filepath.Join(h.proc, "self/mountinfo"), `
+22 1 0:20 / /proc rw - proc proc rw
+40 1 259:4 / /srv/my\040disk rw,relatime shared:1 - ext4 /dev/ublkb3p1 rw
+41 1 259:33 / /other rw - ext4 /dev/ublkb33 rw
+bad line
+`)
+	put(t, filepath.Join(h.proc, "swaps"), "Filename Type Size Used Priority\n/dev/ublkb3 partition 1 0 -2\n")
+
+	got := h.find()
+	slices.Sort(got)
+	want := []string{"ublkb3 used as swap", "ublkb3p1 mounted on /srv/my disk", "ublkb3p2 below dm-0"}
+	if !slices.Equal(got, want) {
+		t.Errorf("holders %q, not %q", got, want)
+	}
+}
+
+func TestHoldersOfNothing(t *testing.T) {
+	if got := holders("/dev/ublkb999999"); got != nil {
+		t.Errorf("a device that is not there is held by %q", got)
+	}
+}
+
+func TestDiskIDOfSysfsLink(t *testing.T) {
+	for link, want := range map[string]int{
+		"../../devices/virtual/block/ublkb0":             0,
+		"../../devices/virtual/block/ublkb12/ublkb12p1":  12,
+		"../../devices/pci0000:00/virtio1/block/vda":     -1,
+		"../../devices/virtual/block/notublkb3":          -1,
+		"../../devices/virtual/block/ublkb9999999999999": 9999999999999,
+	} {
+		id, ok := diskIDOf(link)
+		if !ok {
+			id = -1
+		}
+		if id != want {
+			t.Errorf("%s: %d, not %d", link, id, want)
+		}
+	}
+}
+
+func TestUnescapeOctal(t *testing.T) {
+	for in, want := range map[string]string{
+		`/mnt`: "/mnt", `/a\040b`: "/a b", `/tab\011`: "/tab\t", `/back\134slash`: `/back\slash`, `/end\04`: `/end\04`, `/x\9zz`: `/x\9zz`,
+	} {
+		if got := unescapeOctal(in); got != want {
+			t.Errorf("%q: %q, not %q", in, got, want)
+		}
+	}
+}
