@@ -20,8 +20,9 @@ import (
 //	 8 16  boot id: after a reboot the content means nothing
 //	24 16  UUID of the store
 type pendingRing struct {
-	path string // empty: anonymous
-	mem  []byte // header block and ring
+	path  string // empty: anonymous
+	fresh string // name until it is published
+	mem   []byte // header block and ring
 }
 
 var pendingMagic = [8]byte{'C', 'O', 'P', 'P', 'P', 'E', 'N', 'D'}
@@ -54,8 +55,8 @@ func readPending(runDir string, id, boot uuid.UUID) ([]byte, error) {
 	return b[blockSize:], nil
 }
 
-// newPendingRing makes an empty ring. On tmpfs its memory is allocated at once: a full
-// tmpfs is an error here and not a SIGBUS later.
+// newPendingRing makes an empty ring beside the one that a process before may have left, which stays whole. On
+// tmpfs its memory is allocated at once: a full tmpfs is an error here and not a SIGBUS later.
 func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
 	const size = blockSize + pendingBlocks<<blockShift
 	if runDir == "" {
@@ -69,19 +70,34 @@ func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	// A new file, and not the old one emptied: what is there stays whole until this is complete.
-	f, err := os.CreateTemp(filepath.Dir(path), ".pending-*")
+	r := &pendingRing{path: path, fresh: path + ".new"}
+	// Whoever left such a file behind died before it was published: the lock on the store makes it ours.
+	f, err := os.OpenFile(r.fresh, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	r := &pendingRing{path: path}
 	if err := r.fill(f, size, id, boot); err != nil {
-		return nil, errors.Join(fmt.Errorf("make %s: %w", path, err), r.close(), f.Close(), os.Remove(f.Name()))
+		return nil, errors.Join(fmt.Errorf("make %s: %w", r.fresh, err), r.discard(), f.Close())
 	}
-	if err := errors.Join(os.Rename(f.Name(), path), f.Close()); err != nil {
-		return nil, errors.Join(err, r.close())
+	return r, f.Close()
+}
+
+// publish puts the ring in the place of the one that a process before left. Only then may the records of that one
+// be forgotten: they must be in the store's own state by now.
+func (r *pendingRing) publish() error {
+	if r.path == "" {
+		return nil
 	}
-	return r, nil
+	return os.Rename(r.fresh, r.path)
+}
+
+// discard gives up a ring that was not published.
+func (r *pendingRing) discard() error {
+	err := r.close()
+	if r.path == "" {
+		return err
+	}
+	return errors.Join(err, os.Remove(r.fresh))
 }
 
 func (r *pendingRing) fill(f *os.File, size int, id, boot uuid.UUID) error {

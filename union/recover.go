@@ -48,7 +48,10 @@ func (s *Store) recover(o StoreOptions) error {
 	s.log = newModLog(s.sb.UUID, s.sb.LogBlocks, s.pending.ring(), next)
 	s.sb.BootID = boot
 	if err := s.Checkpoint(); err != nil {
-		return errors.Join(fmt.Errorf("write recovered state: %w", err), s.pending.close())
+		return errors.Join(fmt.Errorf("write recovered state: %w", err), s.pending.discard())
+	}
+	if err := s.pending.publish(); err != nil {
+		return errors.Join(fmt.Errorf("publish pending records: %w", err), s.pending.discard())
 	}
 	s.recovery.DurationSeconds = time.Since(began).Seconds()
 	return nil

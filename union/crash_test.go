@@ -1,0 +1,102 @@
+package union
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// cutOpening tries to open the store and stops it after the given number of writes and syncs. It
+// reports whether that was early enough to stop it.
+func (r *rig) cutOpening(calls int) bool {
+	r.t.Helper()
+	d := &faultDisk{Disk: r.disk, left: calls}
+	s, err := openOn("leaf", d, StoreOptions{RunDir: r.run})
+	switch {
+	case errors.Is(err, syscall.EIO):
+		return true
+	case err != nil:
+		r.t.Fatalf("seed %d: open, to be cut after %d calls: %v", r.seed, calls, err)
+	}
+	if err := s.pending.close(); err != nil {
+		r.t.Fatal(err)
+	}
+	return false
+}
+
+// cutDisk replaces the disk by what a power cut leaves of it, and forgets the tmpfs.
+func (r *rig) cutDisk(rng *rand.Rand) {
+	r.t.Helper()
+	after, err := r.disk.Crash(rng)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.disk.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.disk = after
+	if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestPowerCutInRecovery cuts the power again, and again, while the store recovers from the cut before.
+func TestPowerCutInRecovery(t *testing.T) {
+	cuts := 0
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		r := newRig(t, seed, false)
+		o := newOracle(r)
+		for range 3 {
+			drive(r, o, rng, 1+rng.IntN(600))
+			r.powerCut(rng)
+			for range rng.IntN(4) {
+				if r.cutOpening(rng.IntN(9)) {
+					cuts++
+				}
+				r.cutDisk(rng)
+			}
+			r.open()
+			o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d recoveries cut", cuts)
+}
+
+// TestProcessDeathInRecovery kills the process again while it takes over from the one before: what was
+// acknowledged lives on.
+func TestProcessDeathInRecovery(t *testing.T) {
+	kills := 0
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		r := newRig(t, seed, false)
+		o := newOracle(r)
+		for range 3 {
+			drive(r, o, rng, 1+rng.IntN(600))
+			r.abandon()
+			for range 1 + rng.IntN(3) {
+				if r.cutOpening(rng.IntN(9)) {
+					kills++
+				}
+			}
+			r.open()
+			o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d recoveries killed", kills)
+}
