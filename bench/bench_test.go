@@ -209,8 +209,8 @@ func fakeRun(t *testing.T, n, voidRound int) *Run {
 
 func TestRunPairsWithinRounds(t *testing.T) {
 	run := fakeRun(t, 12, 4)
-	if !run.Done || run.Voided() != 1 {
-		t.Errorf("done %v, %d void; want one void sample", run.Done, run.Voided())
+	if _, void := run.Valid(); !run.Done || void != 1 {
+		t.Errorf("done %v, %d void; want one void sample", run.Done, void)
 	}
 	ratios := run.Ratios(Null, RandRead32)
 	if len(ratios) != 11 {
@@ -223,6 +223,19 @@ func TestRunPairsWithinRounds(t *testing.T) {
 	}
 	if n := len(run.Values(Null, RandRead32, func(f Figure) float64 { return f.IOPS })); n != 12 {
 		t.Errorf("%d values of the subject itself, want 12", n)
+	}
+}
+
+// A job whose vCPUs always wait a little, because it sleeps and wakes, is not void for that.
+func TestVoidIsRelativeToTheCalmestRound(t *testing.T) {
+	run := NewRun(nil)
+	for i, wait := range []float64{0.08, 0.09, 0.07, 0.125, 0.10} {
+		run.Samples = append(run.Samples, Sample{Round: i + 1, Subject: Null, Job: RandRead1.Name, Wait: wait})
+	}
+	run.Samples = append(run.Samples, Sample{Round: 1, Subject: Memory, Job: RandRead1.Name, Wait: 0.3})
+	valid, void := run.Valid()
+	if len(valid) != 4 || void != 2 {
+		t.Errorf("%d valid, %d void; want the fourth round and the one above the limit void", len(valid), void)
 	}
 }
 

@@ -45,8 +45,9 @@ func (r *Report) writeMachine(out io.Writer) {
 	for _, key := range keys {
 		fmt.Fprintf(out, "| %s | %s |\n", key, r.Run.Info[key])
 	}
-	fmt.Fprintf(out, "| samples | %d, of which %d void (a vCPU waited more than %.0f %% of the job for a host core) |\n",
-		len(r.Run.Samples), r.Run.Voided(), maxWait*100)
+	_, void := r.Run.Valid()
+	fmt.Fprintf(out, "| samples | %d, of which %d void: a vCPU waited for a host core more than %.0f %% of the job, "+
+		"or %.0f points more than in the calmest round |\n", len(r.Run.Samples), void, maxWait*100, maxExcess*100)
 }
 
 func (r *Report) writeGoals(out io.Writer) {

@@ -5,9 +5,13 @@ import (
 	"time"
 )
 
-// maxWait is the share of a job's time that a vCPU may spend waiting for a host core
-// before the job is void.
-const maxWait = 0.05
+// A job is void when a vCPU waited for a host core for more of its time than it did in
+// the calmest round of the same job plus maxExcess, or for more than maxWait altogether. Some waiting
+// is the job's own: a vCPU that sleeps and is woken thousands of times a second waits a little each time.
+const (
+	maxExcess = 0.05
+	maxWait   = 0.20
+)
 
 // A Sample is one job done once.
 type Sample struct {
@@ -18,9 +22,6 @@ type Sample struct {
 	// Wait is the share of the job's time that the most disturbed vCPU waited for a host core.
 	Wait float64
 }
-
-// Void reports whether the host disturbed the job too much for its figure to count.
-func (s Sample) Void() bool { return s.Wait > maxWait }
 
 // A Run collects the samples of one virtual machine.
 type Run struct {
@@ -78,11 +79,35 @@ func (r *Run) waited(elapsed time.Duration) float64 {
 	return float64(worst) / float64(elapsed)
 }
 
+// Valid returns the samples that the host did not disturb, and how many others there are.
+func (r *Run) Valid() (valid []Sample, void int) {
+	type jobOn struct {
+		subject SubjectName
+		job     string
+	}
+	calmest := map[jobOn]float64{}
+	for _, s := range r.Samples {
+		key := jobOn{s.Subject, s.Job}
+		if wait, ok := calmest[key]; !ok || s.Wait < wait {
+			calmest[key] = s.Wait
+		}
+	}
+	for _, s := range r.Samples {
+		if s.Wait > maxWait || s.Wait > calmest[jobOn{s.Subject, s.Job}]+maxExcess {
+			void++
+			continue
+		}
+		valid = append(valid, s)
+	}
+	return valid, void
+}
+
 // Values returns f of each valid sample of a subject's job.
 func (r *Run) Values(subject SubjectName, job Job, f func(Figure) float64) []float64 {
 	var values []float64
-	for _, s := range r.Samples {
-		if s.Subject == subject && s.Job == job.Name && !s.Void() {
+	valid, _ := r.Valid()
+	for _, s := range valid {
+		if s.Subject == subject && s.Job == job.Name {
 			values = append(values, f(s.Figure))
 		}
 	}
@@ -92,15 +117,16 @@ func (r *Run) Values(subject SubjectName, job Job, f func(Figure) float64) []flo
 // Ratios returns a subject's IOPS divided by the baseline's, for each round in which neither is
 // void.
 func (r *Run) Ratios(subject SubjectName, job Job) []float64 {
+	valid, _ := r.Valid()
 	base := map[int]float64{}
-	for _, s := range r.Samples {
-		if s.Subject == Baseline && s.Job == job.Name && !s.Void() {
+	for _, s := range valid {
+		if s.Subject == Baseline && s.Job == job.Name {
 			base[s.Round] = s.Figure.IOPS
 		}
 	}
 	var ratios []float64
-	for _, s := range r.Samples {
-		if s.Subject != subject || s.Job != job.Name || s.Void() {
+	for _, s := range valid {
+		if s.Subject != subject || s.Job != job.Name {
 			continue
 		}
 		if b, ok := base[s.Round]; ok && b > 0 {
@@ -108,15 +134,4 @@ func (r *Run) Ratios(subject SubjectName, job Job) []float64 {
 		}
 	}
 	return ratios
-}
-
-// Voided returns how many samples do not count.
-func (r *Run) Voided() int {
-	n := 0
-	for _, s := range r.Samples {
-		if s.Void() {
-			n++
-		}
-	}
-	return n
 }

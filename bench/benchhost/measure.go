@@ -101,11 +101,7 @@ func (w *watcher) take(line string) error {
 	}
 	if e.Kind == bench.KindEnd {
 		s := w.run.Samples[len(w.run.Samples)-1]
-		note := ""
-		if s.Void() {
-			note = fmt.Sprintf("  void: a vCPU waited %.0f %% of the time", s.Wait*100)
-		}
-		logf("round %2d  %-34s %-20s %9.0f IOPS%s", e.Round, e.Subject, e.Job, e.Figure.IOPS, note)
+		logf("round %2d  %-34s %-20s %9.0f IOPS  vCPU waited %2.0f %%", e.Round, e.Subject, e.Job, e.Figure.IOPS, s.Wait*100)
 	}
 	return nil
 }
