@@ -120,7 +120,7 @@ func (rep *CheckReport) add(p Problem) {
 
 func (rep *CheckReport) checkSuperblocks(s *Store) {
 	buf := alignedBuffer(blockSize)
-	for i, block := range [...]int64{superABlock, superBBlock} {
+	for i, block := range superBlocks {
 		off := block << blockShift
 		var sb superblock
 		if _, err := s.disk.ReadAt(buf, off); err != nil {

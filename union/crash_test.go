@@ -10,10 +10,10 @@ import (
 )
 
 // cutOpening tries to open the store and stops it after the given number of writes and syncs. It
-// reports whether that was early enough to stop it.
-func (r *rig) cutOpening(calls int) bool {
+// reports whether that was early enough to stop it. With garble, the write that it stops at leaves garbage.
+func (r *rig) cutOpening(calls int, garble bool) bool {
 	r.t.Helper()
-	d := &faultDisk{Disk: r.disk, left: calls}
+	d := &faultDisk{Disk: r.disk, left: calls, garble: garble}
 	s, err := openOn("leaf", d, StoreOptions{RunDir: r.run})
 	switch {
 	case errors.Is(err, syscall.EIO):
@@ -54,7 +54,7 @@ func TestPowerCutInRecovery(t *testing.T) {
 			drive(r, o, rng, 1+rng.IntN(600))
 			r.powerCut(rng)
 			for range rng.IntN(4) {
-				if r.cutOpening(rng.IntN(9)) {
+				if r.cutOpening(rng.IntN(11), rng.IntN(2) == 0) {
 					cuts++
 				}
 				r.cutDisk(rng)
@@ -84,7 +84,7 @@ func TestProcessDeathInRecovery(t *testing.T) {
 			drive(r, o, rng, 1+rng.IntN(600))
 			r.abandon()
 			for range 1 + rng.IntN(3) {
-				if r.cutOpening(rng.IntN(9)) {
+				if r.cutOpening(rng.IntN(11), false) {
 					kills++
 				}
 			}
@@ -99,4 +99,46 @@ func TestProcessDeathInRecovery(t *testing.T) {
 		}
 	}
 	t.Logf("%d recoveries killed", kills)
+}
+
+// TestTornSuperblockAfterCutCheckpoint stops a checkpoint between the two superblocks, and then the recovery at each of
+// its writes, which leaves garbage: the state that is left to go back to must be whole.
+func TestTornSuperblockAfterCutCheckpoint(t *testing.T) {
+	for calls := 0; ; calls++ {
+		rng := rand.New(rand.NewPCG(1, 6))
+		r := newRig(t, 1, false)
+		o := newOracle(r)
+		// The catalog of the older superblock now lies where the next recovery begins to allocate.
+		r.close()
+		r.open()
+		for range 40 { // without checkpoints
+			o.submit(r, rng)
+			r.sim.Step()
+		}
+		if err := errors.Join(r.sim.Run(), r.block.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		copy(o.floor, o.acked)
+		r.store.disk = &faultDisk{Disk: r.disk, left: -1, stop: func(off int64) bool { return off == superABlock }}
+		if err := r.store.Checkpoint(); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("checkpoint to be stopped: %v", err)
+		}
+		r.abandon()
+		if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
+			t.Fatal(err)
+		}
+		stopped := r.cutOpening(calls, true)
+		r.open()
+		o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+		r.close()
+		r.check()
+		r.disk.Close()
+		if !stopped {
+			// superblock, run, catalog, two superblocks, and the syncs
+			if calls < 8 {
+				t.Errorf("a recovery has only %d calls", calls)
+			}
+			return
+		}
+	}
 }

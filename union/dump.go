@@ -49,7 +49,7 @@ func dumpDisk(w io.Writer, path string, dk disk) error {
 
 func (d *dumper) superblocks() {
 	buf := alignedBuffer(blockSize)
-	for i, block := range [...]int64{superABlock, superBBlock} {
+	for i, block := range superBlocks {
 		off := block << blockShift
 		d.printf("superblock %c at byte %d\n", 'A'+i, off)
 		if _, err := d.s.disk.ReadAt(buf, off); err != nil {

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"syscall"
 
 	"coppice/ublk/ublktest"
@@ -10,8 +11,10 @@ import (
 // later ones fail, and nothing reaches the disk any more.
 type faultDisk struct {
 	*ublktest.Disk
-	left   int // writes and syncs that still work; negative: all
-	writes int // that worked
+	left   int                  // writes and syncs that still work; negative: all
+	garble bool                 // the write that fails leaves garbage
+	stop   func(off int64) bool // a write there is the first call that fails, if not nil
+	writes int                  // that worked
 	syncs  int
 }
 
@@ -24,11 +27,28 @@ func (d *faultDisk) spend() error {
 }
 
 func (d *faultDisk) WriteAt(p []byte, off int64) (int, error) {
+	if d.stop != nil && d.stop(off) {
+		d.left = 0
+	}
 	if err := d.spend(); err != nil {
+		if d.garble {
+			d.garble = false
+			return 0, errors.Join(err, d.scribble(len(p), off))
+		}
 		return 0, err
 	}
 	d.writes++
 	return d.Disk.WriteAt(p, off)
+}
+
+// scribble writes what a disk may leave that loses power while it writes: neither old nor new.
+func (d *faultDisk) scribble(n int, off int64) error {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i*7 + 1)
+	}
+	_, err := d.Disk.WriteAt(p, off)
+	return err
 }
 
 func (d *faultDisk) Sync() error {

@@ -48,6 +48,9 @@ const (
 	maxBlock = 1<<40 - 1
 )
 
+// superBlocks are the places of the superblock's copies A and B.
+var superBlocks = [2]int64{superABlock, superBBlock}
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func checksum(p []byte) uint32 { return crc32.Update(0, castagnoli, p) }

@@ -39,6 +39,9 @@ func (s *Store) recover(o StoreOptions) error {
 		s.recovery.DurationSeconds = time.Since(began).Seconds()
 		return nil
 	}
+	if err := s.levelSuperblocks(); err != nil {
+		return fmt.Errorf("write superblock: %w", err)
+	}
 	s.pending, err = newPendingRing(o.RunDir, s.sb.UUID, boot)
 	if err != nil {
 		return err
@@ -57,8 +60,7 @@ func (s *Store) recover(o StoreOptions) error {
 	return nil
 }
 
-// readSuperblocks takes the newer of the two. One that is missing or damaged is written again by the
-// next change of state.
+// readSuperblocks takes the newer of the two, and notes which copy does not hold it.
 func (s *Store) readSuperblocks() error {
 	if s.disk.Size() < MinStoreBytes {
 		return fmt.Errorf("%d bytes, a store has at least %d: %w", s.disk.Size(), MinStoreBytes, ErrNotFormatted)
@@ -66,38 +68,76 @@ func (s *Store) readSuperblocks() error {
 	var sbs [2]superblock
 	var errs [2]error
 	buf := alignedBuffer(blockSize)
-	for i, block := range [...]int64{superABlock, superBBlock} {
+	for i, block := range superBlocks {
 		if _, err := s.disk.ReadAt(buf, block<<blockShift); err != nil {
 			errs[i] = fmt.Errorf("read superblock: %w", err)
 			continue
 		}
 		errs[i] = sbs[i].decode(buf, block<<blockShift)
 	}
+	if err := s.chooseSuperblock(sbs, errs); err != nil {
+		return err
+	}
+	if have := uint64(s.disk.Size()) >> blockShift; s.sb.SizeBlocks > have {
+		return fmt.Errorf("store has %d blocks of 4 KiB, but only %d are there: %w", s.sb.SizeBlocks, have, ErrTooSmall)
+	}
+	return nil
+}
+
+func (s *Store) chooseSuperblock(sbs [2]superblock, errs [2]error) error {
+	choose := func(i int) {
+		s.sb = sbs[i]
+		s.behind = []int64{superBlocks[1-i]}
+	}
+	for _, err := range errs {
+		// Also where the other copy is of this version: it is the older state, and going back to it would
+		// undo what the later release did.
+		if errors.Is(err, ErrVersion) {
+			return err
+		}
+	}
 	switch {
 	case errs[0] == nil && errs[1] == nil:
 		if sbs[0].UUID != sbs[1].UUID {
 			return &CorruptError{"superblock", -1, "the two copies are of different stores"}
 		}
-		s.sb = sbs[0]
-		if sbs[1].Generation > s.sb.Generation {
-			s.sb = sbs[1]
+		switch {
+		case sbs[0].Generation > sbs[1].Generation:
+			choose(0)
+		case sbs[0].Generation < sbs[1].Generation:
+			choose(1)
+		default:
+			s.sb = sbs[0]
 		}
 	case errs[0] == nil:
-		s.sb = sbs[0]
+		choose(0)
 		s.recovery.Repaired++
 	case errs[1] == nil:
-		s.sb = sbs[1]
+		choose(1)
 		s.recovery.Repaired++
 	case errors.Is(errs[0], ErrNotFormatted) && errors.Is(errs[1], ErrNotFormatted):
 		return fmt.Errorf("%w: make one with 'coppice store format'", ErrNotFormatted)
-	case errors.Is(errs[0], ErrVersion):
-		return errs[0]
 	default:
 		return fmt.Errorf("both superblocks are damaged, nothing was written: %w", errors.Join(errs[0], errs[1]))
 	}
-	if have := uint64(s.disk.Size()) >> blockShift; s.sb.SizeBlocks > have {
-		return fmt.Errorf("store has %d blocks of 4 KiB, but only %d are there: %w", s.sb.SizeBlocks, have, ErrTooSmall)
+	return nil
+}
+
+// levelSuperblocks writes the chosen superblock to the copy that does not hold it. It comes before anything else is
+// written: what only the older copy names counts as free from here on, so that copy must never be
+// needed again.
+func (s *Store) levelSuperblocks() error {
+	p := alignedBuffer(blockSize)
+	s.sb.encode(p)
+	for _, block := range s.behind {
+		if _, err := s.disk.WriteAt(p, block<<blockShift); err != nil {
+			return err
+		}
+		if err := s.disk.Sync(); err != nil {
+			return err
+		}
 	}
+	s.behind = nil
 	return nil
 }
 

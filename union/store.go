@@ -24,6 +24,7 @@ type Store struct {
 	epochs   *epochs
 	pending  *pendingRing
 	recovery Recovery
+	behind   []int64 // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
