@@ -12,7 +12,7 @@ func (s *Store) Checkpoint() error {
 	l.mu.Lock()
 	if l.failed {
 		l.mu.Unlock()
-		return fmt.Errorf("checkpoint: an earlier write or flush of the store failed")
+		return fmt.Errorf("checkpoint: %w", errFailed)
 	}
 	if l.count > 0 {
 		l.seal()
@@ -181,7 +181,7 @@ func (s *Store) writeState(logStart uint64) error {
 	enc := encodeCatalog(entries)
 	n := catalogBlockCount(len(enc))
 	if n > maxCatalogBlocks {
-		return fmt.Errorf("write catalog: %d layers with fragmented runs take %d blocks, at most %d fit", len(entries), n, maxCatalogBlocks)
+		return fmt.Errorf("write catalog: %d layers with fragmented runs take %d blocks, at most %d fit: %w", len(entries), n, maxCatalogBlocks, ErrNoSpace)
 	}
 	exts, ok := s.slots.alloc(nil, n, 0)
 	if !ok {
@@ -200,7 +200,9 @@ func (s *Store) writeState(logStart uint64) error {
 	if err := s.writeSuperblocks(&next); err != nil {
 		return fmt.Errorf("write superblock: %w", err)
 	}
-	s.sb = next
+	// What requests read of sb, without mu, never changes.
+	s.sb.Generation, s.sb.LogStart = next.Generation, next.LogStart
+	s.sb.CatalogSlot, s.sb.CatalogBlocks, s.sb.CatalogGeneration = next.CatalogSlot, next.CatalogBlocks, next.CatalogGeneration
 	s.releaseAll(s.catalogSlots)
 	s.catalogSlots = exts
 	return nil

@@ -21,6 +21,9 @@ var (
 	ErrVersion      = errors.New("format of another version")
 )
 
+// errFailed is the sticky state of a store.
+var errFailed = errors.New("an earlier write or flush of the store failed, it takes no more writes until it is opened again")
+
 // CorruptError says where a stored structure is damaged. It matches [ErrCorrupt].
 type CorruptError struct {
 	Structure string // superblock, log, run, catalog, data

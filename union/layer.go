@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -98,12 +99,28 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	})
 	s.layers[name] = l
 	s.sb.NextLayer++
-	if err := s.writeState(s.sb.LogStart); err != nil {
+	if err := s.changeLayers(); err != nil {
 		delete(s.layers, name)
 		return nil, fmt.Errorf("make layer %q: %w", name, err)
 	}
 	l.opened, l.made = true, true
 	return l, nil
+}
+
+// changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
+// of space, nobody knows which catalog the superblocks name, and the store takes no more writes.
+func (s *Store) changeLayers() error {
+	s.log.mu.Lock()
+	failed := s.log.failed
+	s.log.mu.Unlock()
+	if failed {
+		return errFailed
+	}
+	err := s.writeState(s.sb.LogStart)
+	if err != nil && !errors.Is(err, ErrNoSpace) {
+		s.fail()
+	}
+	return err
 }
 
 // Made tells whether the OpenLayer that returned this layer made it.
@@ -123,7 +140,7 @@ func (s *Store) RemoveLayer(name string) error {
 		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, ErrLayerInUse)
 	}
 	delete(s.layers, name)
-	if err := s.writeState(s.sb.LogStart); err != nil {
+	if err := s.changeLayers(); err != nil {
 		s.layers[name] = l
 		return fmt.Errorf("remove layer %q: %w", name, err)
 	}
