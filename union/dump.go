@@ -110,12 +110,13 @@ func (d *dumper) log() error {
 	for c, src := range sources {
 		first := [...]uint64{s.sb.LogA, s.sb.LogB}[c]
 		d.printf("log copy %c, blocks from %d on\n", 'A'+c, s.sb.LogStart)
-		// In order of sequence numbers, of which the ring holds fewer than its length.
+		// In order of sequence numbers. What lies further from the start than the ring is long is of another state.
 		var h logHeader
 		found := make(map[uint64]uint64)
 		var highest uint64
 		for i := range src.blocks {
-			if h.decode(src.mem[i<<blockShift:][:blockSize], s.sb.UUID) && h.Seq >= s.sb.LogStart && h.Seq%src.blocks == i {
+			if h.decode(src.mem[i<<blockShift:][:blockSize], s.sb.UUID) && h.Seq >= s.sb.LogStart && h.Seq%src.blocks == i &&
+				h.Seq-s.sb.LogStart < s.sb.LogBlocks {
 				found[h.Seq] = i
 				highest = max(highest, h.Seq)
 			}
