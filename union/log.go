@@ -52,9 +52,11 @@ func (l *modLog) block(seq uint64) []byte {
 func (l *modLog) open() {
 	h := logHeader{UUID: l.id, Seq: l.next, Durable: l.durable}
 	p := l.block(l.next)
+	// First no records, then the new number: or a successor of this process would take the old block's
+	// records for the new one's.
+	l.setCount(p, 0)
 	h.encode(p)
 	clear(p[logHeaderSize:])
-	l.count = 0
 }
 
 func (l *modLog) seal() {
@@ -82,8 +84,12 @@ func (l *modLog) append(r *record) {
 	}
 	p := l.block(l.next)
 	r.encode(p[logHeaderSize+l.count*recordSize:])
-	l.count++
-	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[40])), uint32(l.count))
+	l.setCount(p, l.count+1)
+}
+
+func (l *modLog) setCount(p []byte, n int) {
+	l.count = n
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[40])), uint32(n))
 }
 
 // supersede notes slots that become free once a commit has covered the records so far.
