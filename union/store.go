@@ -80,37 +80,68 @@ type StoreInfo struct {
 }
 
 // Format makes a store on a block device or in a regular file, and refuses a target that holds anything
-// (any byte that is not zero in its first or last MiB) unless forced.
+// (any byte that is not zero in its first or last MiB) unless forced. A target that it refuses stays as it was.
 func Format(path string, o FormatOptions) (*StoreInfo, error) {
+	if o.SizeBytes != 0 && o.SizeBytes < MinStoreBytes {
+		return nil, fmt.Errorf("format %s: %d bytes, need at least %d: %w", path, o.SizeBytes, MinStoreBytes, ErrTooSmall)
+	}
+	created := false
 	if o.SizeBytes > 0 {
-		if err := growFile(path, o.SizeBytes); err != nil {
+		var err error
+		if created, err = createFile(path); err != nil {
 			return nil, fmt.Errorf("format %s: %w", path, err)
 		}
 	}
+	info, err := formatPath(path, o)
+	if err != nil && created {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return info, err
+}
+
+func createFile(path string) (created bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, f.Close()
+}
+
+func formatPath(path string, o FormatOptions) (*StoreInfo, error) {
 	d, err := openDisk(path, false)
 	if err != nil {
 		return nil, fmt.Errorf("format store: %w", err)
 	}
-	info, err := formatDisk(path, d, o)
+	var info *StoreInfo
+	if err = growFile(d, o); err == nil {
+		info, err = formatDisk(path, d, o)
+	}
 	if err := errors.Join(err, d.Close()); err != nil {
 		return nil, fmt.Errorf("format %s: %w", path, err)
 	}
 	return info, nil
 }
 
-func growFile(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+func growFile(d *fileDisk, o FormatOptions) error {
+	if d.size >= o.SizeBytes {
+		return nil
+	}
+	if d.block {
+		return fmt.Errorf("size of %d bytes asked for, has %d: only a regular file can be extended: %w", o.SizeBytes, d.size, ErrTooSmall)
+	}
+	if !o.Force {
+		if err := checkEmpty(d); err != nil {
+			return err
+		}
+	}
+	if err := d.f.Truncate(o.SizeBytes); err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("a size can be given for a regular file only")
-	}
-	if err == nil && st.Size() < size {
-		err = f.Truncate(size)
-	}
-	return errors.Join(err, f.Close())
+	d.size = o.SizeBytes
+	return nil
 }
 
 func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
@@ -121,6 +152,9 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 		if err := checkEmpty(d); err != nil {
 			return nil, err
 		}
+	}
+	if err := checkOtherUUID(d, o.UUID); err != nil {
+		return nil, err
 	}
 	sb := layout(d.Size())
 	sb.UUID = o.UUID
@@ -137,12 +171,16 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 }
 
 func checkEmpty(d disk) error {
-	buf := alignedBuffer(1 << 20)
-	for _, off := range []int64{0, (d.Size() - int64(len(buf))) &^ (blockSize - 1)} {
-		if _, err := d.ReadAt(buf, off); err != nil {
+	const edge = 1 << 20
+	buf := alignedBuffer(edge + blockSize)
+	for _, off := range []int64{0, max(0, d.Size()-edge) &^ (blockSize - 1)} {
+		want := min(int64(len(buf)), d.Size()-off)
+		// The last block may be cut short. Asking for all of it keeps the length a multiple for O_DIRECT.
+		n, err := d.ReadAt(buf[:(want+blockSize-1)&^(blockSize-1)], off)
+		if int64(n) < want {
 			return fmt.Errorf("read at byte %d: %w", off, err)
 		}
-		for i, b := range buf {
+		for i, b := range buf[:want] {
 			if b != 0 {
 				return fmt.Errorf("byte %d is %#02x: %w; nothing was written: give another target, or overwrite this one with --force",
 					off+int64(i), b, ErrNotEmpty)
@@ -150,6 +188,15 @@ func checkEmpty(d disk) error {
 		}
 	}
 	return nil
+}
+
+// checkOtherUUID keeps the log blocks of a store that is overwritten from being taken for those of the new one.
+func checkOtherUUID(d disk, id uuid.UUID) error {
+	old := Store{disk: d}
+	if err := old.readSuperblocks(); err != nil || old.sb.UUID != id {
+		return nil
+	}
+	return fmt.Errorf("UUID %s is that of the store that is there: leave it away, or give another", id)
 }
 
 // OpenStore opens a store, recovers what its log holds, and, unless read-only, claims it for this process.
