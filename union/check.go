@@ -3,6 +3,8 @@ package union
 import (
 	"errors"
 	"fmt"
+
+	"github.com/google/uuid"
 )
 
 // CheckOptions say how to check a store.
@@ -41,6 +43,8 @@ type CheckReport struct {
 	DataBlocks uint64    `json:"data_blocks"` // read and compared with their checksums
 	Problems   []Problem `json:"problems"`
 	Repaired   []Problem `json:"repaired"`
+
+	opener uuid.UUID // boot in which the store was opened and not closed
 }
 
 // maxProblems bounds a report on a store that is damaged all over.
@@ -69,8 +73,17 @@ func Check(path string, o CheckOptions) (*CheckReport, error) {
 	return repair(path, rep, o)
 }
 
-// repair opens the store for writing, which writes every superblock and an empty log again.
+// repair opens the store for writing, which writes every superblock and an empty log again. That would outdate
+// the pending records of a process of this boot that did not close the store.
 func repair(path string, found *CheckReport, o CheckOptions) (*CheckReport, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, fmt.Errorf("repair: read boot id: %w", err)
+	}
+	if found.opener == boot {
+		return nil, fmt.Errorf("repair %s: a daemon of this boot had it open and did not close it, and may have left acknowledged writes "+
+			"in its run directory: start the daemon on it, which repairs it too", path)
+	}
 	s, err := OpenStore(path, StoreOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("repair: %w", err)
@@ -98,6 +111,7 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 		return rep, nil
 	}
 	rep.Store = s.Info()
+	rep.opener = s.sb.BootID
 	rep.checkSuperblocks(s)
 	if err := rep.checkLogCopies(s); err != nil {
 		return nil, err
