@@ -23,9 +23,9 @@ import (
 //
 // The string: u32 number of layers, then for each layer
 //
-//	u32 number, u8 flags (1 read-only), 16 bytes UUID, u64 size in bytes, i64 created (Unix seconds),
+//	u32 number, u8 flags (1 sealed), u32 number of the parent or 0, 16 bytes UUID, u64 size in bytes, i64 created (Unix seconds),
 //	u8 pin kind, u64 pin size, i64 pin modification time, 32 bytes pin digest,
-//	u8 length and name, u64 run generation, u64 run entries, u32 number of extents, extents (u64 slot, u32 count)
+//	u8 length and name, u32 layer number in the run's blocks, u64 run generation, u64 run entries, u32 number of extents, extents (u64 slot, u32 count)
 const (
 	catalogMagic      = uint32('C') | uint32('C')<<8 | uint32('A')<<16 | uint32('T')<<24
 	catalogHeaderSize = 48
@@ -37,6 +37,9 @@ const (
 	// MaxLayerName is the longest name of a layer in bytes.
 	MaxLayerName = 64
 	maxLayers    = 65536
+
+	// MaxDepth is how many sealed layers a layer can stand on.
+	MaxDepth = 64
 )
 
 // extent is a range of slots.
@@ -48,11 +51,14 @@ type extent struct {
 // layerEntry is what the catalog says of a layer.
 type layerEntry struct {
 	Number        uint32
+	Parent        uint32 // number of the sealed layer below, or 0
+	Sealed        bool
 	UUID          uuid.UUID
 	Name          string
 	SizeBytes     int64
 	Created       int64
 	Pin           Pin
+	RunLayer      uint32 // number that the run was written under: sealing hands runs on
 	RunGeneration uint64
 	RunEntries    uint64
 	Run           []extent
@@ -63,7 +69,8 @@ func encodeCatalog(layers []layerEntry) []byte {
 	for i := range layers {
 		l := &layers[i]
 		b = le.AppendUint32(b, l.Number)
-		b = append(b, 0)
+		b = append(b, flagsOf(l))
+		b = le.AppendUint32(b, l.Parent)
 		b = append(b, l.UUID[:]...)
 		b = le.AppendUint64(b, uint64(l.SizeBytes))
 		b = le.AppendUint64(b, uint64(l.Created))
@@ -73,6 +80,7 @@ func encodeCatalog(layers []layerEntry) []byte {
 		b = append(b, l.Pin.Digest[:]...)
 		b = append(b, byte(len(l.Name)))
 		b = append(b, l.Name...)
+		b = le.AppendUint32(b, l.RunLayer)
 		b = le.AppendUint64(b, l.RunGeneration)
 		b = le.AppendUint64(b, l.RunEntries)
 		b = le.AppendUint32(b, uint32(len(l.Run)))
@@ -82,6 +90,15 @@ func encodeCatalog(layers []layerEntry) []byte {
 		}
 	}
 	return b
+}
+
+const layerSealed = 1
+
+func flagsOf(l *layerEntry) byte {
+	if l.Sealed {
+		return layerSealed
+	}
+	return 0
 }
 
 // fields reads little-endian values and remembers the first shortage.
@@ -120,9 +137,12 @@ func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
 	for range n {
 		var l layerEntry
 		l.Number = f.u32()
-		if flags := f.u8(); flags != 0 {
+		flags := f.u8()
+		if flags&^layerSealed != 0 {
 			return bad("unknown layer flags %#x", flags)
 		}
+		l.Sealed = flags&layerSealed != 0
+		l.Parent = f.u32()
 		copy(l.UUID[:], f.take(16))
 		l.SizeBytes = int64(f.u64())
 		l.Created = int64(f.u64())
@@ -131,6 +151,7 @@ func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
 		l.Pin.ModTime = int64(f.u64())
 		copy(l.Pin.Digest[:], f.take(len(l.Pin.Digest)))
 		l.Name = string(f.take(int(f.u8())))
+		l.RunLayer = f.u32()
 		l.RunGeneration = f.u64()
 		l.RunEntries = f.u64()
 		extents := f.u32()
@@ -162,7 +183,26 @@ func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
 	if f.short || len(f.b) != 0 {
 		return bad("length does not fit its content")
 	}
-	return layers, nil
+	return layers, checkParents(layers)
+}
+
+// checkParents refuses parents that do not exist, are not sealed, differ in size, or go round in a circle.
+func checkParents(layers []layerEntry) error {
+	byNumber := make(map[uint32]*layerEntry, len(layers))
+	for i := range layers {
+		byNumber[layers[i].Number] = &layers[i]
+	}
+	for i := range layers {
+		depth := 0
+		for l := &layers[i]; l.Parent != 0; depth++ {
+			p := byNumber[l.Parent]
+			if p == nil || !p.Sealed || p.SizeBytes != l.SizeBytes || depth == MaxDepth {
+				return &CorruptError{"catalog", -1, fmt.Sprintf("parent %d of layer %d is missing, not sealed, of another size, or too deep down", l.Parent, l.Number)}
+			}
+			l = p
+		}
+	}
+	return nil
 }
 
 // ValidLayerName tells whether a layer can have the name: 1 to 64 of the characters

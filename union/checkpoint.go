@@ -8,6 +8,10 @@ import "fmt"
 func (s *Store) Checkpoint() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.checkpointLocked()
+}
+
+func (s *Store) checkpointLocked() error {
 	l := s.log
 	l.mu.Lock()
 	if l.failed {
@@ -91,7 +95,8 @@ func (s *Store) writeRun(layer *Layer) ([]extent, error) {
 		return nil, err
 	}
 	old := layer.entry.Run
-	layer.entry.Run, layer.entry.RunGeneration, layer.entry.RunEntries = w.slots, w.h.Generation, w.entries
+	layer.entry.Run, layer.entry.RunLayer = w.slots, w.h.Layer
+	layer.entry.RunGeneration, layer.entry.RunEntries = w.h.Generation, w.entries
 	return old, nil
 }
 

@@ -93,8 +93,18 @@ func (d *dumper) catalog() {
 }
 
 func (d *dumper) record(indent string, r *record) {
-	if r.Kind == kindZero {
+	switch r.Kind {
+	case kindZero:
 		d.printf("%sblocks %d to %d read as zeros\n", indent, r.Block, r.Block+r.Slot-1)
+		return
+	case kindSeal:
+		d.printf("%ssealed as layer %d, %d bytes of UUID and name follow\n", indent, r.Block, r.CRC)
+		return
+	case kindText:
+		d.printf("%stext\n", indent)
+		return
+	case kindMerge:
+		d.printf("%smerged with layer %d below\n", indent, r.Block)
 		return
 	}
 	d.printf("%sblock %d in slot %d, CRC-32C %#08x\n", indent, r.Block, r.Slot, r.CRC)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 
 	"github.com/google/uuid"
 )
@@ -258,8 +259,11 @@ func (h *logHeader) decode(p []byte, id uuid.UUID) bool {
 
 // Kinds of records and run entries. Numbers are never used again for another meaning.
 const (
-	kindData = 1 // block is in a slot
-	kindZero = 2 // count blocks from block on read as zeros
+	kindData  = 1 // block is in a slot
+	kindZero  = 2 // count blocks from block on read as zeros
+	kindSeal  = 3 // what the layer holds so far becomes a sealed layer, its parent; text records follow
+	kindText  = 4 // 24 bytes of the record before it
+	kindMerge = 5 // the layer and its sealed parent become one again
 )
 
 // record is one entry of the modification log.
@@ -267,10 +271,13 @@ const (
 //	 0  1  kind
 //	 1  3  zero
 //	 4  4  layer number
-//	 8  8  block: 4 KiB block of the device
-//	16  8  slot (data) or count of blocks (zero)
-//	24  4  CRC-32C of the slot's content (data)
+//	 8  8  block: 4 KiB block of the device; number of the sealed layer (seal, merge)
+//	16  8  slot (data), count of blocks (zero), or time in Unix seconds (seal)
+//	24  4  CRC-32C of the slot's content (data), or bytes of text that follow (seal)
 //	28  4  zero
+//
+// A text record has 24 bytes of text from byte 8 on. Seal and its text lie in one log block. The text is
+// the UUID of the sealed layer and then its name.
 type record struct {
 	Kind  uint8
 	Layer uint32
@@ -304,8 +311,19 @@ func (r *record) valid(slots, layerBlocks uint64) bool {
 		return r.Slot < slots && r.Block < layerBlocks
 	case kindZero:
 		return r.Block < layerBlocks && r.Slot > 0 && r.Slot <= layerBlocks-r.Block
+	case kindSeal, kindMerge:
+		return r.Block > 0 && r.Block <= math.MaxUint32
 	}
 	return false
+}
+
+const textPerRecord = recordSize - 8
+
+func encodeText(p []byte, layer uint32, text []byte) {
+	clear(p[:recordSize])
+	le.PutUint32(p, kindText)
+	le.PutUint32(p[4:], layer)
+	copy(p[8:recordSize], text)
 }
 
 // runHeader begins each block of a run: the sector map of one layer, sorted by block.

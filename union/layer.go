@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,16 +17,20 @@ type Layer struct {
 	opened bool       // guarded by Store.mu
 	made   bool       // by the OpenLayer that has it open
 
-	mu    sync.Mutex // guards m and dirty
-	m     *sectorMap
-	dirty bool // changed since its run was written
+	mu     sync.Mutex // guards what follows; of a sealed layer only dirty changes
+	m      *sectorMap // what the layer itself holds
+	parent *Layer     // sealed; nil: the root
+	dirty  bool       // changed since its run was written
+
+	view atomic.Pointer[view] // of a sealed layer and all below it, once it is built
 }
 
 // LayerOptions say how to open a layer.
 type LayerOptions struct {
-	Create    bool  // make it where it does not exist
-	Pin       Pin   // the root that the device stands on
-	SizeBytes int64 // of the device; 0: the layer's own
+	Create    bool   // make it where it does not exist
+	From      string // with Create: the sealed layer that the new one stands on; empty: the root alone
+	Pin       Pin    // the root that the device stands on
+	SizeBytes int64  // of the device; 0: the layer's own
 }
 
 // LayerInfo describes a layer.
@@ -36,6 +41,8 @@ type LayerInfo struct {
 	DataBytes   int64     `json:"data_bytes"` // in slots of its own
 	MapBytes    int64     `json:"map_bytes"`  // its run on the store
 	MemoryBytes int64     `json:"memory_bytes"`
+	Parent      string    `json:"parent,omitempty"` // the sealed layer below
+	Sealed      bool      `json:"sealed"`
 	Open        bool      `json:"open"`
 	Created     time.Time `json:"created"`
 	Pin         Pin       `json:"pin"`
@@ -63,6 +70,10 @@ func (s *Store) OpenLayer(name string, o LayerOptions) (*Layer, error) {
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrNoLayer)
 	case l.opened:
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrLayerInUse)
+	case l.entry.Sealed:
+		return nil, fmt.Errorf("open layer %q in store %s: %w: make a new layer from it (--from %s)", name, s.path, ErrSealed, name)
+	case o.From != "" && (l.parent == nil || l.parent.entry.Name != o.From):
+		return nil, fmt.Errorf("open layer %q in store %s: it exists already and does not stand on %q: give another name", name, s.path, o.From)
 	}
 	if d := l.entry.Pin.Difference(o.Pin); d != "" {
 		return nil, fmt.Errorf("open layer %q in store %s: %w: this one has %s; give the root that it was made for, or another layer",
@@ -83,8 +94,15 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	if s.readOnly {
 		return nil, fmt.Errorf("make layer %q in store %s: %w", name, s.path, ErrReadOnly)
 	}
+	parent, err := s.parentFor(name, o)
+	if err != nil {
+		return nil, err
+	}
 	size := o.SizeBytes
-	if size == 0 {
+	switch {
+	case parent != nil:
+		size = parent.entry.SizeBytes
+	case size == 0:
 		size = o.Pin.SizeBytes
 	}
 	if size <= 0 || size>>blockShift > maxBlock || size%512 != 0 {
@@ -97,6 +115,7 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 		Number: s.sb.NextLayer, UUID: uuid.New(), Name: name,
 		SizeBytes: size, Created: time.Now().Unix(), Pin: o.Pin,
 	})
+	l.standOn(parent)
 	s.layers[name] = l
 	s.sb.NextLayer++
 	if err := s.changeLayers(); err != nil {
@@ -105,6 +124,86 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	}
 	l.opened, l.made = true, true
 	return l, nil
+}
+
+// parentFor finds the sealed layer that a new one is to stand on.
+func (s *Store) parentFor(name string, o LayerOptions) (*Layer, error) {
+	if o.From == "" {
+		return nil, nil
+	}
+	p := s.layers[o.From]
+	fail := func(format string, a ...any) (*Layer, error) {
+		return nil, fmt.Errorf("make layer %q from %q in store %s: %w", name, o.From, s.path, fmt.Errorf(format, a...))
+	}
+	switch {
+	case p == nil:
+		return fail("%w", ErrNoLayer)
+	case !p.entry.Sealed:
+		return fail("%w: freeze its device first", ErrNotSealed)
+	case p.depth() >= MaxDepth:
+		return fail("it stands on %d layers, which is the limit: detach it first", MaxDepth)
+	case o.SizeBytes != 0 && o.SizeBytes != p.entry.SizeBytes:
+		return fail("its device has %d bytes, not %d", p.entry.SizeBytes, o.SizeBytes)
+	}
+	if d := p.entry.Pin.Difference(o.Pin); d != "" {
+		return fail("%w: this one has %s", ErrOtherRoot, d)
+	}
+	return p, nil
+}
+
+// standOn makes p, which is sealed or nil, the layer below.
+func (l *Layer) standOn(p *Layer) {
+	l.parent = p
+	l.entry.Parent = 0
+	if p != nil {
+		l.entry.Parent = p.entry.Number
+	}
+}
+
+// depth is the number of sealed layers that end with l. The caller holds Store.mu.
+func (l *Layer) depth() int {
+	n := 0
+	for p := l; p != nil; p = p.parent {
+		n++
+	}
+	return n
+}
+
+// resolve finds where blocks are: in this layer, in one below, or in none.
+func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) {
+	l.mu.Lock()
+	l.m.lookup(first, out, sums)
+	if l.parent != nil {
+		l.parent.fill(first, out, sums)
+	}
+	l.mu.Unlock()
+}
+
+// fill resolves from sealed layers what the layers above do not hold. The view of all of them costs one look-up; until
+// it is built, they are asked one by one.
+func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
+	for p := l; p != nil; p = p.parent {
+		lookup := p.m.lookup
+		v := p.view.Load()
+		if v != nil {
+			lookup = v.lookup
+		}
+		missing := false
+		for i := 0; i < len(out); i++ {
+			k := i
+			for k < len(out) && out[k] == mapAbsent {
+				k++
+			}
+			if k > i {
+				lookup(first+uint64(i), out[i:k], sums[i:k])
+				missing = true
+				i = k
+			}
+		}
+		if !missing || v != nil {
+			return
+		}
+	}
 }
 
 // changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
@@ -139,8 +238,15 @@ func (s *Store) RemoveLayer(name string) error {
 	case l.opened:
 		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, ErrLayerInUse)
 	}
+	for _, other := range s.layers {
+		if other.parent == l {
+			return fmt.Errorf("remove layer %q from store %s: layer %q stands on it: %w", name, s.path, other.entry.Name, ErrLayerInUse)
+		}
+	}
 	delete(s.layers, name)
-	if err := s.changeLayers(); err != nil {
+	// A checkpoint, and not the catalog alone: the log may hold the record that sealed the layer, and
+	// would bring it back.
+	if err := s.checkpointLocked(); err != nil {
 		s.layers[name] = l
 		return fmt.Errorf("remove layer %q: %w", name, err)
 	}
@@ -172,7 +278,12 @@ func (l *Layer) infoLocked() LayerInfo {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	parent := ""
+	if l.parent != nil {
+		parent = l.parent.entry.Name
+	}
 	return LayerInfo{
+		Parent: parent, Sealed: e.Sealed,
 		Name: e.Name, UUID: e.UUID.String(), SizeBytes: e.SizeBytes,
 		DataBytes: int64(l.m.data) << blockShift, MapBytes: run,
 		MemoryBytes: l.m.arena.bytes() + int64(len(l.m.dir))*8,

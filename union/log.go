@@ -87,6 +87,21 @@ func (l *modLog) append(r *record) {
 	l.setCount(p, l.count+1)
 }
 
+// together makes the next records, at most recordsPerLog, lie in one block.
+func (l *modLog) together(records int) {
+	if l.count+records > recordsPerLog {
+		l.seal()
+		l.open()
+	}
+}
+
+// appendText adds up to 24 bytes that belong to the record before.
+func (l *modLog) appendText(layer uint32, text []byte) {
+	p := l.block(l.next)
+	encodeText(p[logHeaderSize+l.count*recordSize:], layer, text)
+	l.setCount(p, l.count+1)
+}
+
 func (l *modLog) setCount(p []byte, n int) {
 	l.count = n
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[40])), uint32(n))

@@ -72,10 +72,7 @@ func (o *op) read() {
 }
 
 func (o *op) lookup(first uint64, n int) {
-	l := o.q.d.layer
-	l.mu.Lock()
-	l.m.lookup(first, o.maps[:n], o.sums[:n])
-	l.mu.Unlock()
+	o.q.d.layer.resolve(first, o.maps[:n], o.sums[:n])
 }
 
 // bytes returns the part of the request's buffer that blocks i to k of it cover, and where on the device it lies.

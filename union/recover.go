@@ -168,12 +168,17 @@ func (s *Store) loadCatalog() error {
 	if err != nil {
 		return err
 	}
+	byNumber := make(map[uint32]*Layer, len(entries))
 	for _, e := range entries {
 		l := newLayer(s, e)
 		if err := s.loadRun(l); err != nil {
 			return fmt.Errorf("layer %q: %w", e.Name, err)
 		}
 		s.layers[e.Name] = l
+		byNumber[e.Number] = l
+	}
+	for _, l := range s.layers {
+		l.parent = byNumber[l.entry.Parent]
 	}
 	return nil
 }
@@ -216,7 +221,7 @@ func (s *Store) loadRunBlock(l *Layer, p []byte, index uint32, after *uint64, of
 	if err := h.decode(p, off); err != nil {
 		return 0, err
 	}
-	want := runHeader{s.sb.UUID, l.entry.Number, index, l.entry.RunGeneration, h.Count}
+	want := runHeader{s.sb.UUID, l.entry.RunLayer, index, l.entry.RunGeneration, h.Count}
 	if h != want {
 		return 0, &CorruptError{"run", off, "block of another run"}
 	}
@@ -354,8 +359,18 @@ func (s *Store) applyLog(best map[uint64][]byte, durable, seen uint64) error {
 			if l == nil { // removed since
 				continue
 			}
+			if r.Kind == kindText {
+				continue
+			}
 			if !r.valid(s.sb.Slots, l.m.blocks) {
 				return &CorruptError{"log", s.logOffset(s.sb.LogA, seq), fmt.Sprintf("record %d out of range", i)}
+			}
+			if r.Kind == kindSeal || r.Kind == kindMerge {
+				if err := s.replayLayers(l, &r, p[logHeaderSize+(i+1)*recordSize:][:(h.Count-i-1)*recordSize], byNumber); err != nil {
+					return err
+				}
+				s.recovery.Records++
+				continue
 			}
 			if seq > durable && r.Kind == kindData && !s.arrived(&r, data) {
 				s.recovery.Dropped++
@@ -367,6 +382,22 @@ func (s *Store) applyLog(best map[uint64][]byte, durable, seen uint64) error {
 		}
 	}
 	return nil
+}
+
+// replayLayers repeats a change of layers. rest is what follows its record in the block: the text.
+func (s *Store) replayLayers(l *Layer, r *record, rest []byte, byNumber map[uint32]*Layer) error {
+	if r.Kind == kindMerge {
+		return s.replayMerge(l, r, byNumber)
+	}
+	var text []byte
+	for n := int(r.CRC); n > 0; n -= textPerRecord {
+		if len(rest) < recordSize || rest[0] != kindText {
+			return &CorruptError{"log", -1, fmt.Sprintf("name of sealed layer %d cut short", r.Block)}
+		}
+		text = append(text, rest[8:8+min(n, textPerRecord)]...)
+		rest = rest[recordSize:]
+	}
+	return s.replaySeal(l, r, text, byNumber)
 }
 
 func (s *Store) arrived(r *record, buf []byte) bool {

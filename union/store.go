@@ -24,7 +24,10 @@ type Store struct {
 	epochs   *epochs
 	pending  *pendingRing
 	recovery Recovery
-	behind   []int64 // blocks of superblock copies that do not hold sb, while opening
+	// flattening is held while sealed layers' maps are read without their locks. It is taken before mu.
+	flattening sync.Mutex
+	flattener  sync.Mutex // held while a goroutine flattens
+	behind     []int64    // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
@@ -285,7 +288,19 @@ func (s *Store) background() {
 		case <-tick.C:
 		}
 		s.maintain()
+		s.startFlatten()
 	}
+}
+
+// startFlatten builds missing views beside the background work, which must not wait for them.
+func (s *Store) startFlatten() {
+	if s.unflattened() == nil || !s.flattener.TryLock() {
+		return
+	}
+	go func() {
+		defer s.flattener.Unlock()
+		s.flatten()
+	}()
 }
 
 // maintain is one round of the background work.
@@ -399,6 +414,7 @@ func (s *Store) Close() error {
 	if s.stopped != nil {
 		close(s.stop)
 		<-s.stopped
+		s.flattener.Lock() // and never given back
 	}
 	err := s.commit()
 	if err == nil {

@@ -1,0 +1,229 @@
+package union
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Freeze is a layer about to be sealed. From [Layer.PrepareFreeze] to Seal or Cancel it keeps checkpoints and changes
+// of the catalog away, so that nothing slow stands between them: the time in which a
+// file system may be frozen. Requests go on all the while.
+type Freeze struct {
+	layer *Layer
+	as    string
+	done  bool
+}
+
+// PrepareFreeze checks that the layer can be sealed under the name, and waits for a checkpoint under way. The layer
+// must be open. The caller must call Seal or Cancel soon.
+func (l *Layer) PrepareFreeze(as string) (*Freeze, error) {
+	s := l.store
+	s.mu.Lock()
+	if err := l.canFreeze(as); err != nil {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("freeze layer %q of store %s as %q: %w", l.entry.Name, s.path, as, err)
+	}
+	return &Freeze{layer: l, as: as}, nil
+}
+
+func (l *Layer) canFreeze(as string) error {
+	s := l.store
+	if err := ValidLayerName(as); err != nil {
+		return err
+	}
+	switch {
+	case s.closed:
+		return ErrClosed
+	case s.readOnly:
+		return ErrReadOnly
+	case s.layers[as] != nil:
+		return fmt.Errorf("%w: give another name", ErrLayerExists)
+	case len(s.layers) >= maxLayers:
+		return fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
+	case l.depth() > MaxDepth:
+		return fmt.Errorf("it stands on %d layers, which is the limit: detach it first", MaxDepth)
+	}
+	return nil
+}
+
+// Cancel leaves the layer as it is. After Seal it does nothing.
+func (f *Freeze) Cancel() {
+	if !f.done {
+		f.done = true
+		f.layer.store.mu.Unlock()
+	}
+}
+
+// Seal makes what the layer holds a sealed layer of its own, under the new name, and lets the layer go on, empty, on top
+// of it: one group of records in the log, made durable by one flush. All requests that were acknowledged before
+// are in the sealed layer. It takes the same time whatever the layer holds.
+func (f *Freeze) Seal() (LayerInfo, error) {
+	if f.done {
+		return LayerInfo{}, fmt.Errorf("seal layer %q: %w", f.layer.entry.Name, ErrClosed)
+	}
+	l, s := f.layer, f.layer.store
+	sealed, err := s.seal(l, f.as)
+	f.Cancel()
+	if err != nil {
+		return LayerInfo{}, fmt.Errorf("freeze layer %q of store %s as %q: %w", l.entry.Name, s.path, f.as, err)
+	}
+	if err := s.commit(); err != nil {
+		return LayerInfo{}, fmt.Errorf("freeze layer %q of store %s as %q: %w", l.entry.Name, s.path, f.as, err)
+	}
+	s.wakeBackground()
+	return sealed.Info(), nil
+}
+
+// seal does the work in memory. The caller holds mu.
+func (s *Store) seal(l *Layer, as string) (*Layer, error) {
+	id := uuid.New()
+	number := s.sb.NextLayer
+	now := time.Now().Unix()
+	text := append(append([]byte(nil), id[:]...), as...)
+	records := 1 + (len(text)+textPerRecord-1)/textPerRecord
+
+	if err := s.lockWithRoom(l, recordsPerLog+records); err != nil {
+		return nil, err
+	}
+	defer l.mu.Unlock()
+	defer s.log.mu.Unlock()
+	s.log.together(records)
+	s.log.append(&record{Kind: kindSeal, Layer: l.entry.Number, Block: uint64(number), Slot: uint64(now), CRC: uint32(len(text))})
+	for len(text) > 0 {
+		n := min(textPerRecord, len(text))
+		s.log.appendText(l.entry.Number, text[:n])
+		text = text[n:]
+	}
+	s.sb.NextLayer++
+	return s.split(l, number, id, as, now), nil
+}
+
+// lockWithRoom locks the layer and the log when there is room for records. It must not hold the layer's lock while it makes
+// room: a commit may need the thread of a request that waits for that lock. The caller holds mu.
+func (s *Store) lockWithRoom(l *Layer, records int) error {
+	for try := 0; ; try++ {
+		l.mu.Lock()
+		s.log.mu.Lock()
+		failed := s.log.failed
+		if !failed && s.log.room(records) {
+			return nil
+		}
+		s.log.mu.Unlock()
+		l.mu.Unlock()
+		if failed {
+			return errFailed
+		}
+		err := s.commit()
+		if err == nil && try > 0 {
+			err = s.checkpointLocked()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// split hands what l holds to a new sealed layer below it.
+func (s *Store) split(l *Layer, number uint32, id uuid.UUID, as string, created int64) *Layer {
+	e := l.entry
+	e.Number, e.UUID, e.Name, e.Created, e.Sealed = number, id, as, created, true
+	sealed := &Layer{store: s, entry: e, m: l.m, dirty: l.dirty}
+	sealed.standOn(l.parent)
+	s.layers[as] = sealed
+	l.m = newSectorMap(l.m.blocks)
+	l.entry.Run, l.entry.RunGeneration, l.entry.RunEntries = nil, 0, 0
+	l.dirty = false
+	l.standOn(sealed)
+	return sealed
+}
+
+// Merge makes the layer and the sealed layer that it stands on one again, under the layer's own name: what a freeze
+// did is undone, and content stays as it is. Nothing else may stand on the sealed one. It takes time in
+// proportion to what the layer wrote since the freeze, in which its requests wait.
+func (l *Layer) Merge() error {
+	s := l.store
+	s.flattening.Lock()
+	defer s.flattening.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	below := l.parent
+	fail := func(err error) error {
+		return fmt.Errorf("merge layer %q of store %s with the one below: %w", l.entry.Name, s.path, err)
+	}
+	if below == nil {
+		return fail(ErrNoLayer)
+	}
+	for _, other := range s.layers {
+		if other != l && other.parent == below {
+			return fail(fmt.Errorf("layer %q stands on it too: %w", other.entry.Name, ErrLayerInUse))
+		}
+	}
+	if err := s.lockWithRoom(l, 1); err != nil {
+		return fail(err)
+	}
+	s.log.append(&record{Kind: kindMerge, Layer: l.entry.Number, Block: uint64(below.entry.Number)})
+	s.join(l, below, s.log.supersede)
+	s.log.mu.Unlock()
+	l.mu.Unlock()
+	return nil
+}
+
+// join applies what l holds to the map of the layer below and makes that l's own.
+func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
+	below.m.applyAll(l.m, freed)
+	l.m = below.m
+	l.entry.Run, l.entry.RunLayer = below.entry.Run, below.entry.RunLayer
+	l.entry.RunGeneration, l.entry.RunEntries = below.entry.RunGeneration, below.entry.RunEntries
+	l.dirty = true
+	l.standOn(below.parent)
+	below.entry.Sealed = false
+	delete(s.layers, below.entry.Name)
+}
+
+// applyAll brings everything that another map holds into this one.
+func (m *sectorMap) applyAll(from *sectorMap, freed func(slot uint64)) {
+	var records []record
+	for r := range uint64(len(from.dir)) {
+		records = from.region(r, 0, records[:0])
+		for i := range records {
+			m.apply(&records[i], freed)
+		}
+	}
+}
+
+// replaySeal repeats a freeze. Where the catalog has the sealed layer already, what the layer above holds at
+// this point of the log belongs to it.
+func (s *Store) replaySeal(l *Layer, r *record, text []byte, byNumber map[uint32]*Layer) error {
+	number := uint32(r.Block)
+	sealed := byNumber[number]
+	if sealed != nil {
+		sealed.m.applyAll(l.m, nothingFreed)
+		l.m = newSectorMap(l.m.blocks)
+		sealed.dirty, l.dirty = true, true
+		return nil
+	}
+	var id uuid.UUID
+	if copy(id[:], text) != len(id) || ValidLayerName(string(text[len(id):])) != nil || s.layers[string(text[len(id):])] != nil {
+		return &CorruptError{"log", -1, fmt.Sprintf("name of sealed layer %d not valid", number)}
+	}
+	byNumber[number] = s.split(l, number, id, string(text[len(id):]), int64(r.Slot))
+	byNumber[number].dirty, l.dirty = true, true
+	s.sb.NextLayer = max(s.sb.NextLayer, number+1)
+	return nil
+}
+
+// replayMerge repeats a merge. Where the catalog does not have the sealed layer any more, it is done.
+func (s *Store) replayMerge(l *Layer, r *record, byNumber map[uint32]*Layer) error {
+	below := byNumber[uint32(r.Block)]
+	if below == nil {
+		return nil
+	}
+	if l.parent != below {
+		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was merged with layer %d, which it does not stand on", r.Layer, r.Block)}
+	}
+	s.join(l, below, nothingFreed)
+	delete(byNumber, uint32(r.Block))
+	return nil
+}
