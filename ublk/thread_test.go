@@ -49,14 +49,14 @@ func TestThreadIsPinned(t *testing.T) {
 // failing panics when it serves.
 type failing struct{ ublk.Null }
 
-func (failing) Serve(*ublk.Request) { panic("handler went wrong") }
+func (*failing) Serve(*ublk.Request) { panic("handler went wrong") }
 
 const panicEnv = "COPPICE_TEST_PANIC"
 
 // A panic of a Handler ends the process, whose successor then gets the requests anew.
 func TestHandlerPanicIsNotSwallowed(t *testing.T) {
 	if os.Getenv(panicEnv) != "" {
-		f := served(t, newReactors(t, ublk.ReactorConfig{}), failing{}, ublktest.FakeConfig{Depth: 1, MaxIO: 4096})
+		f := served(t, newReactors(t, ublk.ReactorConfig{}), &failing{}, ublktest.FakeConfig{Depth: 1, MaxIO: 4096})
 		t.Fatal("the request was answered: ", f.Flush())
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestHandlerPanicIsNotSwallowed$", "-test.timeout=20s")
