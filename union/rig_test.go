@@ -144,11 +144,18 @@ func (r *rig) open() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.serve()
+}
+
+// serve makes a simulator that serves the device.
+func (r *rig) serve() {
+	r.t.Helper()
 	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.seed})
 	r.sim.AddDisk(r.disk)
 	if r.base.disk != nil {
 		r.sim.AddDisk(r.base.disk)
 	}
+	var err error
 	r.block, err = r.sim.NewDevice(r.dev, ublktest.DeviceConfig{SizeBytes: r.size, Queues: r.queue, Depth: 8, MaxIO: 64 << 10})
 	if err != nil {
 		r.t.Fatal(err)
