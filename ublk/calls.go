@@ -59,9 +59,8 @@ func (re *reactor) exit() error {
 	return nil
 }
 
-// tearDown closes the ring, upon which the kernel cancels the commands of drained queues: their devices
-// become quiesced. Their buffers can go then, because requests are copied by this thread only.
-func (re *reactor) tearDown() {
+// refuseCalls runs the last calls and takes no more. It is the last thing that the thread does.
+func (re *reactor) refuseCalls() {
 	re.mu.Lock()
 	re.gone = true
 	calls := re.calls
@@ -69,10 +68,17 @@ func (re *reactor) tearDown() {
 	for _, f := range calls {
 		f()
 	}
-	err := errors.Join(re.ring.Close(), unix.Close(re.waker.fd))
+}
+
+// tearDown closes the ring, upon which the kernel cancels the commands of drained queues: their devices
+// become quiesced. It runs elsewhere than on the reactor's thread, after that has ended: to a living thread
+// the driver would still hand requests, and then wait for their answers without end.
+//
+// Buffers can go with the ring, because requests are copied by the thread only.
+func (re *reactor) tearDown() {
+	err := errors.Join(awaitThreadEnd(re.tid), re.ring.Close(), unix.Close(re.waker.fd))
 	for _, l := range re.lanes {
 		if l != nil {
-			l.detachHandler()
 			l.owner.fail(err)
 			l.finish(l.q.Release())
 		}

@@ -3,7 +3,6 @@ package ublk
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 // (commits and target I/O) and waits for the next.
 type reactor struct {
 	cpu   int
+	tid   int // of the thread
 	ring  *uring.Ring
 	files *fileTable
 
@@ -49,6 +49,7 @@ type reactor struct {
 	gone     bool         // shared: no call is taken any more
 
 	stopped chan struct{} // closed when the thread's work is over
+	ended   sync.Once     // tearDown
 }
 
 // ReactorStats counts what a reactor has done.
@@ -69,24 +70,24 @@ func startReactor(cpu int, cfg *ReactorConfig, epoch time.Time) (*reactor, error
 	re := &reactor{cpu: cpu, epoch: epoch, stopped: make(chan struct{})}
 	re.stats.CPU = cpu
 	ready := make(chan error)
-	go re.run(cfg, ready)
+	go onOwnThread(func() { re.run(cfg, ready) })
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("start reactor on CPU %d: %w", cpu, err)
 	}
 	return re, nil
 }
 
-// run never unlocks its thread: pinned as it is, it must end with the goroutine.
+// run is the life of the thread, which ends with it.
 func (re *reactor) run(cfg *ReactorConfig, ready chan<- error) {
-	runtime.LockOSThread()
 	defer close(re.stopped)
+	re.tid = unix.Gettid()
 	if err := re.setUp(cfg); err != nil {
 		ready <- err
 		return
 	}
 	ready <- nil
 	re.loop()
-	re.tearDown()
+	re.refuseCalls()
 }
 
 func (re *reactor) setUp(cfg *ReactorConfig) error {

@@ -155,6 +155,7 @@ func (rs *Reactors) Close() error {
 			return err
 		}
 		<-re.stopped
+		re.ended.Do(re.tearDown)
 	}
 	return nil
 }

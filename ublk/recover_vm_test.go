@@ -238,8 +238,8 @@ func TestDetachAndRecoverUnderLoad(t *testing.T) {
 	d := createDevice(t, c, rs, Params{ID: AutoID, SizeBytes: m.Size(), Depth: 8, Recoverable: true}, m)
 	made := d.Params()
 	l := startLoad(t, d.Path(), workers, part)
-	for range 5 {
-		l.advance(t, 50)
+	for range 40 {
+		l.advance(t, 20)
 		if err := d.Detach(vmContext(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -277,11 +277,11 @@ func TestRecoverAfterKillUnderLoad(t *testing.T) {
 	c := openControl(t)
 	const workers, part = 4, 1 << 20
 	disk := diskFile(t, workers*part)
-	for round := range 10 {
+	for round := range 30 {
 		t.Run(strconv.Itoa(round), func(t *testing.T) {
 			s := startServer(t, disk.Name(), "")
 			l := startLoad(t, BlockPath(s.id), workers, part)
-			l.advance(t, int64(20+round*30))
+			l.advance(t, int64(20+round*10))
 			s.kill()
 			rs := vmReactors(t)
 			d, err := c.Recover(vmContext(t), s.id, &fileDisk{f: disk}, rs)

@@ -111,7 +111,7 @@ func TestTornSuperblockAfterCutCheckpoint(t *testing.T) {
 		// The catalog of the older superblock now lies where the next recovery begins to allocate.
 		r.close()
 		r.open()
-		for range 40 { // without checkpoints
+		for range 60 { // without checkpoints
 			o.submit(r, rng)
 			r.sim.Step()
 		}

@@ -15,6 +15,8 @@ func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
 			if err := r.store.Checkpoint(); err != nil {
 				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
 			}
+		case k == 13 && rng.IntN(8) == 0:
+			o.discardMuch(r, rng)
 		default:
 			r.sim.Step()
 		}

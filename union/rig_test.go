@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"coppice/ublk"
 	"coppice/ublk/ublktest"
 )
@@ -59,14 +61,32 @@ type rig struct {
 	queue int
 }
 
+// The device has more than one region of the sector map, and a last one that is cut short. The root ends
+// where most requests go.
 const (
-	rigSize  = 1<<20 + 3*sector
-	rootSize = 700<<10 + 777
+	rigSize  = 5<<20 + 3*sector
+	rootSize = 4<<20 + 300<<10 + 777
 )
+
+// rigConfig says how a rig differs from the usual one.
+type rigConfig struct {
+	seed       uint64
+	asyncRoot  bool
+	sizeBytes  int64 // of the device
+	storeBytes int64
+}
 
 func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
 	t.Helper()
-	disk, err := ublktest.NewDisk("leaf", MinStoreBytes)
+	return newRigOf(t, rigConfig{seed: seed, asyncRoot: asyncRoot})
+}
+
+func newRigOf(t testing.TB, c rigConfig) *rig {
+	t.Helper()
+	if c.sizeBytes == 0 {
+		c.sizeBytes = rigSize
+	}
+	disk, err := ublktest.NewDisk("leaf", max(c.storeBytes, MinStoreBytes))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +94,13 @@ func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
 		t.Fatal(err)
 	}
 	base := &memBase{content: make([]byte, rootSize)}
-	rng := rand.New(rand.NewPCG(seed, 99))
-	for i := range base.content {
-		base.content[i] = byte(rng.Uint32())
+	rng := rand.New(rand.NewPCG(c.seed, 99))
+	for i := 0; i < len(base.content); i += 8 {
+		var word [8]byte
+		binary.LittleEndian.PutUint64(word[:], rng.Uint64())
+		copy(base.content[i:], word[:])
 	}
-	if !asyncRoot {
+	if !c.asyncRoot {
 		base.disk, err = ublktest.NewDisk("root", rootSize)
 		if err != nil {
 			t.Fatal(err)
@@ -86,9 +108,24 @@ func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
 		copy(base.disk.Bytes(), base.content)
 		t.Cleanup(func() { base.disk.Close() })
 	}
-	r := &rig{t: t, seed: seed, disk: disk, base: base, run: t.TempDir(), size: rigSize, queue: 1 + int(seed%2)}
+	r := &rig{t: t, seed: c.seed, disk: disk, base: base, run: runDir(t), size: c.sizeBytes, queue: 1 + int(c.seed%2)}
 	r.open()
 	return r
+}
+
+// runDir is on tmpfs where there is one, as it is in use.
+func runDir(t testing.TB) string {
+	t.Helper()
+	var st unix.Statfs_t
+	if unix.Statfs("/dev/shm", &st) != nil || st.Type != unix.TMPFS_MAGIC {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "coppice-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func (r *rig) open() {
@@ -107,11 +144,18 @@ func (r *rig) open() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.serve()
+}
+
+// serve makes a simulator that serves the device.
+func (r *rig) serve() {
+	r.t.Helper()
 	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.seed})
 	r.sim.AddDisk(r.disk)
 	if r.base.disk != nil {
 		r.sim.AddDisk(r.base.disk)
 	}
+	var err error
 	r.block, err = r.sim.NewDevice(r.dev, ublktest.DeviceConfig{SizeBytes: r.size, Queues: r.queue, Depth: 8, MaxIO: 64 << 10})
 	if err != nil {
 		r.t.Fatal(err)
@@ -204,19 +248,17 @@ func newOracle(r *rig) *oracle {
 
 // matches tells whether p is the sector s with the value.
 func (o *oracle) matches(r *rig, s int, value uint64, p []byte) bool {
+	var want [sector]byte
 	switch {
 	case value == 0:
-		return bytes.Equal(p, make([]byte, sector))
 	case value >= rootStamp:
-		want := make([]byte, sector)
 		if off := s * sector; off < len(r.base.content) {
-			copy(want, r.base.content[off:])
+			copy(want[:], r.base.content[off:])
 		}
-		return bytes.Equal(p, want)
+	default:
+		fill(want[:], value)
 	}
-	want := make([]byte, sector)
-	fill(want, value)
-	return bytes.Equal(p, want)
+	return bytes.Equal(p, want[:])
 }
 
 func fill(p []byte, stamp uint64) {
@@ -259,6 +301,9 @@ func (o *oracle) settle(r *rig, legal func(s, i int) bool) {
 func (o *oracle) submit(r *rig, rng *rand.Rand) {
 	n := len(o.history)
 	first := rng.IntN(n)
+	if hot := min(n, 2048); rng.IntN(4) != 0 { // on both sides of the border of two regions
+		first = max(0, min(n, 9<<10)-hot) + rng.IntN(hot)
+	}
 	count := 1 + rng.IntN(24)
 	if rng.IntN(2) == 0 { // whole blocks
 		first &^= 7
@@ -288,6 +333,27 @@ func (o *oracle) submit(r *rig, rng *rand.Rand) {
 			o.read(r, d, first)
 		}
 	}
+}
+
+// discardMuch discards several MiB, when nothing is in flight that could overlap.
+func (o *oracle) discardMuch(r *rig, rng *rand.Rand) {
+	r.t.Helper()
+	if err := r.sim.Run(); err != nil {
+		r.t.Fatalf("seed %d: %v", r.seed, err)
+	}
+	n := len(o.history)
+	first := rng.IntN(n / 2)
+	if rng.IntN(2) == 0 { // whole blocks
+		first &^= 7
+	}
+	if rng.IntN(4) == 0 { // from the first region on
+		first = 0
+	}
+	count := n - first
+	if rng.IntN(3) != 0 {
+		count = 1 + rng.IntN(count)
+	}
+	o.change(r, ublk.Descriptor{Op: ublk.OpDiscard, Off: int64(first) * sector, Len: int64(count) * sector}, first, count, 0)
 }
 
 func (o *oracle) change(r *rig, d ublk.Descriptor, first, count int, value uint64) {

@@ -98,7 +98,10 @@ func (o *op) edgesDone() {
 func (o *op) allocate() {
 	s := o.q.d.layer.store
 	var ok bool
-	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve())
+	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+overwriteReserve)
+	if !ok && o.overwrites() {
+		o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()/2)
+	}
 	if !ok {
 		o.unpin() // or the slots that this waits for could not be freed
 		if o.retried || !s.stallForSlots(o) {
@@ -329,7 +332,21 @@ func (o *op) committed() {
 	o.complete(0)
 }
 
-// reserve is how many slots writes leave for runs and catalogs.
+// overwrites tells whether the layer holds every block that the request is about to write: such a write
+// gives back as many slots as it takes.
+func (o *op) overwrites() bool {
+	o.lookup(o.blockAt(0), 1)
+	for i := 1; i < o.n && o.maps[0].isData(); i++ {
+		o.lookup(o.blockAt(i), 1)
+	}
+	return o.maps[0].isData()
+}
+
+// overwriteReserve is what first-touch writes leave for overwrites, beside half of the reserve: two requests of
+// the usual greatest size.
+const overwriteReserve = 2 * 512 << 10 >> blockShift
+
+// reserve is how many slots first-touch writes leave for runs and catalogs; half of it is enough for a full store.
 func (s *Store) reserve() uint64 { return s.sb.Slots/100 + 64 }
 
 // stallForSlots makes the request wait for a commit, and reports whether one would help.
@@ -338,7 +355,7 @@ func (s *Store) stallForSlots(o *op) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	waiting := s.epochs.collect()
-	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve() {
+	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve()+overwriteReserve {
 		return false
 	}
 	o.retried = true

@@ -13,7 +13,7 @@
 // A Ring is used by one goroutine at a time; nothing in it locks. A ring made
 // with [Config].SingleIssuer belongs to the thread that made it: its goroutine
 // calls [runtime.LockOSThread] before [New] and makes every call from then on,
-// [Ring.Close] included. The kernel answers EEXIST to any other thread.
+// [Ring.Close] included unless the thread has ended. The kernel answers EEXIST to any other thread.
 //
 // # Memory
 //

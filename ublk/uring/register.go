@@ -81,11 +81,14 @@ func (r *Ring) RegisterRingFD() error {
 	}
 	r.enterFD = uintptr(r.scratch.update.offset)
 	r.enterFlags |= enterRegisteredRing
+	r.thread = unix.Gettid()
 	return nil
 }
 
+// unregisterRingFD undoes RegisterRingFD on the thread that did it. Another one can only close the ring after the
+// end of that thread, which has taken the registration with it.
 func (r *Ring) unregisterRingFD() error {
-	if r.enterFlags&enterRegisteredRing == 0 {
+	if r.enterFlags&enterRegisteredRing == 0 || r.thread != unix.Gettid() {
 		return nil
 	}
 	r.scratch.update = rsrcUpdate{offset: uint32(r.enterFD)}

@@ -26,6 +26,7 @@ type Ring struct {
 	fd         int // -1 when closed
 	enterFD    uintptr
 	enterFlags uintptr
+	thread     int // that registered the ring's descriptor
 	flags      uint32
 	features   uint32
 	scratch    *scratch
@@ -204,7 +205,8 @@ func (r *Ring) Advance(n uint32) {
 
 // Close gives everything back. What is still in flight is cancelled by the kernel
 // in its own time, so memory that such requests use must not be unmapped unless
-// the caller has seen them complete. Closing twice is harmless.
+// the caller has seen them complete. The ring of a thread that has ended can be closed by any other. Closing
+// twice is harmless.
 func (r *Ring) Close() error {
 	if r.fd < 0 {
 		return nil

@@ -253,6 +253,24 @@ func TestRegisteredRingFD(t *testing.T) {
 	one(t, r)
 }
 
+func TestCloseAfterThreadEnded(t *testing.T) {
+	made := make(chan *Ring)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		r, err := New(Config{SingleIssuer: true})
+		if err == nil {
+			err = r.RegisterRingFD()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		made <- r
+	}()
+	if r := <-made; r != nil {
+		mustOK(t, r.Close())
+	}
+}
+
 func TestClosedRing(t *testing.T) {
 	r := newRing(t, Config{SingleIssuer: true})
 	mustOK(t, r.RegisterRingFD())
