@@ -172,11 +172,15 @@ func (l *Layer) depth() int {
 // resolve finds where blocks are: in this layer, in one below, or in none.
 func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) {
 	l.mu.Lock()
+	l.resolveLocked(first, out, sums)
+	l.mu.Unlock()
+}
+
+func (l *Layer) resolveLocked(first uint64, out []mapping, sums []uint32) {
 	l.m.lookup(first, out, sums)
 	if l.parent != nil {
 		l.parent.fill(first, out, sums)
 	}
-	l.mu.Unlock()
 }
 
 // fill resolves from sealed layers what the layers above do not hold. The view of all of them costs one look-up; until

@@ -221,7 +221,7 @@ func (o *op) edgesChanged() bool {
 	var sum [1]uint32
 	for i := range o.nEdges {
 		e := &o.edges[i]
-		o.q.d.layer.m.lookup(e.block, m[:], sum[:])
+		o.q.d.layer.resolveLocked(e.block, m[:], sum[:])
 		if m[0] != e.was {
 			return true
 		}

@@ -1,0 +1,198 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"coppice/ublk"
+	"coppice/ublk/ublktest"
+)
+
+// sealedState is what a sealed layer may hold, by sector.
+type sealedState struct {
+	legal   [][]uint64
+	weak    [][]uint64 // after a power cut before any flush
+	durable bool
+}
+
+// layerOracle knows sealed layers beside the device's present content.
+type layerOracle struct {
+	*oracle
+	sealed map[string]*sealedState
+	count  int
+}
+
+// seal freezes in the midst of requests: each that was acknowledged is in the sealed layer.
+func (o *layerOracle) seal(r *rig) {
+	o.count++
+	name := fmt.Sprintf("s%d", o.count)
+	r.store.mu.Lock()
+	_, err := r.store.seal(r.layer, name)
+	r.store.mu.Unlock()
+	if err != nil {
+		r.t.Fatalf("seed %d: seal %s: %v", r.seed, name, err)
+	}
+	st := &sealedState{}
+	for s, h := range o.history {
+		st.legal = append(st.legal, append([]uint64(nil), h[o.acked[s]:]...))
+		st.weak = append(st.weak, append([]uint64(nil), h[o.floor[s]:]...))
+	}
+	o.sealed[name] = st
+	// Completed only after the seal, so it covers it.
+	r.block.Submit(flushDescriptor, nil, func(errno syscall.Errno, _ []byte) {
+		if errno == 0 {
+			st.durable = true
+		}
+	})
+}
+
+// merge undoes the newest freeze, where nothing else stands on it.
+func (o *layerOracle) merge(r *rig) {
+	below := r.layer.parent
+	if below == nil {
+		return
+	}
+	name := below.entry.Name
+	switch err := r.layer.Merge(); {
+	case errors.Is(err, ErrLayerInUse):
+	case err != nil:
+		r.t.Fatalf("seed %d: merge %s: %v", r.seed, name, err)
+	default:
+		delete(o.sealed, name)
+	}
+}
+
+// verify reads every sealed layer through a leaf of its own.
+func (o *layerOracle) verify(r *rig, afterCut bool) {
+	r.t.Helper()
+	for name, st := range o.sealed {
+		if r.store.layers[name] == nil {
+			if afterCut && !st.durable {
+				delete(o.sealed, name)
+				continue
+			}
+			r.t.Fatalf("seed %d: sealed layer %s is gone", r.seed, name)
+		}
+		legal := st.legal
+		if afterCut && !st.durable {
+			legal = st.weak
+		}
+		got := r.readLeafOf(name)
+		for s := range legal {
+			p := got[s*sector : (s+1)*sector]
+			found := false
+			for _, v := range legal[s] {
+				if o.matches(r, s, v, p) {
+					st.legal[s], found = []uint64{v}, true
+					break
+				}
+			}
+			if !found {
+				r.t.Fatalf("seed %d: sector %d of sealed layer %s has none of %v, begins %x", r.seed, s, name, legal[s], p[:16])
+			}
+		}
+		st.durable = true
+	}
+}
+
+func (r *rig) readLeafOf(name string) []byte {
+	r.t.Helper()
+	l, err := r.store.OpenLayer("probe", LayerOptions{Create: true, From: name, Pin: r.base.Pin()})
+	if err != nil {
+		r.t.Fatalf("seed %d: %v", r.seed, err)
+	}
+	d, err := NewDevice(l, r.base, DeviceOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	block, err := r.sim.NewDevice(d, ublktest.DeviceConfig{SizeBytes: r.size, Depth: 4, MaxIO: 256 << 10})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	got := make([]byte, r.size)
+	const step = 256 << 10
+	for off := int64(0); off < r.size; off += step {
+		if _, err := block.ReadAt(got[off:min(off+step, r.size)], off); err != nil {
+			r.t.Fatalf("seed %d: read %s: %v", r.seed, name, err)
+		}
+	}
+	if err := block.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	l.Release()
+	if err := r.store.RemoveLayer("probe"); err != nil {
+		r.t.Fatal(err)
+	}
+	return got
+}
+
+var flushDescriptor = ublk.Descriptor{Op: ublk.OpFlush}
+
+func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
+	for range n {
+		switch k := rng.IntN(200); {
+		case k < 50:
+			o.submit(r, rng)
+		case k < 53 && r.layer.depth() < 12:
+			o.seal(r)
+		case k == 54:
+			o.merge(r)
+		case k == 55:
+			r.store.flatten()
+		case k == 56 && rng.IntN(4) == 0:
+			if err := r.store.Checkpoint(); err != nil {
+				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
+			}
+		default:
+			r.sim.Step()
+		}
+	}
+}
+
+// TestFreezeInFlight seals and merges layers among concurrent requests, then ends the process, the power or neither,
+// and demands every sealed layer and the device as they were.
+func TestFreezeInFlight(t *testing.T) {
+	for seed := range uint64(30) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		r := newRig(t, seed, false)
+		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		for range 4 {
+			driveLayers(r, o, rng, 100+rng.IntN(900))
+			how := rng.IntN(3)
+			switch how {
+			case 0:
+				if err := r.sim.Run(); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				r.close()
+				r.check()
+			case 1:
+				r.abandon()
+			default:
+				r.powerCut(rng)
+			}
+			r.open()
+			o.verify(r, how == 2)
+			o.settle(r, func(s, i int) bool {
+				switch how {
+				case 0:
+					return i == o.acked[s]
+				case 1:
+					return i >= o.acked[s]
+				}
+				return i >= o.floor[s]
+			})
+			r.store.flatten()
+			o.verify(r, false)
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+}
