@@ -142,6 +142,13 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 			o.merge(r)
 		case k == 55:
 			r.store.flatten()
+		case k == 57: // writes the catalog and leaves the log as it is
+			o.count++
+			l, err := r.store.OpenLayer(fmt.Sprintf("other%d", o.count), LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
+			if err != nil {
+				r.t.Fatalf("seed %d: make layer: %v", r.seed, err)
+			}
+			l.Release()
 		case k == 56 && rng.IntN(4) == 0:
 			if err := r.store.Checkpoint(); err != nil {
 				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
