@@ -38,9 +38,9 @@ func (s *Store) checkpointLocked() error {
 		s.fail()
 		return err
 	}
-	for _, e := range old {
-		s.slots.release(e.Slot, e.Count)
-	}
+	s.releaseAll(old)
+	s.releaseAll(s.staleRuns)
+	s.staleRuns = nil
 	l.mu.Lock()
 	l.start = start
 	var ready opList

@@ -64,16 +64,17 @@ func (f *Freeze) Seal() (LayerInfo, error) {
 		return LayerInfo{}, fmt.Errorf("seal layer %q: %w", f.layer.entry.Name, ErrClosed)
 	}
 	l, s := f.layer, f.layer.store
+	defer f.Cancel()
 	sealed, err := s.seal(l, f.as)
-	f.Cancel()
+	if err == nil {
+		// Before anybody else can write the catalog, which must not name a sealed layer that the log does not.
+		err = s.commit()
+	}
 	if err != nil {
 		return LayerInfo{}, fmt.Errorf("freeze layer %q of store %s as %q: %w", l.entry.Name, s.path, f.as, err)
 	}
-	if err := s.commit(); err != nil {
-		return LayerInfo{}, fmt.Errorf("freeze layer %q of store %s as %q: %w", l.entry.Name, s.path, f.as, err)
-	}
 	s.wakeBackground()
-	return sealed.Info(), nil
+	return sealed.infoLocked(), nil
 }
 
 // seal does the work in memory. The caller holds mu.
@@ -170,10 +171,12 @@ func (l *Layer) Merge() error {
 	return nil
 }
 
-// join applies what l holds to the map of the layer below and makes that l's own.
+// join applies what l holds to the map of the layer below and makes that l's own. Where l had a run, no
+// run holds both until the next checkpoint, and the catalog alone must not be written before.
 func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
 	below.m.applyAll(l.m, freed)
 	l.m = below.m
+	s.staleRuns = append(s.staleRuns, l.entry.Run...)
 	l.entry.Run, l.entry.RunLayer = below.entry.Run, below.entry.RunLayer
 	l.entry.RunGeneration, l.entry.RunEntries = below.entry.RunGeneration, below.entry.RunEntries
 	l.dirty = true

@@ -91,7 +91,7 @@ func (o *layerOracle) verify(r *rig, afterCut bool) {
 				}
 			}
 			if !found {
-				r.t.Fatalf("seed %d: sector %d of sealed layer %s has none of %v, begins %x", r.seed, s, name, legal[s], p[:16])
+				r.t.Fatalf("seed %d: sector %d of sealed layer %s has none of %v (cut %v durable %v), begins %x", r.seed, s, name, legal[s], afterCut, st.durable, p[:16])
 			}
 		}
 		st.durable = true
@@ -131,6 +131,16 @@ func (r *rig) readLeafOf(name string) []byte {
 
 var flushDescriptor = ublk.Descriptor{Op: ublk.OpFlush}
 
+// allDurable tells whether a flush has covered every freeze, as Freeze.Seal makes sure before anybody can write the catalog.
+func (o *layerOracle) allDurable() bool {
+	for _, st := range o.sealed {
+		if !st.durable {
+			return false
+		}
+	}
+	return true
+}
+
 func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 	for range n {
 		switch k := rng.IntN(200); {
@@ -142,7 +152,7 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 			o.merge(r)
 		case k == 55:
 			r.store.flatten()
-		case k == 57: // writes the catalog and leaves the log as it is
+		case k == 57 && o.allDurable(): // writes the catalog and leaves the log as it is
 			o.count++
 			l, err := r.store.OpenLayer(fmt.Sprintf("other%d", o.count), LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
 			if err != nil {

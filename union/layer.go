@@ -219,6 +219,9 @@ func (s *Store) changeLayers() error {
 	if failed {
 		return errFailed
 	}
+	if len(s.staleRuns) > 0 {
+		return s.checkpointLocked()
+	}
 	err := s.writeState(s.sb.LogStart)
 	if err != nil && !errors.Is(err, ErrNoSpace) {
 		s.fail()

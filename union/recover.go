@@ -422,6 +422,9 @@ func (s *Store) claimSlots() error {
 	if err := claim("catalog", s.catalogSlots); err != nil {
 		return err
 	}
+	if err := claim("run", s.staleRuns); err != nil {
+		return err
+	}
 	for _, l := range s.layers {
 		if err := claim("run", l.entry.Run); err != nil {
 			return err

@@ -32,6 +32,7 @@ type Store struct {
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
 	catalogSlots []extent
+	staleRuns    []extent // slots of runs that only the state on the store names
 	layers       map[string]*Layer
 	closed       bool
 
