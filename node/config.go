@@ -44,7 +44,7 @@ type Config struct {
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 
-	// Driver makes the kernel devices. The daemon does not close it.
+	// Driver makes the kernel devices. [Daemon.Run] closes it.
 	Driver Driver `toml:"-"`
 	// Log receives what the daemon has to say. nil means [slog.Default].
 	Log *slog.Logger `toml:"-"`
