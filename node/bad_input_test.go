@@ -49,7 +49,7 @@ func TestBadRequestsLeaveNothing(t *testing.T) {
 		{"negative number", node.CodeBadRequest, "negative", func(_ *rig, q *node.CreateRequest) { q.ID = -2 }},
 		{"number beyond minors", node.CodeBadRequest, "over", func(_ *rig, q *node.CreateRequest) { q.ID = 1 << 20 }},
 		{"layer name", node.CodeBadRequest, "layer name", func(_ *rig, q *node.CreateRequest) { q.Layer = "a/b" }},
-		{"driver fails", node.CodeFailed, "no luck", func(r *rig, _ *node.CreateRequest) { r.kernel.FailCreate(errors.New("no luck")) }},
+		{"driver fails", node.CodeFailed, "no luck", func(r *rig, _ *node.CreateRequest) { r.kernel.FailStart(errors.New("no luck")) }},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

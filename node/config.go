@@ -44,7 +44,7 @@ type Config struct {
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 
-	// Driver makes the kernel devices. The daemon does not close it.
+	// Driver makes the kernel devices. [Daemon.Run] closes it.
 	Driver Driver `toml:"-"`
 	// Log receives what the daemon has to say. nil means [slog.Default].
 	Log *slog.Logger `toml:"-"`
@@ -82,7 +82,7 @@ func ReadConfig(path string, optional bool) (Config, error) {
 	}
 	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
-		return c, fail(CodeBadRequest, "correct the file; `man coppice.toml` is docs/cli.md, section FILES",
+		return c, fail(CodeBadRequest, "correct the file; its keys are in docs/cli.md, section Files",
 			"read configuration %s: %s", path, tomlProblem(err))
 	}
 	return c, nil

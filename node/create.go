@@ -31,7 +31,7 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	}
 	if err := d.build(ctx, v, began); err != nil {
 		d.forget(r.Name)
-		d.log.Warn("create failed", "device", r.Name, "error", err)
+		d.log.Warn("create failed", "device", r.Name, "error", oneLine(err))
 		return Device{}, err
 	}
 	rep := v.report(true)
@@ -97,7 +97,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	if err != nil {
 		return errors.Join(err, back.undo(), d.records.remove(rec.Device.Name))
 	}
-	rec.Phase = phaseActive
+	rec.Phase, rec.NewLayer = phaseActive, false
 	rec.CreateMS = float64(time.Since(began).Microseconds()) / 1000
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, disk.Stop(ctx), back.undo(), d.records.remove(rec.Device.Name))

@@ -99,11 +99,11 @@ func makeRunDir(cfg Config) error {
 }
 
 // Run serves until ctx ends, then stops or leaves every device as the package's
-// documentation says, and gives the run directory back. It is called once.
+// documentation says, closes the driver and gives the run directory back. It is called once.
 func (d *Daemon) Run(ctx context.Context) error {
 	srv, err := d.listen()
 	if err != nil {
-		return errors.Join(err, d.lock.release())
+		return errors.Join(err, d.driver.Close(), d.lock.release())
 	}
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
 	d.restoreAll(ctx)

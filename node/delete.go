@@ -26,7 +26,7 @@ func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 	}
 	was := v.report(false)
 	if err := d.delete(ctx, v); err != nil {
-		d.log.Warn("delete failed", "device", name, "error", err)
+		d.log.Warn("delete failed", "device", name, "error", oneLine(err))
 		return Device{}, err
 	}
 	d.log.Info("device deleted", "device", name)
@@ -66,12 +66,12 @@ func (d *Daemon) deleteLive(ctx context.Context, v *device) error {
 }
 
 // deleteFailed forgets a device that is not served. What the kernel has of it goes only if
-// nobody has it in use.
+// nobody has it in use, and after that what a failed recovery kept open.
 func (d *Daemon) deleteFailed(ctx context.Context, v *device) error {
 	rec := v.record()
 	err := d.removeKernelDevice(ctx, rec)
 	if err == nil {
-		err = d.records.remove(rec.Device.Name)
+		err = errors.Join(v.closeBacking(), d.records.remove(rec.Device.Name))
 	}
 	if err != nil {
 		v.setState(StateFailed)
@@ -100,9 +100,13 @@ func inUse(err error, path string) error {
 	if !errors.Is(err, ublk.ErrInUse) {
 		return err
 	}
-	who := holders(path)
-	if len(who) == 0 {
-		return fail(CodeInUse, "close what has it open (fuser -v "+path+" shows it), then try again", "%s is in use: %w", path, err)
+	e := &Error{
+		Code: CodeInUse, Message: path + " is in use",
+		Hint: "close what has it open (fuser -v " + path + " shows it), then try again", cause: err,
 	}
-	return fail(CodeInUse, "unmount it, then try again", "%s is in use (%s): %w", path, strings.Join(who, ", "), err)
+	if who := holders(path); len(who) > 0 {
+		e.Message += ": " + strings.Join(who, ", ")
+		e.Hint = "unmount it, or take it out of what is on top, then try again"
+	}
+	return e
 }

@@ -17,9 +17,9 @@ type device struct {
 	mu       sync.RWMutex // held for reading while statistics are taken
 	state    State
 	rec      record
-	err      error // why it failed
-	disk     Disk  // with back: set while live, deleting or stopping
-	back     *backing
+	err      error    // why it failed
+	disk     Disk     // set while live, deleting or stopping
+	back     *backing // with disk, and where a recovery failed: see serveAgain
 	restored *time.Time
 }
 
@@ -46,7 +46,7 @@ func (v *device) setLive(disk Disk, back *backing, rec record) {
 func (v *device) setFailed(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.state, v.err, v.disk, v.back = StateFailed, err, nil, nil
+	v.state, v.err, v.disk = StateFailed, err, nil
 }
 
 func (v *device) setState(s State) {

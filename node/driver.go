@@ -24,6 +24,10 @@ type Driver interface {
 	// Remove takes the device with number id, which nobody serves, out of the
 	// kernel. It fails with [ublk.ErrInUse] where somebody has it in use.
 	Remove(ctx context.Context, id int) error
+
+	// Close ends the threads that serve devices. What was detached is then quiesced, if it is
+	// not already, and nothing that a Handler uses is needed any more.
+	Close() error
 }
 
 // Disk is a kernel device that is being served.

@@ -60,7 +60,7 @@ func (d *Daemon) restore(ctx context.Context, v *device) {
 		err = fmt.Errorf("restore %s: %w", rec.Device.Name, err)
 		v.setFailed(err)
 		log.Error("device not restored; its record is kept for the next start",
-			"error", err, "hint", HintOf(Explain(err)), "root", rec.Device.Root, "leaf", rec.Device.Store)
+			"error", oneLine(err), "hint", Explain(err).Hint, "root", rec.Device.Root, "leaf", rec.Device.Store)
 	case how == forgotten:
 		d.forget(rec.Device.Name)
 		log.Info("unfinished operation of an earlier daemon cleaned up", "phase", string(rec.Phase))
@@ -95,9 +95,9 @@ func (d *Daemon) takeUp(ctx context.Context, v *device, rec record) (outcome, er
 	case rec.Phase == phaseDeleting && !inKernel:
 		return forgotten, d.records.remove(rec.Device.Name)
 	case inKernel:
-		return recovered, d.serveAgain(ctx, v, rec, d.recoverDisk)
+		return recovered, d.serveAgain(ctx, v, rec, recovered)
 	default:
-		return recreated, d.serveAgain(ctx, v, rec, d.recreateDisk)
+		return recreated, d.serveAgain(ctx, v, rec, recreated)
 	}
 }
 
@@ -156,18 +156,8 @@ func (d *Daemon) removeNewLayer(ctx context.Context, rec record) error {
 // has not let go yet: the kernel finishes writes of a dead process first.
 const patience = 30 * time.Second
 
-func (d *Daemon) recoverDisk(ctx context.Context, rec record, h ublk.Handler) (Disk, error) {
-	return d.driver.Recover(ctx, rec.Device.ID, h)
-}
-
-func (d *Daemon) recreateDisk(ctx context.Context, rec record, h ublk.Handler) (Disk, error) {
-	return d.driver.Create(ctx, rec.params(), h)
-}
-
-// serveAgain opens what lies below the device and puts it into service by start.
-func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record,
-	start func(context.Context, record, ublk.Handler) (Disk, error),
-) error {
+// serveAgain opens what lies below the device and puts it into service.
+func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outcome) error {
 	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{patience: patience, verify: *d.cfg.VerifyLeaf})
 	if err != nil {
 		return err
@@ -180,7 +170,15 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record,
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, back.close())
 	}
-	disk, err := start(ctx, rec, back.device)
+	disk, err := d.startDisk(ctx, rec, back, how)
+	if err != nil && how == recovered {
+		// Queues may be left that the kernel can still give requests to: what they need stays
+		// open until the kernel's device is removed or this process ends.
+		v.mu.Lock()
+		v.back = back
+		v.mu.Unlock()
+		return err
+	}
 	if err != nil {
 		return errors.Join(err, back.close())
 	}
@@ -191,4 +189,11 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record,
 	v.setLive(disk, back, rec)
 	go d.watch(v, disk)
 	return nil
+}
+
+func (d *Daemon) startDisk(ctx context.Context, rec record, back *backing, how outcome) (Disk, error) {
+	if how == recovered {
+		return d.driver.Recover(ctx, rec.Device.ID, back.device)
+	}
+	return d.driver.Create(ctx, rec.params(), back.device)
 }

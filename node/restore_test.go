@@ -1,7 +1,9 @@
 package node_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -130,6 +132,40 @@ func TestDamagedRecordsAreReportedAndKept(t *testing.T) {
 	if !r.hasRecord("torn") || !r.hasRecord("newer") {
 		t.Error("records gone")
 	}
+}
+
+func TestFailedRecoveryIsTriedAgainByTheNextDaemon(t *testing.T) {
+	r := newRig(t)
+	d := r.start()
+	r.create(r.request("web1"))
+	r.create(r.request("web2"))
+	r.write(0, "mine", 0)
+	r.kernel.Hold(0, true)
+	check(t, d.Stop())
+	r.kernel.FailStart(errors.New("not today"))
+	d = r.start()
+	for _, name := range []string{"web1", "web2"} { // one to be recovered, one to be made anew
+		if s := state(t, r, name); s.State != node.StateFailed || !strings.Contains(s.Error, "not today") {
+			t.Errorf("%s reported as %+v", name, s)
+		}
+	}
+	r.kernel.FailStart(nil)
+	check(t, d.Stop())
+	r.start()
+	if got := r.read(0, 0, 4); got != "mine" || state(t, r, "web2").State != node.StateLive {
+		t.Errorf("read %q after the second restart", got)
+	}
+}
+
+func TestDeleteAfterFailedRecoveryFreesTheLayer(t *testing.T) {
+	r := stopped(t, true)
+	r.kernel.FailStart(errors.New("not today"))
+	r.start()
+	r.kernel.FailStart(nil)
+	_, err := r.client().Delete(context.Background(), "web1")
+	check(t, err)
+	r.nothingLeft("web1")
+	r.create(r.request("web1"))
 }
 
 func TestDeviceSnatchedFromTheDaemon(t *testing.T) {

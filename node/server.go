@@ -136,11 +136,24 @@ func (s *server) version(w http.ResponseWriter, _ *http.Request) {
 	s.answer(w, http.StatusOK, VersionInfo{Version: s.d.cfg.Version, API: APIVersion, PID: os.Getpid()})
 }
 
-func (s *server) list(*http.Request) (any, error) {
+// settle waits a little for devices of an earlier daemon to be taken over, so that who
+// restarts the daemon and looks sees the outcome, and who looks at a take-over that hangs sees that.
+func (s *server) settle(ctx context.Context) {
+	const patience = 5 * time.Second
+	select {
+	case <-s.d.restored:
+	case <-ctx.Done():
+	case <-time.After(patience):
+	}
+}
+
+func (s *server) list(r *http.Request) (any, error) {
+	s.settle(r.Context())
 	return listBody{Devices: s.d.List()}, nil
 }
 
 func (s *server) inspect(r *http.Request) (any, error) {
+	s.settle(r.Context())
 	return s.d.Inspect(r.PathValue("name"))
 }
 

@@ -9,8 +9,9 @@ import (
 	"coppice/ublk"
 )
 
-// stopAll ends the service of every device without losing anything: it returns only when the
-// kernel holds nothing that needs this process. Operations under way end first.
+// stopAll ends the service of every device without losing anything, and closes the driver: it
+// returns only when the kernel holds nothing that needs this process. Operations under way end
+// first.
 func (d *Daemon) stopAll() error {
 	d.mu.Lock()
 	d.stopping = true
@@ -18,15 +19,24 @@ func (d *Daemon) stopAll() error {
 	d.ops.Wait()
 
 	forEach(d.all(), d.stopDevice)
-	var errs []error
+	errs := d.closeLeaves(StateStopping)
+	// Only now is nothing served any more that a failed recovery may have left.
+	errs = append(errs, d.driver.Close())
+	return errors.Join(append(errs, d.closeLeaves(StateFailed)...)...)
+}
+
+func (d *Daemon) closeLeaves(of State) (errs []error) {
 	for _, v := range d.all() {
+		if v.report(false).State != of {
+			continue
+		}
 		if err := v.closeBacking(); err != nil {
 			name := v.record().Device.Name
-			d.log.Error("leaf did not close well", "device", name, "error", err)
+			d.log.Error("leaf did not close well", "device", name, "error", oneLine(err))
 			errs = append(errs, fmt.Errorf("close leaf of %s: %w", name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // retryPause is how often a device that can neither be stopped nor left is tried again.
@@ -51,11 +61,11 @@ func (d *Daemon) stopDevice(v *device) {
 			return
 		case detached == nil:
 			log.Warn("DEVICE IN USE IS LEFT QUIESCED: its I/O waits until the daemon is started again",
-				"reason", stopped, "users", holders(v.disk.Path()))
+				"reason", oneLine(stopped), "users", holders(v.disk.Path()))
 			return
 		case first:
 			log.Error("DEVICE CAN NEITHER BE STOPPED NOR LEFT: the daemon goes on serving it until it is released; unmount it",
-				"reason", stopped, "detach", detached, "users", holders(v.disk.Path()))
+				"reason", oneLine(stopped), "detach", oneLine(detached), "users", holders(v.disk.Path()))
 		}
 		time.Sleep(retryPause)
 	}

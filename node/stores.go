@@ -19,7 +19,7 @@ import (
 type stores struct {
 	runDir string
 
-	mu   sync.Mutex // held while a store is opened or closed
+	mu   sync.Mutex // guards open and the users of each; taken after a sharedStore's
 	open map[storeKey]*sharedStore
 }
 
@@ -29,11 +29,13 @@ type storeKey struct {
 	block         bool
 }
 
-// sharedStore is an open store and the number of devices that use it.
+// sharedStore is a store and the number of devices that use it, or want to.
 type sharedStore struct {
-	*union.Store
 	key   storeKey
 	users int // guarded by stores.mu
+
+	mu           sync.Mutex // held while the store is opened or closed
+	*union.Store            // nil before and after
 }
 
 func newStores(runDir string) *stores {
@@ -48,19 +50,40 @@ func (s *stores) acquire(ctx context.Context, path string, patience time.Duratio
 	if err != nil {
 		return nil, fmt.Errorf("open leaf: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st, ok := s.open[key]; ok {
-		st.users++
+	st := s.join(key)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.Store != nil {
 		return st, nil
 	}
-	opened, err := s.openPatiently(ctx, path, patience)
-	if err != nil {
+	if st.Store, err = s.openPatiently(ctx, path, patience); err != nil {
+		st.Store = nil
+		s.leave(st)
 		return nil, fmt.Errorf("open leaf: %w", err)
 	}
-	st := &sharedStore{Store: opened, key: key, users: 1}
-	s.open[key] = st
 	return st, nil
+}
+
+// join adds a user to the entry of key.
+func (s *stores) join(key storeKey) *sharedStore {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st, ok := s.open[key]
+	if !ok {
+		st = &sharedStore{key: key}
+		s.open[key] = st
+	}
+	st.users++
+	return st
+}
+
+// leave takes one user off, and forgets the entry after the last.
+func (s *stores) leave(st *sharedStore) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.users--; st.users == 0 {
+		delete(s.open, st.key)
+	}
 }
 
 func (s *stores) openPatiently(ctx context.Context, path string, patience time.Duration) (*union.Store, error) {
@@ -79,15 +102,22 @@ func (s *stores) openPatiently(ctx context.Context, path string, patience time.D
 	}
 }
 
-// release takes one user off, and closes the store after the last.
+// release takes one user off, and closes the store after the last. Who wants it meanwhile
+// waits, and opens it again.
 func (s *stores) release(st *sharedStore) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st.users--; st.users > 0 {
+	last := st.users == 1
+	s.mu.Unlock()
+	if !last {
+		s.leave(st)
 		return nil
 	}
-	delete(s.open, st.key)
-	if err := st.Close(); err != nil {
+	err := st.Close()
+	st.Store = nil
+	s.leave(st)
+	if err != nil {
 		return fmt.Errorf("close leaf store: %w", err)
 	}
 	return nil

@@ -23,7 +23,7 @@ func (d *Daemon) watch(v *device, disk Disk) {
 	name := v.record().Device.Name
 	err := errors.Join(errSnatched, v.closeBacking())
 	v.setFailed(fail(CodeFailed, "its layer is as it was", "%w", err))
-	d.log.Error("device lost; the next start of the daemon makes it again", "device", name, "path", disk.Path(), "error", err)
+	d.log.Error("device lost; the next start of the daemon makes it again", "device", name, "path", disk.Path(), "error", oneLine(err))
 }
 
 // broken makes a report of a device that is served only in part: to stop it would take away what

@@ -33,7 +33,7 @@ func retry(ctx context.Context, patience time.Duration, transient func(error) bo
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-time.After(retryPause):
 		}
 	}
@@ -51,7 +51,7 @@ func openChar(ctx context.Context, id int) (*os.File, error) {
 			return err
 		})
 	if errors.Is(err, unix.EBUSY) {
-		err = errors.Join(ErrInUse, err)
+		err = fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -81,7 +81,7 @@ func mapDescriptors(char *os.File, queue, depth int) ([]byte, error) {
 func openExclusive(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		err = errors.Join(ErrInUse, err)
+		err = fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("open %s exclusively: %w", path, err)

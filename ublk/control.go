@@ -24,11 +24,10 @@ type Control struct {
 	features Features
 	legacy   bool // the driver takes bare command numbers only
 
-	mu      sync.Mutex // guards what follows
-	idle    []*ctrlRing
-	number  uint64 // of the last command
-	running int
-	closed  bool
+	mu     sync.Mutex // guards what follows
+	idle   []*ctrlRing
+	number uint64 // of the last command
+	closed bool
 }
 
 const maxIdleRings = 4
@@ -54,8 +53,8 @@ func Open(path string) (*Control, error) {
 // them have is assumed.
 func (c *Control) Features() Features { return c.features }
 
-// Close gives back what the Control holds. It refuses with ErrServing while a command runs, except
-// those that it gave up with [ErrStuck]. Closing twice is harmless.
+// Close takes no more commands; those that run come to their end. Devices go on being served, but
+// cannot be stopped by this Control any more. Closing twice is harmless.
 func (c *Control) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

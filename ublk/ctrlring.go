@@ -171,11 +171,11 @@ func (c *Control) do(ctx context.Context, cmd *command) error {
 	select {
 	case r := <-done:
 		if err := r.verdict(cmd.op); err != nil {
-			return errors.Join(ctx.Err(), err)
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 		return nil
 	case <-grace.C:
-		return errors.Join(ErrStuck, ctx.Err())
+		return fmt.Errorf("%w: %w", ErrStuck, ctx.Err())
 	}
 }
 

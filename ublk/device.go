@@ -170,7 +170,7 @@ func (d *Device) whileServed(ctx context.Context, command func(context.Context, 
 	}()
 	err := command(ctx, d.id)
 	if err != nil && context.Cause(ctx) == ErrBroken {
-		return errors.Join(ErrBroken, d.att.Err(), err)
+		return errors.Join(fmt.Errorf("%w: %w", ErrBroken, err), d.att.Err())
 	}
 	return err
 }

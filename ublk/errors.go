@@ -2,8 +2,11 @@ package ublk
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"syscall"
+
+	"coppice/ublk/uapi"
 )
 
 // Errors that callers branch on. They wrap the errno of the kernel where there is one.
@@ -23,6 +26,9 @@ var (
 
 	// ErrIDTaken says that a device of that id exists.
 	ErrIDTaken = errors.New("a ublk device of this id exists")
+
+	// ErrTooMany says that the driver has as many devices as it allows.
+	ErrTooMany = errors.New("no more ublk devices are allowed (parameter ublks_max of module ublk_drv)")
 
 	// ErrNotRecoverable says that a device was not made with Params.Recoverable.
 	ErrNotRecoverable = errors.New("device is not recoverable")
@@ -44,34 +50,31 @@ var (
 // enotsupp is what some drivers' code answers for unknown commands; it has no name in userspace.
 const enotsupp = syscall.Errno(524)
 
-// commandErr makes the errno of a control command an error of this package.
-func controlErr(op uint32, errno syscall.Errno) error {
-	var kind error
-	switch errno {
-	case syscall.ENODEV:
-		kind = ErrNoDevice
-	case syscall.EPERM, syscall.EACCES:
-		kind = ErrPermission
-	case syscall.EEXIST:
-		kind = ErrIDTaken
-	case syscall.EOPNOTSUPP, enotsupp:
-		kind = ErrUnsupported
-	default:
-		return errno
+// controlErr makes the errno of a control command an error of this package.
+func controlErr(cmd uint32, errno syscall.Errno) error {
+	adding := uapi.Legacy(cmd) == uapi.NrAddDev
+	switch {
+	case errno == syscall.ENODEV:
+		return fmt.Errorf("%w: %w", ErrNoDevice, errno)
+	case errno == syscall.EPERM:
+		return fmt.Errorf("%w: %w", ErrPermission, errno)
+	case errno == syscall.EEXIST && adding:
+		return fmt.Errorf("%w: %w", ErrIDTaken, errno)
+	case errno == syscall.EACCES && adding:
+		return fmt.Errorf("%w: %w", ErrTooMany, errno)
+	case errno == syscall.EOPNOTSUPP || errno == enotsupp:
+		return fmt.Errorf("%w: %w", ErrUnsupported, errno)
 	}
-	if kind == ErrIDTaken && op != opAdd.encoded || kind == ErrPermission && op == opSetParams.encoded {
-		return errno
-	}
-	return errors.Join(kind, errno)
+	return errno
 }
 
 // openErr makes the error of opening the control device one of this package.
 func openErr(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
-		return errors.Join(ErrNoDriver, err)
+		return fmt.Errorf("%w: %w", ErrNoDriver, err)
 	case errors.Is(err, fs.ErrPermission):
-		return errors.Join(ErrPermission, err)
+		return fmt.Errorf("%w: %w", ErrPermission, err)
 	}
 	return err
 }

@@ -92,7 +92,7 @@ func (c *Control) beginRecovery(ctx context.Context, id int) error {
 	case errors.Is(err, syscall.EINVAL):
 		return nil
 	case errors.Is(err, syscall.EBUSY):
-		return errors.Join(ErrInUse, err)
+		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	return err
 }

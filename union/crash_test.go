@@ -45,8 +45,9 @@ func (r *rig) cutDisk(rng *rand.Rand) {
 
 // TestPowerCutInRecovery cuts the power again, and again, while the store recovers from the cut before.
 func TestPowerCutInRecovery(t *testing.T) {
+	t.Parallel()
 	cuts := 0
-	for seed := range uint64(20) {
+	for seed := range seeds(20) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
 		o := newOracle(r)
@@ -75,8 +76,9 @@ func TestPowerCutInRecovery(t *testing.T) {
 // TestProcessDeathInRecovery kills the process again while it takes over from the one before: what was
 // acknowledged lives on.
 func TestProcessDeathInRecovery(t *testing.T) {
+	t.Parallel()
 	kills := 0
-	for seed := range uint64(40) {
+	for seed := range seeds(40) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		r := newRig(t, seed, false)
 		o := newOracle(r)

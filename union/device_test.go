@@ -12,7 +12,7 @@ func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
 		case k < 12:
 			o.submit(r, rng)
 		case k == 12 && rng.IntN(8) == 0:
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.store.Checkpoint(); err != nil && !o.failing {
 				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
 			}
 		case k == 13 && rng.IntN(8) == 0:
@@ -26,7 +26,8 @@ func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
 // TestAcknowledgedContent drives concurrent requests of all kinds, closes the store, opens it again and
 // demands exactly what was acknowledged.
 func TestAcknowledgedContent(t *testing.T) {
-	for seed := range uint64(40) {
+	t.Parallel()
+	for seed := range seeds(40) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		r := newRig(t, seed, seed%4 == 3)
 		o := newOracle(r)
@@ -52,8 +53,9 @@ func TestAcknowledgedContent(t *testing.T) {
 
 // TestPowerCut cuts the power at random moments: each sector has a value that a completed flush covered, or a later one.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	states := 0
-	for seed := range uint64(60) {
+	for seed := range seeds(48) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		r := newRig(t, seed, false)
 		o := newOracle(r)
@@ -76,7 +78,8 @@ func TestPowerCut(t *testing.T) {
 
 // TestProcessDeath kills the process at random moments: everything acknowledged is there, flushed or not.
 func TestProcessDeath(t *testing.T) {
-	for seed := range uint64(40) {
+	t.Parallel()
+	for seed := range seeds(40) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		r := newRig(t, seed, false)
 		o := newOracle(r)

@@ -123,6 +123,7 @@ func TestLayerLife(t *testing.T) {
 
 // TestManyLayers makes hundreds of layers, so that the catalog takes a chain of blocks, and finds them again.
 func TestManyLayers(t *testing.T) {
+	t.Parallel()
 	path := newStoreFile(t)
 	s := openStore(t, path)
 	free := s.Info().FreeBytes
@@ -187,7 +188,7 @@ func TestManyLayers(t *testing.T) {
 // TestRemoveLayerFreesEverything writes, overwrites and discards, with and without flushes and checkpoints: the
 // space is all there again when the layer is gone, now and after opening the store again.
 func TestRemoveLayerFreesEverything(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range seeds(12) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		r := newRig(t, seed, false)
 		other, err := r.store.OpenLayer("other", LayerOptions{Create: true, SizeBytes: 1 << 20})
@@ -254,6 +255,7 @@ func (r *rig) reopen() (err error) {
 // TestPowerCutWhileLayersChange cuts the power at each call that making and removing a layer takes: the
 // layer is there or it is not, and the others keep their content.
 func TestPowerCutWhileLayersChange(t *testing.T) {
+	t.Parallel()
 	for _, remove := range []bool{false, true} {
 		for calls := 0; ; calls++ {
 			if calls > 20 {

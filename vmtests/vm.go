@@ -185,7 +185,7 @@ func (vm *VM) Hello() wire.Hello { return vm.hello }
 
 // writeInitrd concatenates the kernel's modules with this VM's own archive: kernels unpack one after the other.
 func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
-	boot := wire.Boot{Modules: append([]string{"virtio_blk"}, cfg.Modules...)}
+	boot := wire.Boot{Modules: append([]string{"virtio_blk", "configfs"}, cfg.Modules...)}
 	for _, d := range cfg.Disks {
 		boot.Disks = append(boot.Disks, d.Name)
 	}

@@ -63,7 +63,7 @@ func (c *daemonCmd) Run(env *environment) error {
 	}
 	ctx, stop := untilSignal(log)
 	defer stop()
-	return errors.Join(d.Run(ctx), driver.Close())
+	return d.Run(ctx)
 }
 
 // config reads the file and lets flags override it.

@@ -11,7 +11,6 @@ import (
 // Daemon is a node daemon that runs in this process over a Kernel.
 type Daemon struct {
 	*node.Daemon
-	driver *Driver
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error // of Run, once ended is closed
@@ -32,7 +31,7 @@ func Start(k *Kernel, cfg node.Config) (*Daemon, error) {
 		return nil, errors.Join(err, driver.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Daemon{Daemon: d, driver: driver, cancel: cancel, ended: make(chan struct{})}
+	s := &Daemon{Daemon: d, cancel: cancel, ended: make(chan struct{})}
 	s.stop = sync.OnceValue(s.shutDown)
 	go func() {
 		defer close(s.ended)
@@ -52,11 +51,11 @@ func (s *Daemon) Signal() { s.cancel() }
 // Ended is closed when Run has returned.
 func (s *Daemon) Ended() <-chan struct{} { return s.ended }
 
-// Stop ends the daemon and its process, so to speak: its rings are closed.
+// Stop ends the daemon.
 func (s *Daemon) Stop() error { return s.stop() }
 
 func (s *Daemon) shutDown() error {
 	s.cancel()
 	<-s.ended
-	return errors.Join(s.err, s.driver.Close())
+	return s.err
 }

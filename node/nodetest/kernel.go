@@ -19,7 +19,7 @@ import (
 type Kernel struct {
 	mu      sync.Mutex // guards what follows
 	disks   map[int]*kernelDisk
-	failing error // what Create fails with
+	failing error // what Create and Recover fail with
 }
 
 type kernelDisk struct {
@@ -74,8 +74,8 @@ func (k *Kernel) Hold(id int, held bool) {
 	k.disks[id].held = held
 }
 
-// FailCreate makes the creation of devices fail with err, or work again where it is nil.
-func (k *Kernel) FailCreate(err error) {
+// FailStart makes the creation and recovery of devices fail with err, or work again where it is nil.
+func (k *Kernel) FailStart(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.failing = err
@@ -164,6 +164,12 @@ func (d *Driver) Recover(_ context.Context, id int, h ublk.Handler) (node.Disk, 
 	d.k.mu.Lock()
 	disk := d.k.disks[id]
 	d.k.mu.Unlock()
+	d.k.mu.Lock()
+	failing := d.k.failing
+	d.k.mu.Unlock()
+	if failing != nil {
+		return nil, fmt.Errorf("recover device %d: %w", id, failing)
+	}
 	if disk == nil || disk.served {
 		return nil, fmt.Errorf("recover device %d: not quiesced", id)
 	}

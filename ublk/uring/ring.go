@@ -155,7 +155,7 @@ func (r *Ring) refused(taken uint32) error {
 	if taken > 0 {
 		return nil
 	}
-	return errors.Join(errors.New("enter io_uring: no entry was taken"), unix.EAGAIN)
+	return fmt.Errorf("enter io_uring: no entry was taken: %w", unix.EAGAIN)
 }
 
 func (r *Ring) enter(submit, n uint32, timeout time.Duration) (int, unix.Errno) {

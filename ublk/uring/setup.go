@@ -1,7 +1,6 @@
 package uring
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -99,7 +98,7 @@ func setup(call setupFunc, entries uint32, want params) (int, params, error) {
 		case unix.EINTR:
 			continue
 		case unix.ENOSYS, unix.EPERM:
-			return -1, p, errors.Join(ErrUnavailable, errno)
+			return -1, p, fmt.Errorf("%w: %w", ErrUnavailable, errno)
 		}
 		for next < len(optionalFlags) && want.flags&optionalFlags[next] == 0 {
 			next++

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	sectorBytes  = 512
-	rawRootBytes = 192<<20 + 512*3 // not a multiple of 4 KiB
+	sectorBytes    = 512
+	rawRootBytes   = 192<<20 + 512*3 // not a multiple of 4 KiB
+	rawDeviceBytes = 256 << 20
 )
 
 // rawRoot makes a root without any file system: every sector holds its own number.
@@ -46,7 +47,7 @@ func fillRoot(p []byte, off int64) {
 	}
 }
 
-// fio runs one job on a device and returns fio's summary line of what it did.
+// fio runs one verified job on a device.
 func fio(t *testing.T, dev, name string, options ...string) {
 	t.Helper()
 	args := append([]string{
@@ -59,29 +60,36 @@ func fio(t *testing.T, dev, name string, options ...string) {
 	}
 }
 
+// geometries are the block sizes and numbers of queues that the tests of raw images go through.
+var geometries = []struct{ block, queues int }{{512, 1}, {512, 2}, {4096, 1}, {4096, 2}}
+
+// rawDevice makes a device on the raw root that is larger than the root.
+func rawDevice(t *testing.T, root, leaf string, block, queues int) node.Device {
+	t.Helper()
+	dev := createForTest(t, "raw", root, leaf, "--size="+strconv.Itoa(rawDeviceBytes),
+		"--block-size="+strconv.Itoa(block), "--queues="+strconv.Itoa(queues))
+	if dev.BlockSize != block || dev.SizeBytes != rawDeviceBytes || dev.Queues < 1 || dev.Queues > queues {
+		t.Errorf("device: %+v", dev)
+	}
+	return dev
+}
+
 // TestRawFio runs fio's verified mixes on an image without a file system, for each block size and number of queues, then
 // makes the device again and has fio verify once more.
 func TestRawFio(t *testing.T) {
 	startDaemon(t)
 	root, leaf := rawRoot(t, rawRootBytes), disk(t, "leaf")
-	for _, block := range []int{512, 4096} {
-		for _, queues := range []int{1, 2} {
-			t.Run(fmt.Sprintf("%d-%d", block, queues), func(t *testing.T) {
-				format(t, leaf)
-				make := func() node.Device {
-					return createForTest(t, "raw", root, leaf, "--size=256M", "--block-size="+strconv.Itoa(block), "--queues="+strconv.Itoa(queues))
-				}
-				dev := make()
-				if dev.BlockSize != block || dev.Queues > queues {
-					t.Errorf("device has blocks of %d bytes and %d queues", dev.BlockSize, dev.Queues)
-				}
-				mixes(t, dev.Path, block)
-				coppice(t, "delete", "raw")
-				checkStore(t, leaf)
-				fio(t, make().Path, "kept", append(keptJob(block), "--verify_only")...)
-				coppice(t, "delete", "raw")
-			})
-		}
+	for _, g := range geometries {
+		t.Run(fmt.Sprintf("%d-%d", g.block, g.queues), func(t *testing.T) {
+			format(t, leaf)
+			dev := rawDevice(t, root, leaf, g.block, g.queues)
+			mixes(t, dev.Path, g.block)
+			coppice(t, "delete", "raw")
+			checkStore(t, leaf)
+			dev = rawDevice(t, root, leaf, g.block, g.queues)
+			fio(t, dev.Path, "kept", append(keptJob(g.block), "--verify_only")...)
+			coppice(t, "delete", "raw")
+		})
 	}
 }
 
@@ -93,10 +101,9 @@ func keptJob(block int) []string {
 func mixes(t *testing.T, dev string, block int) {
 	t.Helper()
 	bs := strconv.Itoa(block)
-	fio(t, dev, "mixed", "--rw=randrw", "--offset=0", "--size="+strconv.Itoa(2<<20/4096*max(block, 1024)), "--bs="+bs, "--verify_backlog=256")
-	fio(t, dev, "ranges", "--rw=randrw", "--offset=32M", "--size=24M", "--bsrange="+bs+"-64k", "--bs_unaligned=0")
-	fio(t, dev, "trim", "--rw=randrw", "--offset=64M", "--size=16M", "--bs=4k",
-		"--trim_percentage=30", "--trim_verify_zero=1", "--trim_backlog=64")
+	fio(t, dev, "mixed", "--rw=randrw", "--offset=0", "--size="+strconv.Itoa(max(block<<11, 4<<20)), "--bs="+bs, "--verify_backlog=256")
+	fio(t, dev, "ranges", "--rw=randrw", "--offset=32M", "--size=24M", "--bsrange="+bs+"-64k")
+	fio(t, dev, "trim", "--rw=randtrimwrite", "--offset=64M", "--size=24M", "--bsrange=4k-32k")
 	// The end of the root and what is beyond it; the root's last block is not a whole one.
 	fio(t, dev, "edge", "--rw=randrw", "--offset=188M", "--size=12M", "--bs=4k")
 	fio(t, dev, "kept", append(keptJob(block), "--end_fsync=1")...)

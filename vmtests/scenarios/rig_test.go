@@ -32,7 +32,7 @@ func disk(t *testing.T, name string) string {
 // command runs a program and returns its output, both streams, and whether it ended with status 0.
 func command(t *testing.T, limit time.Duration, argv ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), limit) // the cleanup of a test runs commands too
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.WaitDelay = 5 * time.Second
