@@ -29,6 +29,9 @@ func disk(t *testing.T, name string) string {
 	return path
 }
 
+// slow is how long a command may take without being mentioned in the log.
+const slow = 3 * time.Second
+
 // command runs a program and returns its output, both streams, and whether it ended with status 0.
 func command(t *testing.T, limit time.Duration, argv ...string) (string, error) {
 	t.Helper()
@@ -36,7 +39,11 @@ func command(t *testing.T, limit time.Duration, argv ...string) (string, error) 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.WaitDelay = 5 * time.Second
+	began := time.Now()
 	out, err := cmd.CombinedOutput()
+	if took := time.Since(began); took > slow {
+		t.Logf("%.1f s: %.80q", took.Seconds(), strings.Join(argv, " "))
+	}
 	if err != nil {
 		err = fmt.Errorf("run %q: %w\n%s", argv, err, out)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // tree is a file system's content: for each path what it is, whose, with which rights, and its content's digest.
@@ -23,7 +24,7 @@ func readTree(t *testing.T, dir string) tree {
 	if err := syscall.Stat(dir, &home); err != nil {
 		t.Fatal(err)
 	}
-	files := make(tree)
+	files, began := make(tree), time.Now()
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -50,6 +51,7 @@ func readTree(t *testing.T, dir string) tree {
 	if err != nil {
 		t.Fatalf("read tree: %v", err)
 	}
+	t.Logf("read %d files in %.1f s", len(files), time.Since(began).Seconds())
 	return files
 }
 
