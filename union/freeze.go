@@ -156,6 +156,9 @@ func (l *Layer) Merge() error {
 	if below == nil {
 		return fail(ErrNoLayer)
 	}
+	if below.readers > 0 {
+		return fail(fmt.Errorf("layer %q is being read: %w", below.entry.Name, ErrLayerInUse))
+	}
 	for _, other := range s.layers {
 		if other != l && other.parent == below {
 			return fail(fmt.Errorf("layer %q stands on it too: %w", other.entry.Name, ErrLayerInUse))

@@ -12,10 +12,11 @@ import (
 
 // Layer is the blocks that one device wrote, in a store. It is open for one device at a time.
 type Layer struct {
-	store  *Store
-	entry  layerEntry // guarded by Store.mu
-	opened bool       // guarded by Store.mu
-	made   bool       // by the OpenLayer that has it open
+	store   *Store
+	entry   layerEntry // guarded by Store.mu
+	opened  bool       // guarded by Store.mu
+	made    bool       // by the OpenLayer that has it open
+	readers int        // of a sealed layer; guarded by Store.mu
 
 	mu     sync.Mutex // guards what follows; of a sealed layer only dirty changes
 	m      *sectorMap // what the layer itself holds
@@ -244,6 +245,9 @@ func (s *Store) RemoveLayer(name string) error {
 		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, ErrNoLayer)
 	case l.opened:
 		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, ErrLayerInUse)
+	}
+	if l.readers > 0 {
+		return fmt.Errorf("remove layer %q from store %s: it is being read: %w", name, s.path, ErrLayerInUse)
 	}
 	for _, other := range s.layers {
 		if other.parent == l {

@@ -402,7 +402,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	for _, l := range s.layers {
-		if l.opened {
+		if l.opened || l.readers > 0 {
 			s.mu.Unlock()
 			return fmt.Errorf("close store %s: layer %q: %w", s.path, l.entry.Name, ErrLayerInUse)
 		}
