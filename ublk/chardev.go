@@ -77,31 +77,31 @@ func mapDescriptors(char *os.File, queue, depth int) ([]byte, error) {
 }
 
 // openExclusive opens a block device that nobody else has for exclusive use: no mount, no
-// other device on top of it or of one of its partitions. Until the descriptor is closed nobody can get it.
-func openExclusive(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+// other device on top of it or of one of its partitions. Until the file is closed nobody can get it.
+func openExclusive(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		err = fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	if err != nil {
-		return -1, fmt.Errorf("open %s exclusively: %w", path, err)
+		return nil, fmt.Errorf("exclusive use: %w", err)
 	}
-	return fd, nil
+	return f, nil
 }
 
-// syncExclusive writes back what the page cache has for the device behind fd. It may take as long as the
-// device does; when ctx ends first, fd is closed once the sync has ended.
-func syncExclusive(ctx context.Context, fd int, path string) error {
+// syncExclusive writes back what the page cache has for a device. It may take as long as the
+// device does; when ctx ends first, f is closed once the sync has ended.
+func syncExclusive(ctx context.Context, f *os.File) error {
 	done := make(chan error, 1)
-	go func() { done <- unix.Fsync(fd) }()
+	go func() { done <- f.Sync() }()
 	select {
 	case err := <-done:
 		if err != nil {
-			return errors.Join(fmt.Errorf("sync %s: %w", path, err), unix.Close(fd))
+			return errors.Join(err, f.Close())
 		}
 		return nil
 	case <-ctx.Done():
-		go func() { <-done; _ = unix.Close(fd) }()
-		return fmt.Errorf("sync %s: %w", path, ctx.Err())
+		go func() { done <- errors.Join(<-done, f.Close()) }()
+		return fmt.Errorf("sync %s: %w", f.Name(), ctx.Err())
 	}
 }

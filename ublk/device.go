@@ -271,19 +271,19 @@ func (d *Device) Stop(ctx context.Context) error {
 	if d.stopped {
 		return nil
 	}
-	fd, err := openExclusive(d.Path())
+	f, err := openExclusive(d.Path())
 	switch {
 	case vanished(err):
 		return d.end(ctx)
 	case err != nil:
 		return fmt.Errorf("stop ublk device %d: %w", d.id, err)
 	}
-	if err := syncExclusive(ctx, fd, d.Path()); err != nil {
+	if err := syncExclusive(ctx, f); err != nil {
 		return fmt.Errorf("stop ublk device %d: %w", d.id, err)
 	}
-	// The descriptor keeps others from mounting it between sync and stop.
+	// The open file keeps others from mounting it between sync and stop.
 	err = d.control.StopDevice(ctx, d.id)
-	if err := errors.Join(err, unix.Close(fd)); err != nil && !errors.Is(err, ErrNoDevice) {
+	if err := errors.Join(err, f.Close()); err != nil && !errors.Is(err, ErrNoDevice) {
 		return err
 	}
 	return d.end(ctx)

@@ -115,13 +115,13 @@ func (c *Control) removeOrphan(ctx context.Context, id int) error {
 	if info.State == StateLive {
 		return fmt.Errorf("it is served by process %d: %w", info.PID, ErrInUse)
 	}
-	fd, err := openExclusive(BlockPath(id))
+	f, err := openExclusive(BlockPath(id))
 	if err != nil && !vanished(err) {
 		return err
 	}
 	err = c.StopDevice(ctx, id)
-	if fd >= 0 {
-		err = errors.Join(err, syscall.Close(fd))
+	if f != nil {
+		err = errors.Join(err, f.Close())
 	}
 	if err != nil && !errors.Is(err, ErrNoDevice) {
 		return err

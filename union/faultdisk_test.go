@@ -14,11 +14,13 @@ type faultDisk struct {
 	left   int                  // writes and syncs that still work; negative: all
 	garble bool                 // the write that fails leaves garbage
 	stop   func(off int64) bool // a write there is the first call that fails, if not nil
-	writes int                  // that worked
-	syncs  int
+	during func()               // called before each write and sync, for what goes on meanwhile
 }
 
 func (d *faultDisk) spend() error {
+	if d.during != nil {
+		d.during()
+	}
 	if d.left == 0 {
 		return syscall.EIO
 	}
@@ -37,7 +39,6 @@ func (d *faultDisk) WriteAt(p []byte, off int64) (int, error) {
 		}
 		return 0, err
 	}
-	d.writes++
 	return d.Disk.WriteAt(p, off)
 }
 
@@ -55,7 +56,6 @@ func (d *faultDisk) Sync() error {
 	if err := d.spend(); err != nil {
 		return err
 	}
-	d.syncs++
 	return d.Disk.Sync()
 }
 
