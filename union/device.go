@@ -129,6 +129,7 @@ type op struct {
 	began atomic.Int64 // CLOCK_MONOTONIC nanoseconds, 0 while the tag is idle
 
 	step    step
+	fua     bool // a write whose own data and record must be durable, and no other's
 	leads   bool // the next commit
 	retried bool // slots were asked for again after a commit
 	pinned  bool // epoch is entered
@@ -243,6 +244,7 @@ func (d *Device) Serve(r *ublk.Request) {
 	o.r = r
 	o.began.Store(r.Began())
 	o.leads, o.retried = false, false
+	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
 	if d.readOnly && r.Op != ublk.OpRead && r.Op != ublk.OpFlush {
 		o.complete(syscall.EIO)
@@ -342,7 +344,7 @@ func (o *op) note(res int32) {
 func (o *op) issue(i int) {
 	p := &o.pieces[i]
 	if p.write {
-		o.r.Write(p.file, p.p, p.off, false, uint16(i))
+		o.r.Write(p.file, p.p, p.off, o.fua, uint16(i))
 	} else {
 		o.r.Read(p.file, p.p, p.off, uint16(i))
 	}

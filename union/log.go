@@ -24,7 +24,8 @@ type modLog struct {
 	start      uint64 // a recovery begins here
 	next       uint64 // block that takes records
 	count      int    // records in it
-	durable    uint64 // blocks up to here are in both copies and flushed
+	written    uint64 // blocks up to here are in both copies, which nothing can take back
+	durable    uint64 // blocks up to here are written, and so is, by a flush, the data of their records
 	committing bool
 	failed     bool
 	limbo      []extent  // slots superseded by records that no commit has taken
@@ -38,7 +39,7 @@ type modLog struct {
 const pendingBlocks = logQuantum
 
 func newModLog(id uuid.UUID, n uint64, ring []byte, start uint64) *modLog {
-	l := &modLog{id: id, n: n, ring: ring, start: start, next: start, durable: start - 1}
+	l := &modLog{id: id, n: n, ring: ring, start: start, next: start, written: start - 1, durable: start - 1}
 	l.ended.L = &l.mu
 	l.open()
 	return l
@@ -69,7 +70,7 @@ func (l *modLog) seal() {
 // room tells whether k more records fit. The caller holds mu, here and below.
 func (l *modLog) room(k int) bool {
 	last := l.next + uint64(l.count+k)/recordsPerLog + 1
-	return last-l.durable <= pendingBlocks && last-l.start < l.n
+	return last-l.written <= pendingBlocks && last-l.start < l.n
 }
 
 // nearlyFull tells that a checkpoint should move the start on.
@@ -110,6 +111,14 @@ func (l *modLog) setCount(p []byte, n int) {
 // supersede notes slots that become free once a commit has covered the records so far.
 func (l *modLog) supersede(slot uint64) { l.limbo = appendExtent(l.limbo, slot, 1) }
 
+// covers tells whether the request's records are as durable as it asked for.
+func (l *modLog) covers(o *op) bool {
+	if o.fua {
+		return o.target <= l.written
+	}
+	return o.target <= l.durable
+}
+
 // target is the block that must be durable for all records so far to be.
 func (l *modLog) target() uint64 {
 	if l.count > 0 {
@@ -119,21 +128,24 @@ func (l *modLog) target() uint64 {
 }
 
 // begin starts a commit of all records so far. It returns the blocks to write, from
-// through to, which stay untouched until end.
-func (l *modLog) begin() (from, to uint64) {
+// through to (none where to is less), which stay untouched until end. A commit for FUA writes the log alone, durably, and
+// frees nothing: the data of other requests' records may still be lost.
+func (l *modLog) begin(fua bool) (from, to uint64) {
 	l.committing = true
 	if l.count > 0 {
 		l.seal()
 		l.open()
 	}
-	l.taken, l.limbo = l.limbo, l.taken[:0]
-	return l.durable + 1, l.next - 1
+	if !fua {
+		l.taken, l.limbo = l.limbo, l.taken[:0]
+	}
+	return l.written + 1, l.next - 1
 }
 
 // end finishes a commit and returns the operations that can go on: those whose target is durable
 // now, all that stalled, and one that leads the next commit where some are left
 // waiting. On failure everybody goes on, to fail. The slots in taken may be retired after it.
-func (l *modLog) end(to uint64, failed bool) (ready opList) {
+func (l *modLog) end(to uint64, fua, failed bool) (ready opList) {
 	l.committing = false
 	l.ended.Broadcast()
 	if failed {
@@ -141,14 +153,31 @@ func (l *modLog) end(to uint64, failed bool) (ready opList) {
 		l.taken = l.taken[:0]
 		return l.drop()
 	}
-	l.durable = to
-	ready = l.waiters.upTo(to)
+	l.written = to
+	if !fua {
+		l.durable = to
+	}
+	ready = l.satisfied()
 	ready.take(&l.stalled)
 	if leader := l.waiters.pop(); leader != nil {
 		l.committing = true
 		leader.leads = true
 		ready.push(leader)
 	}
+	return ready
+}
+
+// satisfied removes and returns the waiters whose records are durable now.
+func (l *modLog) satisfied() (ready opList) {
+	var rest opList
+	for o := l.waiters.pop(); o != nil; o = l.waiters.pop() {
+		if l.covers(o) {
+			ready.push(o)
+		} else {
+			rest.push(o)
+		}
+	}
+	l.waiters = rest
 	return ready
 }
 
@@ -209,12 +238,4 @@ func (l *opList) take(from *opList) {
 	for o := from.pop(); o != nil; o = from.pop() {
 		l.push(o)
 	}
-}
-
-// upTo removes and returns the operations whose target is at most seq. Targets never fall along the list.
-func (l *opList) upTo(seq uint64) (ready opList) {
-	for l.head != nil && l.head.target <= seq {
-		ready.push(l.pop())
-	}
-	return ready
 }

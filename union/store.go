@@ -349,13 +349,13 @@ func (s *Store) commit() error {
 		resumeAll(ready)
 		return nil
 	}
-	from, to := l.begin()
+	from, to := l.begin(false)
 	l.mu.Unlock()
 	err := s.writeLog(from, to)
 	if err == nil {
 		err = s.disk.Sync()
 	}
-	s.endCommit(to, err != nil)
+	s.endCommit(to, false, err != nil)
 	return err
 }
 
@@ -377,10 +377,10 @@ func (s *Store) logOffset(first, seq uint64) int64 {
 }
 
 // endCommit frees what the commit superseded and resumes who waited for it.
-func (s *Store) endCommit(to uint64, failed bool) {
+func (s *Store) endCommit(to uint64, fua, failed bool) {
 	s.log.mu.Lock()
-	ready := s.log.end(to, failed)
-	if len(s.log.taken) > 0 {
+	ready := s.log.end(to, fua, failed)
+	if !fua && len(s.log.taken) > 0 {
 		s.epochs.retire(s.log.taken)
 		s.log.taken = s.log.taken[:0]
 	}

@@ -206,7 +206,7 @@ func (o *op) record() {
 	if busy {
 		s.wakeBackground()
 	}
-	if o.r.FUA {
+	if o.fua {
 		o.flush()
 		return
 	}
@@ -258,7 +258,7 @@ func (o *op) flush() {
 	case l.failed:
 		l.mu.Unlock()
 		o.complete(syscall.EIO)
-	case o.target <= l.durable:
+	case l.covers(o):
 		l.mu.Unlock()
 		o.complete(0)
 	case l.committing:
@@ -284,7 +284,7 @@ func (o *op) lead() {
 		o.complete(syscall.EIO)
 		return
 	}
-	from, to := l.begin()
+	from, to := l.begin(o.fua)
 	l.mu.Unlock()
 	o.to = to
 	o.pieces = o.pieces[:0]
@@ -299,8 +299,8 @@ func (o *op) lead() {
 }
 
 func (o *op) logDone() {
-	if o.errno != 0 {
-		o.q.d.layer.store.endCommit(o.to, true)
+	if o.errno != 0 || o.fua {
+		o.q.d.layer.store.endCommit(o.to, o.fua, o.errno != 0)
 		o.complete(o.errno)
 		return
 	}
@@ -310,7 +310,7 @@ func (o *op) logDone() {
 }
 
 func (o *op) flushDone() {
-	o.q.d.layer.store.endCommit(o.to, o.errno != 0)
+	o.q.d.layer.store.endCommit(o.to, false, o.errno != 0)
 	o.complete(o.errno)
 }
 
@@ -323,7 +323,7 @@ func (o *op) committed() {
 	}
 	l := o.q.d.layer.store.log
 	l.mu.Lock()
-	failed := o.target > l.durable
+	failed := !l.covers(o)
 	l.mu.Unlock()
 	if failed {
 		o.complete(syscall.EIO)
