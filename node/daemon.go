@@ -30,8 +30,9 @@ type Daemon struct {
 	restored chan struct{}  // closed once the records have been acted on
 	ops      sync.WaitGroup // operations under way; grows under mu, and not once stopping
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards what follows; no device's lock is taken under it
 	devices  map[string]*device
+	ids      map[int]string // whose number each is, served or not
 	stopping bool
 }
 
@@ -63,6 +64,7 @@ func New(cfg Config) (*Daemon, error) {
 		stores:   newStores(cfg.RunDir),
 		restored: make(chan struct{}),
 		devices:  make(map[string]*device),
+		ids:      make(map[int]string),
 	}
 	if err := d.loadRecords(); err != nil {
 		return nil, errors.Join(err, lock.release())

@@ -58,13 +58,19 @@ func (v *device) setState(s State) {
 // closeBacking closes what lies below the stopped or detached disk.
 func (v *device) closeBacking() error {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	back := v.back
 	v.disk, v.back = nil, nil
+	v.mu.Unlock()
 	if back == nil {
 		return nil
 	}
 	return back.close()
+}
+
+func (v *device) setID(id int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.rec.Device.ID = id
 }
 
 func (v *device) record() record {

@@ -34,6 +34,9 @@ func (d *Daemon) loadRecords() error {
 			d.log.Error("record of a device cannot be used", "device", l.name, "error", l.err)
 		}
 		d.devices[l.name] = v
+		if id := v.rec.Device.ID; id != AutoID {
+			d.ids[id] = l.name
+		}
 	}
 	return nil
 }

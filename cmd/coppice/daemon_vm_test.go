@@ -136,6 +136,9 @@ func TestBadInputLeavesNoOrphan(t *testing.T) {
 	r.refused("layer in use", create(r.root, r.leaf+":web1")...)
 	r.refused("belongs to device web1", create(r.root, r.leaf, "--id", "0")...)
 	r.refused("lies on "+dev.Path, create(dev.Path, r.leaf)...)
+	r.sh("mount " + dev.Path + " " + r.mnt + " && truncate -s 1M " + r.mnt + "/nested.img")
+	r.refused("lies on "+dev.Path, create(r.mnt+"/nested.img", r.leaf)...)
+	r.sh("umount " + r.mnt)
 	r.refused("in use", "store", "check", r.leaf)
 	r.refused("in use", "store", "format", r.leaf, "--force")
 

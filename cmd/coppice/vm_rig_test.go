@@ -136,8 +136,15 @@ func (r *vmRig) start() *vmDaemon {
 			r.t.Logf("--- log of daemon %d\n%s", d.cmd.Process.Pid, d.text())
 		}
 	})
-	r.ok("list")
-	return d
+	for began := time.Now(); ; {
+		out, err := r.coppice("list")
+		if err == nil {
+			return d
+		}
+		if time.Since(began) > time.Minute {
+			r.t.Fatalf("the daemon does not answer: %v\n%s", err, out)
+		}
+	}
 }
 
 func (d *vmDaemon) text() string {
