@@ -79,8 +79,14 @@ func (v *device) record() record {
 	return v.rec
 }
 
+func (v *device) current() State {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.state
+}
+
 // report describes the device; with detail set, statistics and the store's state too.
-func (v *device) report(detail bool) Device {
+func (v *device) report(u usage, detail bool) Device {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	r := v.rec.Device
@@ -108,7 +114,9 @@ func (v *device) report(detail bool) Device {
 			d.Stats, d.Leaf.Info = &stats, &info
 		}
 	}
-	d.Holders = holders(d.Path)
+	if d.Path != "" {
+		d.Holders = u.holders(d.Path)
+	}
 	return d
 }
 

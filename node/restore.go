@@ -45,7 +45,7 @@ func (d *Daemon) loadRecords() error {
 // is left then stays for the next one.
 func (d *Daemon) restoreAll(ctx context.Context) {
 	forEach(d.all(), func(v *device) {
-		if ctx.Err() != nil || v.report(false).State != StateRestoring {
+		if ctx.Err() != nil || v.current() != StateRestoring {
 			return
 		}
 		d.restore(ctx, v)
