@@ -37,13 +37,13 @@ build: ## build bin/coppice, static, and prove that arm64 compiles
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh
 
-test: deps ## run everything: format, vet, lint, unit, race and VM tests
+test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, race and VM tests
 	@rm -rf $(RESULTS)
-	$(MAKE) --no-print-directory checks build
-	@status=0; for stage in unit race vm; do \
-	  $(MAKE) --no-print-directory $$stage || status=1; \
+	@failed=; for stage in checks build unit race vm; do \
+	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
 	done; \
-	$(TESTSUM) total $(RESULTS) unit race vm || status=1; exit $$status
+	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
+	$(TESTSUM) total $(RESULTS) unit race vm && [ -z "$$failed" ]
 
 unit: $(TESTSUM) ## unit tests: no root, no VM
 	$(GO) -C tools test ./testsum

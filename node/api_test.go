@@ -111,7 +111,9 @@ func TestClientWaitsForDaemonOnItsWay(t *testing.T) {
 	r := newRig(t)
 	answer := make(chan error, 1)
 	go func() {
-		_, err := r.client().List(context.Background())
+		c := r.client()
+		c.Wait = time.Minute
+		_, err := c.List(context.Background())
 		answer <- err
 	}()
 	r.start()

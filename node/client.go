@@ -20,8 +20,8 @@ const CodeNoDaemon Code = "no_daemon"
 
 // Client speaks to the daemon of a run directory. It may be used from any goroutine.
 type Client struct {
-	// Wait is how long to wait for the socket of a daemon that may just have been started, one
-	// second unless changed before the first call. One that has claimed the run
+	// Wait is how long to wait for the socket of a daemon that may just have been started, two
+	// seconds unless changed before the first call. One that has claimed the run
 	// directory is given 30 s to listen.
 	Wait time.Duration
 
@@ -36,7 +36,7 @@ const waitForSocket = 30 * time.Second
 // that is "".
 func NewClient(runDir, version string) *Client {
 	setDefault(&version, Version())
-	c := &Client{Wait: time.Second, runDir: runDir, version: version}
+	c := &Client{Wait: 2 * time.Second, runDir: runDir, version: version}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableKeepAlives: true,

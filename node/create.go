@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -34,7 +35,7 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 		d.log.Warn("create failed", "device", r.Name, "error", oneLine(err))
 		return Device{}, err
 	}
-	rep := v.report(true)
+	rep := v.report(readUsage(), true)
 	d.log.Info("device created", "device", rep.Name, "path", rep.Path, "root", rep.Root.Path,
 		"leaf", rep.Leaf.Store, "layer", rep.Leaf.Layer, "size_bytes", rep.SizeBytes, "ms", rep.CreateMS)
 	return rep, nil
@@ -51,9 +52,9 @@ func (d *Daemon) reserve(r CreateRequest) (*device, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old, ok := d.devices[r.Name]; ok {
+	if _, ok := d.devices[r.Name]; ok {
 		return nil, fail(CodeNameTaken, "choose another name, or delete that one first: coppice delete "+r.Name,
-			"there is a device of that name already (%s)", old.record().Device.Root)
+			"there is a device of that name already")
 	}
 	d.devices[r.Name] = v
 	return v, nil
@@ -66,12 +67,13 @@ func (d *Daemon) refuseOwn(paths ...string) error {
 		if !ok {
 			continue
 		}
-		for _, v := range d.all() {
-			if rec := v.record(); rec.Device.ID == id {
-				return fail(CodeBadRequest, "give a path that does not lead to a device of this daemon",
-					"%s lies on %s, which is device %s: a daemon that serves a device from one of its own waits for itself",
-					path, diskPath(id), rec.Device.Name)
-			}
+		d.mu.Lock()
+		name, ours := d.ids[id]
+		d.mu.Unlock()
+		if ours {
+			return fail(CodeBadRequest, "give a path that does not lead to a device of this daemon",
+				"%s lies on %s, which is device %s: a daemon that serves a device from one of its own waits for itself",
+				path, diskPath(id), name)
 		}
 	}
 	return nil
@@ -81,6 +83,7 @@ func (d *Daemon) forget(name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.devices, name)
+	maps.DeleteFunc(d.ids, func(_ int, of string) bool { return of == name })
 }
 
 // build opens what lies below the device, makes the kernel device and puts the
@@ -120,11 +123,12 @@ func (d *Daemon) makeDisk(ctx context.Context, v *device, rec *record, back *bac
 		taken[k.ID] = true
 	}
 	for {
-		id, err := d.claimID(v, wanted, taken)
+		id, err := d.claimID(rec.Device.Name, wanted, taken)
 		if err != nil {
 			return nil, err
 		}
 		rec.Device.ID = id
+		v.setID(id)
 		if err := d.records.save(*rec); err != nil {
 			return nil, err
 		}
@@ -132,40 +136,40 @@ func (d *Daemon) makeDisk(ctx context.Context, v *device, rec *record, back *bac
 		if !errors.Is(err, ublk.ErrIDTaken) || wanted != AutoID {
 			return disk, err
 		}
+		d.dropID(id)
 		taken[id] = true
 	}
 }
 
 // claimID picks a number that neither the kernel nor another device of this
-// daemon has, served or not, and enters it for v.
-func (d *Daemon) claimID(v *device, wanted int, taken map[int]bool) (int, error) {
+// daemon has, served or not, and enters it for the device of that name.
+func (d *Daemon) claimID(name string, wanted int, taken map[int]bool) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	owner := make(map[int]string)
-	for name, o := range d.devices {
-		if o != v {
-			owner[o.record().Device.ID] = name
-		}
-	}
-	free := func(id int) bool { return !taken[id] && owner[id] == "" }
 	id := wanted
 	if wanted == AutoID {
-		for id = 0; !free(id); id++ {
+		for id = 0; taken[id] || d.ids[id] != ""; id++ {
 			continue
 		}
 	}
+	const hint = "choose another --id, or leave it out"
 	switch {
 	case id > maxID:
 		return 0, fail(CodeIDTaken, "delete devices that nobody needs", "no free device number")
-	case owner[id] != "":
-		return 0, fail(CodeIDTaken, "choose another --id, or leave it out", "number %d belongs to device %s", id, owner[id])
+	case d.ids[id] != "":
+		return 0, fail(CodeIDTaken, hint, "number %d belongs to device %s", id, d.ids[id])
 	case taken[id]:
-		return 0, fail(CodeIDTaken, "choose another --id, or leave it out", "the kernel has a ublk device %d already: %w", id, ublk.ErrIDTaken)
+		return 0, fail(CodeIDTaken, hint, "the kernel has a ublk device %d already: %w", id, ublk.ErrIDTaken)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.rec.Device.ID = id
+	d.ids[id] = name
 	return id, nil
+}
+
+// dropID gives a number back that the kernel turned out to have.
+func (d *Daemon) dropID(id int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.ids, id)
 }
 
 // params is what the driver is asked for.

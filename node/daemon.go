@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Daemon serves the devices of one run directory. Its methods may be called from any
@@ -30,8 +26,9 @@ type Daemon struct {
 	restored chan struct{}  // closed once the records have been acted on
 	ops      sync.WaitGroup // operations under way; grows under mu, and not once stopping
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards what follows; no device's lock is taken under it
 	devices  map[string]*device
+	ids      map[int]string // whose number each is, served or not
 	stopping bool
 }
 
@@ -63,39 +60,12 @@ func New(cfg Config) (*Daemon, error) {
 		stores:   newStores(cfg.RunDir),
 		restored: make(chan struct{}),
 		devices:  make(map[string]*device),
+		ids:      make(map[int]string),
 	}
 	if err := d.loadRecords(); err != nil {
 		return nil, errors.Join(err, lock.release())
 	}
 	return d, nil
-}
-
-// makeRunDir makes the directories, and refuses one that others could plant files in.
-func makeRunDir(cfg Config) error {
-	devices := filepath.Join(cfg.RunDir, devicesName)
-	if err := os.MkdirAll(devices, 0o750); err != nil {
-		return fmt.Errorf("make run directory: %w", err)
-	}
-	for _, dir := range []string{cfg.RunDir, devices} {
-		var st unix.Stat_t
-		if err := unix.Lstat(dir, &st); err != nil {
-			return &fs.PathError{Op: "stat run directory", Path: dir, Err: err}
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
-			return fail(CodeForbidden, "remove it, or choose another --run-dir",
-				"use run directory %s: not a directory of user %d", dir, os.Geteuid())
-		}
-		if err := os.Chmod(dir, 0o750); err != nil {
-			return fmt.Errorf("protect run directory: %w", err)
-		}
-	}
-	if cfg.SocketGroup == 0 {
-		return nil
-	}
-	if err := os.Chown(cfg.RunDir, -1, cfg.SocketGroup); err != nil {
-		return fmt.Errorf("give run directory to group: %w", err)
-	}
-	return nil
 }
 
 // Run serves until ctx ends, then stops or leaves every device as the package's
@@ -123,7 +93,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 func (d *Daemon) status() string {
 	live, failed := 0, 0
 	for _, v := range d.all() {
-		switch v.report(false).State {
+		switch v.current() {
 		case StateLive:
 			live++
 		case StateFailed:
@@ -173,9 +143,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 
 // List reports all devices, without statistics.
 func (d *Daemon) List() []Device {
-	list := []Device{}
+	list, u := []Device{}, readUsage()
 	for _, v := range d.all() {
-		list = append(list, v.report(false))
+		list = append(list, v.report(u, false))
 	}
 	return list
 }
@@ -186,7 +156,7 @@ func (d *Daemon) Inspect(name string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	return v.report(true), nil
+	return v.report(readUsage(), true), nil
 }
 
 // forEach runs do for every device, a few at once, and waits for all.

@@ -24,7 +24,7 @@ func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	was := v.report(false)
+	was := v.report(readUsage(), false)
 	if err := d.delete(ctx, v); err != nil {
 		d.log.Warn("delete failed", "device", name, "error", oneLine(err))
 		return Device{}, err
@@ -104,7 +104,7 @@ func inUse(err error, path string) error {
 		Code: CodeInUse, Message: path + " is in use",
 		Hint: "close what has it open (fuser -v " + path + " shows it), then try again", cause: err,
 	}
-	if who := holders(path); len(who) > 0 {
+	if who := readUsage().holders(path); len(who) > 0 {
 		e.Message += ": " + strings.Join(who, ", ")
 		e.Hint = "unmount it, or take it out of what is on top, then try again"
 	}

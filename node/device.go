@@ -58,13 +58,19 @@ func (v *device) setState(s State) {
 // closeBacking closes what lies below the stopped or detached disk.
 func (v *device) closeBacking() error {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	back := v.back
 	v.disk, v.back = nil, nil
+	v.mu.Unlock()
 	if back == nil {
 		return nil
 	}
 	return back.close()
+}
+
+func (v *device) setID(id int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.rec.Device.ID = id
 }
 
 func (v *device) record() record {
@@ -73,8 +79,14 @@ func (v *device) record() record {
 	return v.rec
 }
 
+func (v *device) current() State {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.state
+}
+
 // report describes the device; with detail set, statistics and the store's state too.
-func (v *device) report(detail bool) Device {
+func (v *device) report(u usage, detail bool) Device {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	r := v.rec.Device
@@ -102,7 +114,9 @@ func (v *device) report(detail bool) Device {
 			d.Stats, d.Leaf.Info = &stats, &info
 		}
 	}
-	d.Holders = holders(d.Path)
+	if d.Path != "" {
+		d.Holders = u.holders(d.Path)
+	}
 	return d
 }
 

@@ -30,9 +30,10 @@
 // # Concurrency
 //
 // One operation at a time runs on a device; a second one is refused with
-// [CodeBusy]. Operations on different devices run at once. Lock order: the table of
-// devices, then one device, then the table of stores. No lock is held while the
-// kernel is asked for anything, save the stores' own while one is opened or closed.
+// [CodeBusy]. Operations on different devices run at once. The locks of the table of devices
+// and of a device are never held together, and neither while the kernel is asked for anything. A
+// device's lock is held for reading while its statistics are taken, so that what they come from
+// is not closed meanwhile. Each leaf store has a lock of its own that is held while it is opened or closed.
 //
 // # What to beware of
 //

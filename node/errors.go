@@ -146,7 +146,7 @@ var causes = []struct {
 	{union.ErrNotEmpty, CodeInUse, "choose another target, or overwrite all that is on it with --force"},
 	{union.ErrVersion, CodeBadLeaf, "use the version of coppice that formatted it"},
 	{union.ErrReadOnly, CodeBadLeaf, "give a store that can be written"},
-	{context.DeadlineExceeded, CodeTimeout, "the daemon's log says what it waits for"},
+	{context.DeadlineExceeded, CodeTimeout, "try again, with a larger operation_seconds in coppice.toml if need be; the daemon's log says more"},
 	{context.Canceled, CodeStopping, "try again"},
 	{syscall.ENOSPC, CodeBadLeaf, "use a larger store, or delete layers that nobody needs"},
 	{fs.ErrNotExist, CodeFailed, "check the path"},

@@ -13,82 +13,63 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holders returns what has the block device at path, or a partition of it, in use, as far
-// as that can be found out: mounts of this daemon's mount namespace, swap areas,
-// and device-mapper or RAID devices on top. No answer does not mean no user.
-func holders(path string) []string {
-	name := filepath.Base(path)
-	h := holderSearch{proc: "/proc", sys: "/sys", disk: name}
-	return h.find()
+// usage is what block devices are used for, as far as that can be found out: mounts of this
+// daemon's mount namespace, swap areas, and device-mapper or RAID devices on top. No answer does
+// not mean no user.
+type usage struct {
+	sys    string
+	mounts map[string][]string // mount points by major:minor
+	swaps  map[string]bool     // by name
 }
 
-type holderSearch struct{ proc, sys, disk string }
+// readUsage reads the tables of mounts and swap areas once, for any number of devices.
+func readUsage() usage { return readUsageAt("/proc", "/sys") }
 
-func (h holderSearch) find() []string {
-	numbers := h.numbers()
-	if len(numbers) == 0 {
+// readUsageAt takes mountinfo's field 3, major:minor, and field 5, the mount
+// point (proc_pid_mountinfo(5)).
+func readUsageAt(proc, sys string) usage {
+	u := usage{sys: sys, mounts: make(map[string][]string), swaps: make(map[string]bool)}
+	eachLine(filepath.Join(proc, "self/mountinfo"), func(fields []string) {
+		if len(fields) >= 5 {
+			u.mounts[fields[2]] = append(u.mounts[fields[2]], unescapeOctal(fields[4]))
+		}
+	})
+	eachLine(filepath.Join(proc, "swaps"), func(fields []string) {
+		if len(fields) > 0 {
+			u.swaps[filepath.Base(fields[0])] = true
+		}
+	})
+	return u
+}
+
+// holders returns what has the block device at path, or a partition of it, in use.
+func (u usage) holders(path string) []string {
+	disk := filepath.Base(path)
+	dir := filepath.Join(u.sys, "class/block", disk)
+	found := u.holdersOf(disk, filepath.Join(dir, "dev"))
+	parts, _ := filepath.Glob(filepath.Join(dir, disk+"*", "dev"))
+	for _, p := range parts {
+		found = append(found, u.holdersOf(filepath.Base(filepath.Dir(p)), p)...)
+	}
+	return found
+}
+
+// holdersOf is about one disk or partition, whose number is in a file.
+func (u usage) holdersOf(name, numberFile string) []string {
+	number, err := os.ReadFile(numberFile)
+	if err != nil {
 		return nil
 	}
-	found := h.mounts(numbers)
-	found = append(found, h.swaps(numbers)...)
-	for name := range numbers {
-		found = append(found, h.stacked(name)...)
-	}
-	return found
-}
-
-// numbers returns the major:minor of the disk and its partitions, by name.
-func (h holderSearch) numbers() map[string]string {
-	dir := filepath.Join(h.sys, "class/block", h.disk)
-	m := make(map[string]string)
-	add := func(name, file string) {
-		if data, err := os.ReadFile(file); err == nil {
-			m[name] = string(bytes.TrimSpace(data))
-		}
-	}
-	add(h.disk, filepath.Join(dir, "dev"))
-	parts, _ := filepath.Glob(filepath.Join(dir, h.disk+"*", "dev"))
-	for _, p := range parts {
-		add(filepath.Base(filepath.Dir(p)), p)
-	}
-	return m
-}
-
-// mounts searches mountinfo (proc_pid_mountinfo(5)): field 3 is major:minor, field 5 the
-// mount point.
-func (h holderSearch) mounts(numbers map[string]string) []string {
 	var found []string
-	eachLine(filepath.Join(h.proc, "self/mountinfo"), func(fields []string) {
-		if len(fields) < 5 {
-			return
-		}
-		for name, number := range numbers {
-			if fields[2] == number {
-				found = append(found, fmt.Sprintf("%s mounted on %s", name, unescapeOctal(fields[4])))
-			}
-		}
-	})
-	return found
-}
-
-func (h holderSearch) swaps(numbers map[string]string) []string {
-	var found []string
-	eachLine(filepath.Join(h.proc, "swaps"), func(fields []string) {
-		if len(fields) == 0 {
-			return
-		}
-		if name := filepath.Base(fields[0]); numbers[name] != "" {
-			found = append(found, name+" used as swap")
-		}
-	})
-	return found
-}
-
-func (h holderSearch) stacked(name string) []string {
-	entries, _ := os.ReadDir(filepath.Join(h.sys, "class/block", name, "holders"))
-	var found []string
+	for _, point := range u.mounts[string(bytes.TrimSpace(number))] {
+		found = append(found, name+" mounted on "+point)
+	}
+	if u.swaps[name] {
+		found = append(found, name+" used as swap")
+	}
+	entries, _ := os.ReadDir(filepath.Join(u.sys, "class/block", name, "holders"))
 	for _, e := range entries {
-		found = append(found, fmt.Sprintf("%s below %s", name, e.Name()))
+		found = append(found, name+" below "+e.Name())
 	}
 	return found
 }

@@ -19,22 +19,22 @@ func put(t *testing.T, path, text string) {
 
 func TestHoldersOfDiskAndPartitions(t *testing.T) {
 	dir := t.TempDir()
-	h := holderSearch{proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys"), disk: "ublkb3"}
-	block := filepath.Join(h.sys, "class/block")
+	proc, sys := filepath.Join(dir, "proc"), filepath.Join(dir, "sys")
+	block := filepath.Join(sys, "class/block")
 	put(t, filepath.Join(block, "ublkb3/dev"), "259:3\n")
 	put(t, filepath.Join(block, "ublkb3/ublkb3p1/dev"), "259:4\n")
 	put(t, filepath.Join(block, "ublkb3/ublkb3p2/dev"), "259:5\n")
 	put(t, filepath.Join(block, "ublkb3p2/holders/dm-0/dev"), "253:0\n")
 	put(t, filepath.Join(block, "ublkb33/dev"), "259:33\n")
-	put(t, filepath.Join(h.proc, "self/mountinfo"), `
+	put(t, filepath.Join(proc, "self/mountinfo"), `
 22 1 0:20 / /proc rw - proc proc rw
 40 1 259:4 / /srv/my\040disk rw,relatime shared:1 - ext4 /dev/ublkb3p1 rw
 41 1 259:33 / /other rw - ext4 /dev/ublkb33 rw
 bad line
 `)
-	put(t, filepath.Join(h.proc, "swaps"), "Filename Type Size Used Priority\n/dev/ublkb3 partition 1 0 -2\n")
+	put(t, filepath.Join(proc, "swaps"), "Filename Type Size Used Priority\n/dev/ublkb3 partition 1 0 -2\n")
 
-	got := h.find()
+	got := readUsageAt(proc, sys).holders("/dev/ublkb3")
 	slices.Sort(got)
 	want := []string{"ublkb3 used as swap", "ublkb3p1 mounted on /srv/my disk", "ublkb3p2 below dm-0"}
 	if !slices.Equal(got, want) {
@@ -43,7 +43,7 @@ bad line
 }
 
 func TestHoldersOfNothing(t *testing.T) {
-	if got := holders("/dev/ublkb999999"); got != nil {
+	if got := readUsage().holders("/dev/ublkb999999"); got != nil {
 		t.Errorf("a device that is not there is held by %q", got)
 	}
 }

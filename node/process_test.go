@@ -74,24 +74,6 @@ func TestRunLock(t *testing.T) {
 	}
 }
 
-func TestMakeRunDirRefusesWhatIsNotOurs(t *testing.T) {
-	dir := t.TempDir()
-	target := filepath.Join(dir, "target")
-	link := filepath.Join(dir, "link")
-	if err := errors.Join(os.Mkdir(target, 0o777), os.Symlink(target, link)); err != nil {
-		t.Fatal(err)
-	}
-	if err := makeRunDir(Config{RunDir: link}); CodeOf(err) != CodeForbidden {
-		t.Errorf("a symbolic link is used: %v", err)
-	}
-	if err := makeRunDir(Config{RunDir: target}); err != nil {
-		t.Error(err)
-	}
-	if st, err := os.Stat(target); err != nil || st.Mode().Perm() != 0o750 {
-		t.Errorf("mode %v, %v", st.Mode(), err)
-	}
-}
-
 func TestCredentialsOfPeer(t *testing.T) {
 	dir, err := os.MkdirTemp("", "peer")
 	if err != nil {

@@ -34,6 +34,9 @@ func (d *Daemon) loadRecords() error {
 			d.log.Error("record of a device cannot be used", "device", l.name, "error", l.err)
 		}
 		d.devices[l.name] = v
+		if id := v.rec.Device.ID; id != AutoID {
+			d.ids[id] = l.name
+		}
 	}
 	return nil
 }
@@ -42,7 +45,7 @@ func (d *Daemon) loadRecords() error {
 // is left then stays for the next one.
 func (d *Daemon) restoreAll(ctx context.Context) {
 	forEach(d.all(), func(v *device) {
-		if ctx.Err() != nil || v.report(false).State != StateRestoring {
+		if ctx.Err() != nil || v.current() != StateRestoring {
 			return
 		}
 		d.restore(ctx, v)

@@ -27,7 +27,7 @@ func (d *Daemon) stopAll() error {
 
 func (d *Daemon) closeLeaves(of State) (errs []error) {
 	for _, v := range d.all() {
-		if v.report(false).State != of {
+		if v.current() != of {
 			continue
 		}
 		if err := v.closeBacking(); err != nil {
@@ -61,11 +61,11 @@ func (d *Daemon) stopDevice(v *device) {
 			return
 		case detached == nil:
 			log.Warn("DEVICE IN USE IS LEFT QUIESCED: its I/O waits until the daemon is started again",
-				"reason", oneLine(stopped), "users", holders(v.disk.Path()))
+				"reason", oneLine(stopped), "users", readUsage().holders(v.disk.Path()))
 			return
 		case first:
 			log.Error("DEVICE CAN NEITHER BE STOPPED NOR LEFT: the daemon goes on serving it until it is released; unmount it",
-				"reason", oneLine(stopped), "detach", oneLine(detached), "users", holders(v.disk.Path()))
+				"reason", oneLine(stopped), "detach", oneLine(detached), "users", readUsage().holders(v.disk.Path()))
 		}
 		time.Sleep(retryPause)
 	}

@@ -29,4 +29,8 @@
 //
 // Linux 6.1 is the oldest kernel that can serve, 6.12 the tested one. What newer ones
 // offer is found out by [Control.Features] and never needed.
+//
+// Recovery after a crash under load needs the fix "io_uring: move local task_work in exit cancel loop" (Linux 6.19,
+// and the stable releases 6.6, 6.12 and 6.18 of February 2026 and later): without it the kernel can
+// spin for ever while it takes down the rings of a dead server, and the device never becomes quiesced.
 package ublk

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -76,11 +77,15 @@ func (h *fileDisk) Resume(r *Request, _ uint16, res int32) {
 // serveUntilKilled is the child. In mode "hold" it leaves reads unanswered once the device is up, in
 // mode "plain" the device is not recoverable.
 func serveUntilKilled(path, mode string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	flags := os.O_RDWR
+	if strings.HasPrefix(path, "/dev/") {
+		flags |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
@@ -93,7 +98,7 @@ func serveUntilKilled(path, mode string) error {
 		return err
 	}
 	h := &fileDisk{f: f, hold: mode == "hold"}
-	d, err := c.Create(context.Background(), Params{ID: AutoID, SizeBytes: st.Size(), Depth: 8, Recoverable: mode != "plain"}, h, rs)
+	d, err := c.Create(context.Background(), Params{ID: AutoID, SizeBytes: size, Depth: 8, Recoverable: mode != "plain"}, h, rs)
 	if err != nil {
 		return err
 	}
@@ -420,4 +425,62 @@ func TestRecoverAgainAfterHandlerRefused(t *testing.T) {
 	}
 	stopDevice(t, d)
 	wantNoDevices(t, c)
+}
+
+// holding is a disk in memory whose writes wait while they are held back.
+type holding struct {
+	*Mem
+	on   atomic.Bool
+	held chan *Request
+}
+
+func (h *holding) Serve(r *Request) {
+	if r.Op == OpWrite && h.on.Load() {
+		h.held <- r
+		return
+	}
+	h.Mem.Serve(r)
+}
+
+func (h *holding) Resume(r *Request, _ uint16, _ int32) { h.Mem.Serve(r) }
+
+// What a dead server had sent to its backing device may arrive there long after its death. A successor
+// must not begin before, or it would be overwritten by a ghost.
+func TestSuccessorWaitsForWritesOfTheDead(t *testing.T) {
+	c, rs := openControl(t), vmReactors(t)
+	h := &holding{Mem: vmDisk(t, 1<<20), held: make(chan *Request, 128)}
+	backing := createDevice(t, c, rs, Params{ID: AutoID, SizeBytes: h.Size()}, h)
+	s := startServer(t, backing.Path(), "")
+	f := directFile(t, BlockPath(s.id))
+	h.on.Store(true)
+	var writer errgroup.Group
+	buf := pages(t, 4096)
+	copy(buf, "written once, served twice")
+	writer.Go(func() error { _, err := f.WriteAt(buf, 8192); return err })
+	ghost := <-h.held
+	s.kill()
+	awaitState(t, c, s.id, StateQuiesced)
+	if err := c.StartRecovery(vmContext(t), s.id); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("recovery begins while a write of the dead is under way: %v", err)
+	}
+	h.on.Store(false)
+	time.AfterFunc(300*time.Millisecond, func() { ghost.Post(0, 0) })
+	store := directFile(t, backing.Path())
+	d, err := c.Recover(vmContext(t), s.id, &fileDisk{f: store}, rs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Wait(); err != nil {
+		t.Error(err)
+	}
+	if !bytes.HasPrefix(h.slab[8192:], []byte("written once")) {
+		t.Error("the write was lost")
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	stopDevice(t, d)
+	if err := store.Close(); err != nil {
+		t.Error(err)
+	}
 }

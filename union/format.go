@@ -178,7 +178,7 @@ func (s *superblock) validate(off int64) error {
 		return bad("log size out of range")
 	case s.LogA != logABlock || s.LogB != s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
 		return bad("regions out of place")
-	case s.Slots == 0 || s.SlotBase+s.Slots > s.SizeBlocks:
+	case s.Slots == 0 || s.SlotBase >= s.SizeBlocks || s.Slots > s.SizeBlocks-s.SlotBase:
 		return bad("slots beyond the end of the store")
 	case s.CatalogBlocks == 0 || s.CatalogBlocks > maxCatalogBlocks || s.CatalogSlot >= s.Slots:
 		return bad("catalog out of range")

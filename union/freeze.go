@@ -204,6 +204,9 @@ func (m *sectorMap) applyAll(from *sectorMap, freed func(slot uint64)) {
 func (s *Store) replaySeal(l *Layer, r *record, text []byte, byNumber map[uint32]*Layer) error {
 	number := uint32(r.Block)
 	sealed := byNumber[number]
+	if sealed == l || sealed != nil && sealed.m.blocks != l.m.blocks {
+		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was sealed as layer %d, which is another", r.Layer, number)}
+	}
 	if sealed != nil {
 		sealed.m.applyAll(l.m, nothingFreed)
 		l.m = newSectorMap(l.m.blocks)

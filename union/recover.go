@@ -228,7 +228,7 @@ func (s *Store) loadRunBlock(l *Layer, p []byte, index uint32, after *uint64, of
 	var r record
 	for i := range h.Count {
 		decodeRunEntry(p[runHeaderSize+i*runEntrySize:], &r)
-		if !r.valid(s.sb.Slots, l.m.blocks) || r.Block < *after {
+		if r.Kind > kindZero || !r.valid(s.sb.Slots, l.m.blocks) || r.Block < *after {
 			return 0, &CorruptError{"run", off, fmt.Sprintf("entry %d out of range or out of order", i)}
 		}
 		l.m.apply(&r, nothingFreed)

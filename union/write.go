@@ -332,14 +332,20 @@ func (o *op) committed() {
 	o.complete(0)
 }
 
-// overwrites tells whether the layer holds every block that the request is about to write: such a write
-// gives back as many slots as it takes.
+// overwrites tells whether the layer itself holds every block that the request is about to write: such a
+// write gives back as many slots as it takes.
 func (o *op) overwrites() bool {
-	o.lookup(o.blockAt(0), 1)
-	for i := 1; i < o.n && o.maps[0].isData(); i++ {
-		o.lookup(o.blockAt(i), 1)
+	l := o.q.d.layer
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var m [1]mapping
+	var sum [1]uint32
+	for i := range o.n {
+		if l.m.lookup(o.blockAt(i), m[:], sum[:]); !m[0].isData() {
+			return false
+		}
 	}
-	return o.maps[0].isData()
+	return true
 }
 
 // overwriteReserve is what first-touch writes leave for overwrites, beside half of the reserve: two requests of

@@ -70,24 +70,27 @@ func coppice(t *testing.T, args ...string) string {
 	return out
 }
 
-// refused runs the command line tool where it must fail, and checks that it says so in the wanted words with status 1.
-func refused(t *testing.T, want string, args ...string) {
+// refused runs a command that must fail, and checks that it says so in the wanted words, and what to do, with status 1.
+func refused(t *testing.T, want string, argv ...string) {
 	t.Helper()
-	out, err := command(t, 2*time.Minute, append([]string{"coppice"}, args...)...)
+	out, err := command(t, 2*time.Minute, argv...)
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Fatalf("coppice %q: %v, want status 1\n%s", args, err, out)
+		t.Errorf("%q: %v, want status 1\n%s", argv, err, out)
+		return
 	}
 	if !strings.Contains(out, want) || !strings.Contains(out, "to do:") {
-		t.Errorf("coppice %q says %q, want %q and what to do", args, out, want)
+		t.Errorf("%q says %q, want %q and what to do", argv, out, want)
 	}
+	t.Logf("%s", strings.TrimSpace(out))
 }
 
 // daemon is a running coppice daemon with its log.
 type daemon struct {
-	cmd   *exec.Cmd
-	log   *os.File
-	ended chan error
+	cmd    *exec.Cmd
+	log    *os.File
+	ended  chan error
+	killed bool
 }
 
 // startDaemon starts the daemon and waits until it answers. It is stopped with the test, and its log printed where the
@@ -133,10 +136,11 @@ func startDaemon(t *testing.T) *daemon {
 // end signals the daemon, where it still runs, and waits for its end.
 func (d *daemon) end(sig syscall.Signal) error {
 	_ = d.cmd.Process.Signal(sig)
+	d.killed = d.killed || sig == syscall.SIGKILL
 	select {
 	case err := <-d.ended:
 		d.ended <- err
-		if sig == syscall.SIGKILL {
+		if d.killed {
 			return nil
 		}
 		return err
@@ -172,7 +176,8 @@ func createForTest(t *testing.T, name, root, leaf string, flags ...string) node.
 	t.Helper()
 	d := create(t, name, root, leaf, flags...)
 	t.Cleanup(func() {
-		if text := coppice(t, "list"); strings.Contains(text, name+" ") {
+		// Without a daemon there is nothing to delete any more.
+		if text, err := command(t, time.Minute, "coppice", "list"); err == nil && strings.Contains(text, name+" ") {
 			coppice(t, "delete", name)
 		}
 	})
