@@ -3,8 +3,6 @@ package union
 import (
 	"errors"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 )
@@ -14,7 +12,7 @@ import (
 func (r *rig) cutOpening(calls int, garble bool) bool {
 	r.t.Helper()
 	d := &faultDisk{Disk: r.disk, left: calls, garble: garble}
-	s, err := openOn("leaf", d, StoreOptions{RunDir: r.run})
+	s, err := openOn("leaf", d, r.options())
 	switch {
 	case errors.Is(err, syscall.EIO):
 		return true
@@ -38,9 +36,7 @@ func (r *rig) cutDisk(rng *rand.Rand) {
 		r.t.Fatal(err)
 	}
 	r.disk = after
-	if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
-		r.t.Fatal(err)
-	}
+	r.reboot()
 }
 
 // TestPowerCutInRecovery cuts the power again, and again, while the store recovers from the cut before.
@@ -126,9 +122,7 @@ func TestTornSuperblockAfterCutCheckpoint(t *testing.T) {
 			t.Fatalf("checkpoint to be stopped: %v", err)
 		}
 		r.abandon()
-		if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
-			t.Fatal(err)
-		}
+		r.reboot()
 		stopped := r.cutOpening(calls, true)
 		r.open()
 		o.settle(r, func(s, i int) bool { return i >= o.floor[s] })

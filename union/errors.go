@@ -21,6 +21,7 @@ var (
 	ErrReadOnly     = errors.New("opened read-only")
 	ErrNoSpace      = errors.New("no free slots in the store")
 	ErrClosed       = errors.New("closed")
+	ErrPendingLost  = errors.New("acknowledged records are missing")
 	ErrVersion      = errors.New("format of another version")
 )
 

@@ -87,7 +87,7 @@ var le = binary.LittleEndian
 //	120  4  number of catalog blocks
 //	124  4  next layer number
 //	128  8  generation of the catalog
-//	136 16  boot id of the opener, zero after a clean close
+//	136 16  boot id of an opener with a run directory, zero after a clean close
 //	152     zero to the end
 type superblock struct {
 	Incompat, Compat  uint64

@@ -120,9 +120,7 @@ func exampleStore(t *testing.T) *rig {
 	write(2000, 2000)
 	must(0, r.block.Flush())
 	r.abandon()
-	if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
-		t.Fatal(err)
-	}
+	r.reboot()
 	return r
 }
 

@@ -248,7 +248,7 @@ func TestRemoveLayerFreesEverything(t *testing.T) {
 
 // reopen opens the store, without layer and device.
 func (r *rig) reopen() (err error) {
-	r.store, err = openOn("leaf", r.disk, StoreOptions{RunDir: r.run})
+	r.store, err = openOn("leaf", r.disk, r.options())
 	return err
 }
 

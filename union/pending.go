@@ -91,6 +91,13 @@ func (r *pendingRing) publish() error {
 	return os.Rename(r.fresh, r.path)
 }
 
+// openingWasCut tells whether somebody began to open the store and ended before the ring was published: then no
+// write was acknowledged since.
+func openingWasCut(runDir string, id uuid.UUID) bool {
+	_, err := os.Stat(pendingPath(runDir, id) + ".new")
+	return err == nil
+}
+
 // discard gives up a ring that was not published.
 func (r *pendingRing) discard() error {
 	err := r.close()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,13 +20,20 @@ func (s *Store) recover(o StoreOptions) error {
 	if err := s.loadCatalog(); err != nil {
 		return err
 	}
-	boot, err := bootID()
-	if err != nil {
-		return fmt.Errorf("read boot id: %w", err)
+	boot := o.boot
+	if boot == uuid.Nil {
+		var err error
+		if boot, err = bootID(); err != nil {
+			return fmt.Errorf("read boot id: %w", err)
+		}
 	}
 	pending, err := readPending(o.RunDir, s.sb.UUID, boot)
 	if err != nil {
 		return err
+	}
+	if !o.ReadOnly && pending == nil && s.sb.BootID == boot && !openingWasCut(o.RunDir, s.sb.UUID) {
+		return fmt.Errorf("%w: a process of this boot had it open and did not close it, and the records that it acknowledged last are not in %q: "+
+			"start the daemon with the run directory that it had then; after a reboot the store opens without them", ErrPendingLost, o.RunDir)
 	}
 	seen, err := s.replay(pending)
 	if err != nil {
@@ -49,12 +57,16 @@ func (s *Store) recover(o StoreOptions) error {
 	// Beyond all that the ring can hold: a sequence number is never used twice.
 	next := max(seen, s.sb.LogStart) + s.sb.LogBlocks + 1
 	s.log = newModLog(s.sb.UUID, s.sb.LogBlocks, s.pending.ring(), next)
-	s.sb.BootID = boot
+	s.sb.BootID = uuid.Nil
+	if o.RunDir != "" {
+		s.sb.BootID = boot
+	}
 	if err := s.Checkpoint(); err != nil {
-		return errors.Join(fmt.Errorf("write recovered state: %w", err), s.pending.discard())
+		// The ring's file stays: the superblock may say by now that this boot had the store open.
+		return errors.Join(fmt.Errorf("write recovered state: %w", err), s.pending.close())
 	}
 	if err := s.pending.publish(); err != nil {
-		return errors.Join(fmt.Errorf("publish pending records: %w", err), s.pending.discard())
+		return errors.Join(fmt.Errorf("publish pending records: %w", err), s.pending.close())
 	}
 	s.recovery.DurationSeconds = time.Since(began).Seconds()
 	return nil

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/google/uuid"
+
 	"coppice/ublk"
 	"coppice/ublk/ublktest"
 )
@@ -57,6 +59,7 @@ type rig struct {
 	sim   *ublktest.Sim
 	block *ublktest.Device
 	run   string
+	boot  uuid.UUID // zero: of this machine
 	size  int64
 	queue int
 }
@@ -140,7 +143,7 @@ func (r *rig) open() {
 	r.t.Helper()
 	r.disk.RequireAlignment(sector)
 	var err error
-	r.store, err = openOn("leaf", r.disk, StoreOptions{RunDir: r.run})
+	r.store, err = openOn("leaf", r.disk, r.options())
 	if err != nil {
 		r.t.Fatalf("seed %d: open: %v", r.seed, err)
 	}
@@ -214,10 +217,19 @@ func (r *rig) powerCut(rng *rand.Rand) {
 		r.t.Fatal(err)
 	}
 	r.disk = after
+	r.reboot()
+}
+
+// reboot forgets the tmpfs.
+func (r *rig) reboot() {
+	r.t.Helper()
+	r.boot = uuid.New()
 	if err := os.RemoveAll(filepath.Join(r.run, "stores")); err != nil {
 		r.t.Fatal(err)
 	}
 }
+
+func (r *rig) options() StoreOptions { return StoreOptions{RunDir: r.run, boot: r.boot} }
 
 // check runs the checker over the disk as it is.
 func (r *rig) check() {

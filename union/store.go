@@ -55,6 +55,8 @@ type StoreOptions struct {
 	// RunDir is a directory on tmpfs in which the records that are not in both log copies yet survive the death of the
 	// process. Empty: they do not.
 	RunDir string
+
+	boot uuid.UUID // id of the running kernel; zero: read it
 }
 
 // Recovery tells what opening a store found and did.

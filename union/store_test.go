@@ -544,3 +544,22 @@ func TestReadOnlyOpenWritesNothing(t *testing.T) {
 		t.Error("the store was written to")
 	}
 }
+
+// TestMissingPendingRecordsAreRefused kills a process and hides its run directory: acknowledged writes would be lost.
+func TestMissingPendingRecordsAreRefused(t *testing.T) {
+	r := newRig(t, 1, false)
+	if _, err := r.block.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.abandon()
+	for _, dir := range []string{"", t.TempDir()} {
+		if _, err := openOn("leaf", r.disk, StoreOptions{RunDir: dir}); !errors.Is(err, ErrPendingLost) {
+			t.Errorf("open with run directory %q: %v, want %v", dir, err, ErrPendingLost)
+		}
+	}
+	if _, err := openOn("leaf", r.disk, StoreOptions{ReadOnly: true}); err != nil {
+		t.Errorf("open for looking: %v", err)
+	}
+	r.open()
+	r.close()
+}
