@@ -296,3 +296,44 @@ func TestFullPendingRingStalls(t *testing.T) {
 	r.check()
 	r.disk.Close()
 }
+
+// TestEitherLogCopyIsEnough loses all of one copy of the log after commits by requests and in the background.
+func TestEitherLogCopyIsEnough(t *testing.T) {
+	for seed := range uint64(6) {
+		rng := rand.New(rand.NewPCG(seed, 17))
+		r := newRig(t, seed, false)
+		o := newOracle(r)
+		for range 200 {
+			o.submit(r, rng)
+			r.sim.Step()
+			if rng.IntN(20) == 0 {
+				r.store.wakeBackground()
+				r.pump()
+			}
+		}
+		if err := errors.Join(r.sim.Run(), r.block.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		copy(o.floor, o.acked)
+		r.powerCut(rng)
+		first := []uint64{r.store.sb.LogA, r.store.sb.LogB}[seed%2]
+		lost := r.disk.Bytes()[first<<blockShift:][:r.store.sb.LogBlocks<<blockShift]
+		if seed < 4 {
+			clear(lost)
+		} else {
+			fill(lost, seed)
+		}
+		rep, err := checkDisk("leaf", r.disk, CheckOptions{})
+		if err != nil || len(rep.Problems) == 0 {
+			t.Errorf("seed %d: check of a store without copy %d: %+v %v", seed, seed%2, rep, err)
+		}
+		r.open()
+		if r.store.recovery.Repaired == 0 || r.store.recovery.LogBlocks < 5 {
+			t.Errorf("seed %d: recovery %+v", seed, r.store.recovery)
+		}
+		o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+		r.check()
+		r.close()
+		r.disk.Close()
+	}
+}
