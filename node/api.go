@@ -32,7 +32,8 @@ type CreateRequest struct {
 	Root      string `json:"root"`       // absolute path of a raw file or block device
 	Store     string `json:"store"`      // absolute path of a leaf store
 	Layer     string `json:"layer"`      // "" for the layer named as the device
-	SizeBytes int64  `json:"size_bytes"` // 0 for the size of the root
+	From      string `json:"from"`       // sealed layer of the store that a new layer stands on; "" for the root alone
+	SizeBytes int64  `json:"size_bytes"` // 0 for the size of the root, or of the layer From
 	Queues    int    `json:"queues"`
 	Depth     int    `json:"depth"`
 	BlockSize int    `json:"block_size"` // 512 or 4096 bytes

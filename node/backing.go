@@ -68,13 +68,17 @@ func (b *backing) openRoot(r CreateRequest) error {
 	return nil
 }
 
-// openLayer opens the layer, or makes it, by default as large as the root in whole blocks.
+// openLayer opens the layer, or makes it, by default as large as the root in whole blocks or as the layer that it
+// stands on. What it stands on matters only to a creation: later freezes change it.
 func (b *backing) openLayer(r CreateRequest, create bool) error {
 	o := union.LayerOptions{Pin: b.base.Pin(), SizeBytes: r.SizeBytes}
+	if create {
+		o.From = r.From
+	}
 	layer, err := b.store.OpenLayer(r.Layer, o)
 	if create && errors.Is(err, union.ErrNoLayer) {
 		o.Create = true
-		if o.SizeBytes == 0 {
+		if o.SizeBytes == 0 && o.From == "" {
 			o.SizeBytes = roundUp(b.base.Size(), int64(r.BlockSize))
 		}
 		if layer, err = b.store.OpenLayer(r.Layer, o); err == nil {
@@ -126,6 +130,8 @@ func leafError(r CreateRequest, err error) error {
 	switch {
 	case e.Code == CodeNotFormatted:
 		e.Hint = "format it first: coppice store format " + r.Store
+	case errors.Is(err, union.ErrOtherRoot) && r.From != "":
+		e.Hint = "give the root that layer " + r.From + " stands on"
 	case errors.Is(err, union.ErrOtherRoot):
 		e.Hint = "give the root that the layer was made on, or choose another layer: --leaf " + r.Store + ":LAYER"
 	case e.Hint == "":

@@ -172,7 +172,19 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	if err := union.ValidLayerName(r.Layer); err != nil {
 		return bad("choose another layer: --leaf STORE:LAYER", "%w", err)
 	}
+	if r.From != "" {
+		if err := checkFrom(r.From); err != nil {
+			return r, err
+		}
+	}
 	return r, checkPaths(r)
+}
+
+func checkFrom(from string) error {
+	if err := union.ValidLayerName(from); err != nil {
+		return fail(CodeBadRequest, "`coppice store info STORE` lists the layers", "%w", err)
+	}
+	return nil
 }
 
 // maxID is the highest number that the driver accepts (UBLK_MINORS in

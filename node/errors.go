@@ -23,7 +23,7 @@ const (
 	CodeForbidden    Code = "forbidden"        // the caller's user may not do this
 	CodeVersion      Code = "version_mismatch" // client and daemon are of different versions
 	CodeNotFound     Code = "not_found"        // no device of that name
-	CodeNameTaken    Code = "name_taken"       // there is a device of that name
+	CodeNameTaken    Code = "name_taken"       // there is a device or layer of that name
 	CodeIDTaken      Code = "id_taken"         // the kernel has a device of that number
 	CodeBusy         Code = "busy"             // another operation runs on the device
 	CodeInUse        Code = "in_use"           // the device, layer or store is in use
@@ -141,6 +141,9 @@ var causes = []struct {
 	{union.ErrInUse, CodeInUse, "unmount it, or stop the process that has it open"},
 	{union.ErrCorrupt, CodeCorrupt, "nothing was written; `coppice store check STORE` tells what is damaged"},
 	{union.ErrNoLayer, CodeBadLeaf, "`coppice store info STORE` lists the layers"},
+	{union.ErrSealed, CodeBadLeaf, "a sealed layer never changes: make a new one on it, with --from LAYER and another --leaf STORE:LAYER"},
+	{union.ErrNotSealed, CodeBadLeaf, "seal what its device holds first: coppice freeze NAME --as LAYER, then --from LAYER"},
+	{union.ErrLayerExists, CodeNameTaken, "choose another name; `coppice store info STORE` lists the layers"},
 	{union.ErrTooSmall, CodeBadLeaf, "give it the size that it needs or once had, or use another partition or file"},
 	{union.ErrNoSpace, CodeBadLeaf, "use a larger store"},
 	{union.ErrNotEmpty, CodeInUse, "choose another target, or overwrite all that is on it with --force"},

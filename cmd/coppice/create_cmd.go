@@ -16,6 +16,7 @@ type createCmd struct {
 	Name      string    `arg:"" help:"Name of the device: letters, digits, '.', '_' and '-', at most 63."`
 	Root      string    `required:"" placeholder:"REF" help:"Root image: path of a raw disk image or of a block device. It is only read."`
 	Leaf      string    `required:"" placeholder:"STORE[:LAYER]" help:"Leaf store that takes what is written, and the layer in it (default: named as the device). The layer is made where there is none; an existing one is continued."`
+	From      string    `placeholder:"LAYER" help:"Sealed layer of the same store that a new layer stands on (default: the root alone)."`
 	Size      size      `placeholder:"SIZE" help:"Size of the device, at least that of the root; the rest reads zeros (default: the root's)."`
 	Queues    int       `placeholder:"N" help:"Hardware queues (default: 1, or as the daemon is configured)."`
 	Depth     int       `placeholder:"N" help:"Requests in flight per queue (default: 128, or as the daemon is configured)."`
@@ -60,7 +61,7 @@ func (c *createCmd) request() (node.CreateRequest, error) {
 		return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)
 	}
 	return node.CreateRequest{
-		Name: c.Name, Root: root, Store: store, Layer: layer, SizeBytes: int64(c.Size),
+		Name: c.Name, Root: root, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
 		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID,
 	}, nil
 }
