@@ -51,7 +51,9 @@ const (
 	StateLive      State = "live"
 	StateDeleting  State = "deleting"
 	StateStopping  State = "stopping"
-	StateFailed    State = "failed" // not served; Device.Error says why
+	StateFreezing  State = "freezing"  // served, while its layer is being sealed
+	StateExporting State = "exporting" // served, while its content is written elsewhere
+	StateFailed    State = "failed"    // not served; Device.Error says why
 )
 
 // Device is one device as list and inspect report it.

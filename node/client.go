@@ -103,6 +103,31 @@ func (c *Client) Delete(ctx context.Context, name string) (Device, error) {
 	return d, about("delete "+name, c.send(ctx, http.MethodDelete, "devices/"+url.PathEscape(name), nil, &d, true))
 }
 
+// PrepareFreeze makes ready to seal what a device holds; Seal or CancelFreeze with the token is to follow soon.
+func (c *Client) PrepareFreeze(ctx context.Context, name string, r FreezeRequest) (PreparedFreeze, error) {
+	var p PreparedFreeze
+	return p, about("freeze "+name, c.send(ctx, http.MethodPost, devicePath(name, "freeze"), r, &p, true))
+}
+
+// Seal seals what a device holds.
+func (c *Client) Seal(ctx context.Context, name, token string) (SealedFreeze, error) {
+	var f SealedFreeze
+	return f, about("freeze "+name, c.send(ctx, http.MethodPost, devicePath(name, "freeze", token), nil, &f, true))
+}
+
+// CancelFreeze takes a prepared freeze back.
+func (c *Client) CancelFreeze(ctx context.Context, name, token string) error {
+	return about("cancel freeze of "+name, c.send(ctx, http.MethodDelete, devicePath(name, "freeze", token), nil, &struct{}{}, true))
+}
+
+func devicePath(name string, more ...string) string {
+	path := "devices/" + url.PathEscape(name)
+	for _, m := range more {
+		path += "/" + url.PathEscape(m)
+	}
+	return path
+}
+
 // about says what was tried.
 func about(what string, err error) error {
 	if err == nil {

@@ -94,6 +94,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	if err != nil {
 		return err
 	}
+	d.mergeLeftover(back)
 	rec.NewLayer = back.newLayer != ""
 	rec.Device.SizeBytes = back.device.SizeBytes()
 	disk, err := d.makeDisk(ctx, v, &rec, back)

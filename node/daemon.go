@@ -23,6 +23,9 @@ type Daemon struct {
 	stores  *stores
 	bootID  string
 
+	cuts     cuts
+	quit     context.Context // ends when the daemon begins to stop
+	stopWork context.CancelFunc
 	restored chan struct{}  // closed once the records have been acted on
 	ops      sync.WaitGroup // operations under way; grows under mu, and not once stopping
 
@@ -54,7 +57,9 @@ func New(cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	quit, stopWork := context.WithCancel(context.Background())
 	d := &Daemon{
+		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
 		stores:   newStores(cfg.RunDir),

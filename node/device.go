@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -183,6 +184,10 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 func checkFrom(from string) error {
 	if err := union.ValidLayerName(from); err != nil {
 		return fail(CodeBadRequest, "`coppice store info STORE` lists the layers", "%w", err)
+	}
+	if strings.HasPrefix(from, exportPrefix) {
+		return fail(CodeBadRequest, "freeze its device under a name of its own: coppice freeze NAME --as LAYER",
+			"layer %q is of an export, which takes it back", from)
 	}
 	return nil
 }

@@ -169,6 +169,7 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 		return errors.Join(back.close(), fail(CodeOtherRoot, "put the former root and layer back",
 			"device had %d bytes, root and layer make %d", rec.Device.SizeBytes, got))
 	}
+	d.mergeLeftover(back)
 	rec.Phase, rec.NewLayer = phaseActive, false
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, back.close())

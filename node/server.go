@@ -82,6 +82,9 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET "+one, s.guard(s.inspect, false))
 	mux.Handle("POST "+devices, s.guard(s.create, true))
 	mux.Handle("DELETE "+one, s.guard(s.delete, true))
+	mux.Handle("POST "+one+"/freeze", s.guard(s.prepareFreeze, true))
+	mux.Handle("POST "+one+"/freeze/{token}", s.guard(s.seal, true))
+	mux.Handle("DELETE "+one+"/freeze/{token}", s.guard(s.cancelFreeze, true))
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)
 }
@@ -97,6 +100,18 @@ func (s *server) limit(next http.Handler) http.Handler {
 
 // guard admits clients of this version, and to changes only users that may make them.
 func (s *server) guard(do func(*http.Request) (any, error), changes bool) http.Handler {
+	return s.admit(changes, func(w http.ResponseWriter, r *http.Request) {
+		out, err := do(r)
+		if err != nil {
+			s.fail(w, Explain(err))
+			return
+		}
+		s.answer(w, http.StatusOK, out)
+	})
+}
+
+// admit is guard for calls that answer by themselves.
+func (s *server) admit(changes bool, do http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := checkVersions(r.Header.Get(VersionHeader), s.d.cfg.Version); err != nil {
 			s.fail(w, err)
@@ -107,12 +122,7 @@ func (s *server) guard(do func(*http.Request) (any, error), changes bool) http.H
 			s.fail(w, fail(CodeForbidden, "run it as root", "user %d may list and inspect devices, not change them", p.uid))
 			return
 		}
-		out, err := do(r)
-		if err != nil {
-			s.fail(w, Explain(err))
-			return
-		}
-		s.answer(w, http.StatusOK, out)
+		do(w, r)
 	})
 }
 
@@ -167,6 +177,22 @@ func (s *server) create(r *http.Request) (any, error) {
 
 func (s *server) delete(r *http.Request) (any, error) {
 	return s.d.Delete(r.Context(), r.PathValue("name"))
+}
+
+func (s *server) prepareFreeze(r *http.Request) (any, error) {
+	var req FreezeRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.PrepareFreeze(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) seal(r *http.Request) (any, error) {
+	return s.d.Seal(r.PathValue("name"), r.PathValue("token"))
+}
+
+func (s *server) cancelFreeze(r *http.Request) (any, error) {
+	return struct{}{}, s.d.CancelFreeze(r.PathValue("name"), r.PathValue("token"))
 }
 
 func (s *server) unknown(w http.ResponseWriter, r *http.Request) {

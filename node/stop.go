@@ -16,6 +16,7 @@ func (d *Daemon) stopAll() error {
 	d.mu.Lock()
 	d.stopping = true
 	d.mu.Unlock()
+	d.stopWork()
 	d.ops.Wait()
 
 	forEach(d.all(), d.stopDevice)

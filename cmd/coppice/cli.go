@@ -29,9 +29,12 @@ type cli struct {
 	List    listCmd    `cmd:"" aliases:"ls" help:"List the devices."`
 	Inspect inspectCmd `cmd:"" help:"Show all there is to know about a device."`
 	Delete  deleteCmd  `cmd:"" help:"Stop a device that is not in use; its layer stays in the store."`
+	Freeze  freezeCmd  `cmd:"" help:"Seal what a live device holds as a layer of its own."`
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
+
+	ThawWatchdog watchdogCmd `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`
 }
 
 const description = `Writable disks over shared read-only root images.

@@ -1,0 +1,137 @@
+//go:build vm
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// writers keeps a mounted file system busy until the returned function is called.
+func (r *vmRig) writers() (stop func()) {
+	r.t.Helper()
+	script := `i=0; while [ ! -e ` + r.dir + `/enough ]; do
+		head -c 300K /dev/urandom > ` + r.mnt + `/w$((i % 40)); mkdir -p ` + r.mnt + `/d$((i % 7))/$i; rm -rf ` + r.mnt + `/d$(((i+3) % 7)); i=$((i+1)); done`
+	cmd := exec.Command("sh", "-ec", script)
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		r.sh("touch " + r.dir + "/enough")
+		if err := cmd.Wait(); err != nil {
+			r.t.Errorf("writers: %v", err)
+		}
+		r.sh("rm " + r.dir + "/enough")
+	}
+}
+
+func (r *vmRig) freeze(name, as string, flags ...string) frozen {
+	r.t.Helper()
+	var f frozen
+	if err := json.Unmarshal([]byte(r.ok(append([]string{"freeze", name, "--as", as, "-o", "json"}, flags...)...)), &f); err != nil {
+		r.t.Fatal(err)
+	}
+	return f
+}
+
+// sha256 returns the digest of a device or file.
+func (r *vmRig) sha256(path string) string {
+	r.t.Helper()
+	return strings.Fields(r.sh("echo 3 > /proc/sys/vm/drop_caches; sha256sum " + path))[0]
+}
+
+// A mounted ext4 under load is frozen: the layer holds a clean file system, and the writers never notice.
+func TestFreezeMountedFileSystemUnderLoad(t *testing.T) {
+	r := newVMRig(t)
+	d := r.start()
+	web := r.create("web1")
+	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")
+	stop := r.writers()
+	var names []string
+	for i := range 4 {
+		time.Sleep(300 * time.Millisecond)
+		name := fmt.Sprint("cut", i)
+		f := r.freeze("web1", name)
+		t.Logf("%s: paused %.1f ms, seal %.1f ms, %d KiB", name, f.PauseMS, f.SealMS, f.Layer.DataBytes>>10)
+		if len(f.Frozen) != 1 || f.Frozen[0] != r.mnt || !f.Layer.Sealed {
+			t.Errorf("froze %+v", f)
+		}
+		names = append(names, name)
+	}
+	stop()
+	branch := filepath.Join(r.dir, "branch")
+	r.sh("mkdir " + branch)
+	for i, name := range names {
+		dev := r.create(fmt.Sprint("from", i), "--from", name)
+		// -n: what FIFREEZE left needs no recovery of its journal.
+		r.sh("fsck.ext4 -fn " + dev.Path + " && mount " + dev.Path + " " + branch + " && grep -q kept " + branch + "/kept && umount " + branch)
+		r.ok("delete", fmt.Sprint("from", i))
+	}
+	r.sh("umount " + r.mnt + " && fsck.ext4 -fn " + web.Path)
+	f := r.freeze("web1", "unmounted")
+	if len(f.Frozen) != 0 || f.Layer.Parent != "cut3" {
+		t.Errorf("froze %+v", f)
+	}
+	r.ok("delete", "web1")
+	d.stop()
+	r.nothingLeft()
+	r.ok("store", "check", r.leaf)
+}
+
+// A command that is killed or stopped while it holds a file system frozen does not leave it so.
+func TestKilledFreezeThaws(t *testing.T) {
+	r := newVMRig(t)
+	d := r.start()
+	web := r.create("web1")
+	r.sh("mount " + web.Path + " " + r.mnt)
+	kill := func(delay time.Duration, s syscall.Signal) {
+		cmd := exec.Command("coppice", "--run-dir", r.runDir, "freeze", "web1", "--as", fmt.Sprint("k", s, delay.Microseconds()))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay)
+		_ = cmd.Process.Signal(s)
+		began := time.Now()
+		r.sh("echo on > " + r.mnt + "/f && sync -f " + r.mnt)
+		t.Logf("%v after %s: the file system takes writes after %d ms", s, delay, time.Since(began).Milliseconds())
+		if s == syscall.SIGSTOP {
+			_ = cmd.Process.Signal(syscall.SIGCONT)
+		}
+		_ = cmd.Wait()
+	}
+	for ms := 10; ms <= 250; ms += 12 {
+		kill(time.Duration(ms)*time.Millisecond, syscall.SIGKILL)
+	}
+	// One that hangs is left to the watchdog.
+	f, err := newFreezer(web.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.freeze(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	r.sh("echo on > " + r.mnt + "/f")
+	if took := time.Since(began); took < watchdogLimit/2 || took > 2*watchdogLimit {
+		t.Errorf("thawed by the watchdog after %s", took)
+	}
+	if err := f.thaw(); err == nil || !strings.Contains(err.Error(), "too early") {
+		t.Errorf("thaw after the watchdog: %v", err)
+	}
+	if err := f.close(); err != nil {
+		t.Error(err)
+	}
+	r.sh("fsfreeze -f " + r.mnt)
+	time.Sleep(2 * time.Second) // the last one killed may have left a freeze that is still to expire
+	r.refused("somebody else has frozen it", "freeze", "web1", "--as", "other")
+	r.sh("fsfreeze -u " + r.mnt + " && echo on > " + r.mnt + "/f && umount " + r.mnt + " && fsck.ext4 -fn " + web.Path)
+	r.ok("delete", "web1")
+	d.stop()
+	r.nothingLeft()
+}
