@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -109,7 +110,10 @@ func TestKilledFreezeThaws(t *testing.T) {
 		kill(time.Duration(ms)*time.Millisecond, syscall.SIGKILL)
 	}
 	// One that hangs is left to the watchdog.
+	self := os.Args[0]
+	os.Args[0] = "coppice" // what the watchdog is started as
 	f, err := newFreezer(web.Path)
+	os.Args[0] = self
 	if err != nil {
 		t.Fatal(err)
 	}
