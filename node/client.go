@@ -137,30 +137,40 @@ func about(what string, err error) error {
 }
 
 func (c *Client) send(ctx context.Context, method, path string, in, out any, sameVersion bool) error {
+	resp, err := c.request(ctx, method, path, in, sameVersion)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return decodeAnswer(resp, out)
+}
+
+// request returns an answer whose body the caller closes.
+func (c *Client) request(ctx context.Context, method, path string, in any, sameVersion bool) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
 		if err != nil {
-			return fmt.Errorf("encode request: %w", err)
+			return nil, fmt.Errorf("encode request: %w", err)
 		}
 		body = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://coppice/"+APIVersion+"/"+path, body)
 	if err != nil {
-		return fmt.Errorf("make request: %w", err)
+		return nil, fmt.Errorf("make request: %w", err)
 	}
 	req.Header.Set(VersionHeader, c.version)
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return plainURLError(err)
+		return nil, plainURLError(err)
 	}
-	defer func() { _ = resp.Body.Close() }()
 	if sameVersion {
 		if err := checkVersions(c.version, resp.Header.Get(VersionHeader)); err != nil {
-			return err
+			_ = resp.Body.Close()
+			return nil, err
 		}
 	}
-	return decodeAnswer(resp, out)
+	return resp, nil
 }
 
 // plainURLError drops the made-up URL that net/http puts before its errors.

@@ -85,6 +85,11 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST "+one+"/freeze", s.guard(s.prepareFreeze, true))
 	mux.Handle("POST "+one+"/freeze/{token}", s.guard(s.seal, true))
 	mux.Handle("DELETE "+one+"/freeze/{token}", s.guard(s.cancelFreeze, true))
+	mux.Handle("POST "+one+"/export", s.guard(s.prepareExport, true))
+	mux.Handle("POST "+one+"/export/{token}", s.admit(true, s.export))
+	mux.Handle("DELETE "+one+"/export/{token}", s.guard(s.cancelExport, true))
+	mux.Handle("GET "+one+"/changed", s.admit(false, s.changed))
+	mux.Handle("DELETE /"+APIVersion+"/layers", s.guard(s.removeLayer, true))
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)
 }

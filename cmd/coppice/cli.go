@@ -30,6 +30,8 @@ type cli struct {
 	Inspect inspectCmd `cmd:"" help:"Show all there is to know about a device."`
 	Delete  deleteCmd  `cmd:"" help:"Stop a device that is not in use; its layer stays in the store."`
 	Freeze  freezeCmd  `cmd:"" help:"Seal what a live device holds as a layer of its own."`
+	Export  exportCmd  `cmd:"" help:"Write the content of a live device to a file or block device."`
+	Changed changedCmd `cmd:"" help:"List what a device holds that is not its root's."`
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`

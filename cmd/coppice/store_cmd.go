@@ -14,6 +14,7 @@ type storeCmd struct {
 	Format storeFormatCmd `cmd:"" help:"Make a leaf store on a partition or in a file."`
 	Check  storeCheckCmd  `cmd:"" help:"Read a whole store and tell what is damaged."`
 	Info   storeInfoCmd   `cmd:"" help:"Show a store's size, space and layers."`
+	Remove storeRemoveCmd `cmd:"" help:"Remove a layer that nothing uses, and free its space."`
 	Dump   storeDumpCmd   `cmd:"" help:"Print a store's structures as they lie on it."`
 }
 
@@ -60,10 +61,25 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 	for _, l := range info.Layers {
 		lines = append(lines, []string{
 			l.Name, showBytes(l.SizeBytes), showBytes(l.DataBytes), showBytes(l.MapBytes),
-			l.Created.Format("2006-01-02 15:04:05"), showPin(l.Pin),
+			l.Created.Format("2006-01-02 15:04:05"), showState(l), showParent(l), showPin(l.Pin),
 		})
 	}
-	table(w, []string{"LAYER", "DEVICE SIZE", "DATA", "MAP", "CREATED (UTC)", "ROOT"}, lines)
+	table(w, []string{"LAYER", "DEVICE SIZE", "DATA", "MAP", "CREATED (UTC)", "STATE", "ON", "ROOT"}, lines)
+}
+
+func showState(l union.LayerInfo) string {
+	if l.Sealed {
+		return "sealed"
+	}
+	return "writable"
+}
+
+// showParent says which layer another stands on.
+func showParent(l union.LayerInfo) string {
+	if l.Parent == "" {
+		return "root"
+	}
+	return l.Parent
 }
 
 func showFill(info union.StoreInfo) string {

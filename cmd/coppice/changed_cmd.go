@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"coppice/node"
+	"coppice/union"
+)
+
+type changedCmd struct {
+	output
+	Name string `arg:"" help:"Name of the device."`
+}
+
+// Run prints the extents as they come: there may be millions.
+func (c *changedCmd) Run(env *environment) error {
+	out := bufio.NewWriter(env.out)
+	p := changedText
+	if c.Output == "json" {
+		p = changedJSON
+	}
+	first := true
+	err := env.client().Changed(env.ctx, c.Name, func(part node.ChangedPart) error {
+		err := p(out, part, first)
+		first = false
+		return err
+	})
+	return errors.Join(err, out.Flush())
+}
+
+func changedText(w io.Writer, part node.ChangedPart, _ bool) error {
+	for _, x := range part.Extents {
+		if _, err := fmt.Fprintf(w, "%d %d %s\n", x.Off, x.Len, kindOf(x)); err != nil {
+			return err
+		}
+	}
+	if part.Total == nil {
+		return nil
+	}
+	t := part.Total
+	_, err := fmt.Fprintf(w, "total: %s, %d bytes of data, %d bytes of zeros\n", count(t.Extents, "extent"), t.DataBytes, t.ZeroBytes)
+	return err
+}
+
+func kindOf(x union.ChangedExtent) string {
+	if x.Zero {
+		return "zero"
+	}
+	return "data"
+}
+
+// changedJSON writes {"extents": [...], "total": {...}} piece by piece.
+func changedJSON(w io.Writer, part node.ChangedPart, first bool) error {
+	before := ",\n    "
+	if first {
+		before = "{\n  \"extents\": [\n    "
+	}
+	for _, x := range part.Extents {
+		data, err := json.Marshal(x)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "%s%s", before, data); err != nil {
+			return err
+		}
+		before = ",\n    "
+	}
+	if part.Total == nil {
+		return nil
+	}
+	if first && len(part.Extents) == 0 {
+		if _, err := io.WriteString(w, before); err != nil {
+			return err
+		}
+	}
+	data, err := json.Marshal(part.Total)
+	if err == nil {
+		_, err = fmt.Fprintf(w, "\n  ],\n  \"total\": %s\n}\n", data)
+	}
+	return err
+}

@@ -1,0 +1,42 @@
+package node
+
+import "net/http"
+
+func (s *server) prepareExport(r *http.Request) (any, error) {
+	var req ExportRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.PrepareExport(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) cancelExport(r *http.Request) (any, error) {
+	return struct{}{}, s.d.CancelExport(r.PathValue("name"), r.PathValue("token"))
+}
+
+// export goes on for as long as the client stays.
+func (s *server) export(w http.ResponseWriter, r *http.Request) {
+	st, err := newStream(w)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.end(st, s.d.Export(r.Context(), r.PathValue("name"), r.PathValue("token"), func(e ExportEvent) error { return st.emit(e) }))
+}
+
+func (s *server) changed(w http.ResponseWriter, r *http.Request) {
+	st, err := newStream(w)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.end(st, s.d.Changed(r.Context(), r.PathValue("name"), func(p ChangedPart) error { return st.emit(p) }))
+}
+
+func (s *server) removeLayer(r *http.Request) (any, error) {
+	var req LayerRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return struct{}{}, s.d.RemoveLayer(r.Context(), req)
+}
