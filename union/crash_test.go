@@ -43,7 +43,7 @@ func (r *rig) cutDisk(rng *rand.Rand) {
 func TestPowerCutInRecovery(t *testing.T) {
 	t.Parallel()
 	cuts := 0
-	for seed := range seeds(20) {
+	for seed := range seeds(16) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
 		o := newOracle(r)

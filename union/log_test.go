@@ -63,7 +63,7 @@ func (r *rig) idle() {
 // each life of the store in one of three ways. No sequence number is ever used twice.
 func TestLogWraps(t *testing.T) {
 	t.Parallel()
-	for seed := range seeds(6) {
+	for seed := range seeds(4) {
 		rng := rand.New(rand.NewPCG(seed, 12))
 		r := newRigOf(t, rigConfig{seed: seed, sizeBytes: 1 << 20})
 		o := newOracle(r)
@@ -128,7 +128,7 @@ func TestLogWraps(t *testing.T) {
 func TestPowerCutInCheckpoint(t *testing.T) {
 	t.Parallel()
 	cuts := 0
-	for seed := range seeds(32) {
+	for seed := range seeds(24) {
 		rng := rand.New(rand.NewPCG(seed, 13))
 		r := newRig(t, seed, false)
 		o := newOracle(r)
