@@ -25,20 +25,6 @@ func (r *rig) cutOpening(calls int, garble bool) bool {
 	return false
 }
 
-// cutDisk replaces the disk by what a power cut leaves of it, and forgets the tmpfs.
-func (r *rig) cutDisk(rng *rand.Rand) {
-	r.t.Helper()
-	after, err := r.disk.Crash(rng)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := r.disk.Close(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.disk = after
-	r.reboot()
-}
-
 // TestPowerCutInRecovery cuts the power again, and again, while the store recovers from the cut before.
 func TestPowerCutInRecovery(t *testing.T) {
 	t.Parallel()
