@@ -65,6 +65,7 @@ lint: checks vuln ## vet, golangci-lint and govulncheck
 
 checks: fmt-check vet $(LINTER)
 	$(LINTER) run $(PKGS)
+	cd tools && ../$(LINTER) run ./testsum
 
 fmt: ## format every Go file
 	gofmt -w $$(git ls-files -co --exclude-standard '*.go')

@@ -16,6 +16,8 @@ type Figure struct {
 	IOs         int64   `json:"ios"`
 	// CPUPerIOUS is the guest's busy time, fio included, per request, in microseconds.
 	CPUPerIOUS float64 `json:"cpu_per_io_us"`
+	// PerEnter is how many requests a reactor took per io_uring_enter; 0 where there is no reactor.
+	PerEnter float64 `json:"per_enter,omitempty"`
 }
 
 type fioOutput struct {

@@ -68,8 +68,8 @@ func (r *Report) writeJob(out io.Writer, job Job) {
 		unit, scale = "MB/s", float64(job.Block)/1e6
 	}
 	fmt.Fprintf(out, "\n## %s\n\n", job)
-	fmt.Fprintf(out, "| subject | %s: median | min | max | ratio to loop [95 %%] | rounds | 99th percentile, µs | guest CPU per request, µs |\n", unit)
-	fmt.Fprintln(out, "| --- | --: | --: | --: | --- | --: | --: | --: |")
+	fmt.Fprintf(out, "| subject | %s: median | min | max | ratio to loop [95 %%] | rounds | 99th percentile, µs | guest CPU per request, µs | requests per enter |\n", unit)
+	fmt.Fprintln(out, "| --- | --: | --: | --: | --- | --: | --: | --: | --: |")
 	for _, subject := range Subjects() {
 		speeds := r.Run.Values(subject.Name, job, func(f Figure) float64 { return f.IOPS * scale })
 		if len(speeds) == 0 {
@@ -79,8 +79,12 @@ func (r *Report) writeJob(out io.Writer, job Job) {
 		ratio := Bootstrap(r.Run.Ratios(subject.Name, job))
 		p99 := NewSpread(r.Run.Values(subject.Name, job, func(f Figure) float64 { return f.P99US }))
 		cpu := NewSpread(r.Run.Values(subject.Name, job, func(f Figure) float64 { return f.CPUPerIOUS }))
-		fmt.Fprintf(out, "| %s | %.0f | %.0f | %.0f | %s | %d | %.0f | %.1f |\n",
-			subject.Name, s.Median, s.Min, s.Max, ratioText(ratio), s.N, p99.Median, cpu.Median)
+		batch := "–"
+		if b := NewSpread(r.Run.Values(subject.Name, job, func(f Figure) float64 { return f.PerEnter })); b.Median > 0 {
+			batch = fmt.Sprintf("%.1f", b.Median)
+		}
+		fmt.Fprintf(out, "| %s | %.0f | %.0f | %.0f | %s | %d | %.0f | %.1f | %s |\n",
+			subject.Name, s.Median, s.Min, s.Max, ratioText(ratio), s.N, p99.Median, cpu.Median, batch)
 	}
 }
 

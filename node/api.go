@@ -76,8 +76,24 @@ type Device struct {
 	Created     time.Time          `json:"created"`
 	CreateMS    float64            `json:"create_ms"` // how long the creation took, in milliseconds
 	Restored    *time.Time         `json:"restored,omitempty"`
-	Holders     []string           `json:"holders,omitempty"` // what has the device in use, where it can be found out
-	Stats       *union.DeviceStats `json:"stats,omitempty"`   // inspect only
+	Holders     []string           `json:"holders,omitempty"`   // what has the device in use, where it can be found out
+	Stats       *union.DeviceStats `json:"stats,omitempty"`     // inspect only
+	InFlight    *InFlight          `json:"in_flight,omitempty"` // inspect only
+}
+
+// InFlight tells how many requests are being served, and which has been for longest.
+type InFlight struct {
+	Requests int            `json:"requests"`
+	Oldest   *OldestRequest `json:"oldest,omitempty"`
+}
+
+// OldestRequest is where to look when a device is stuck.
+type OldestRequest struct {
+	Op       string `json:"op"`
+	Off      int64  `json:"off"` // bytes
+	Len      int64  `json:"len"` // bytes
+	AgeNanos int64  `json:"age_nanos"`
+	TargetIO int    `json:"target_io"` // its reads, writes and syncs of leaf and root that have not ended
 }
 
 // Root is the root image below a device, and what the layer's pin says of it. All but the path is

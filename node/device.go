@@ -115,10 +115,30 @@ func (v *device) report(u usage, detail bool) Device {
 			d.Stats, d.Leaf.Info = &stats, &info
 		}
 	}
+	if v.disk != nil && detail {
+		d.InFlight = inFlight(v.disk)
+	}
 	if d.Path != "" {
 		d.Holders = u.holders(d.Path)
 	}
 	return d
+}
+
+// inFlight asks the threads that serve the disk; it returns nil where they are gone.
+func inFlight(disk Disk) *InFlight {
+	n := disk.InService()
+	oldest, ok, err := disk.Oldest()
+	if n < 0 || err != nil {
+		return nil
+	}
+	in := &InFlight{Requests: n}
+	if ok {
+		in.Oldest = &OldestRequest{
+			Op: oldest.Op.String(), Off: oldest.Off, Len: oldest.Len,
+			AgeNanos: oldest.Age.Nanoseconds(), TargetIO: oldest.TargetIO,
+		}
+	}
+	return in
 }
 
 func (r *Root) setPin(p union.Pin) {

@@ -36,6 +36,11 @@ type Disk interface {
 	Path() string        // of the block device
 	Params() ublk.Params // as the kernel has them
 
+	// InService returns how many requests are being served, -1 where nobody serves any more, and
+	// Oldest the one that has been for longest; ok is false when there is none.
+	InService() int
+	Oldest() (oldest ublk.RequestInfo, ok bool, err error)
+
 	// Done is closed when the kernel has taken the device from this process: after Stop, or
 	// when another program removed it, or some time after Detach.
 	Done() <-chan struct{}

@@ -258,6 +258,9 @@ func (d *Device) Err() error { return d.att.Err() }
 // InService returns how many requests the Handler has, or -1 when nobody can tell any more.
 func (d *Device) InService() int { return d.att.InService() }
 
+// Oldest returns the request that the Handler has had for longest; ok is false when there is none.
+func (d *Device) Oldest() (oldest RequestInfo, ok bool, err error) { return d.att.Oldest() }
+
 // Stop removes the device in order: it makes sure that nobody has it in exclusive use, writes back
 // what the page cache holds, takes the block device away and deletes it. It fails with [ErrInUse],
 // or with the error of the write-back, and then nothing has changed and the device goes on.

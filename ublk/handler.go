@@ -1,5 +1,7 @@
 package ublk
 
+import "fmt"
+
 // Op is the kind of a request, with the kernel's numbers
 // (UBLK_IO_OP_* in include/uapi/linux/ublk_cmd.h).
 type Op uint8
@@ -13,6 +15,24 @@ const (
 	OpDiscard     Op = 3
 	OpWriteZeroes Op = 5
 )
+
+// String returns the operation's name as tools print it.
+func (o Op) String() string {
+	switch o {
+	case OpRead:
+		return "read"
+	case OpWrite:
+		return "write"
+	case OpFlush:
+		return "flush"
+	case OpDiscard:
+		return "discard"
+	case OpWriteZeroes:
+		return "write-zeroes"
+	default:
+		return fmt.Sprintf("operation %d", uint8(o))
+	}
+}
 
 // A Handler implements one block device. It is the only interface between the
 // data plane and what a device does with its requests.

@@ -143,6 +143,24 @@ func prefill(b *testing.B, fake *ublktest.Fake, blocks int) {
 	}
 }
 
+// TestNoAllocations demands that requests make no garbage: what is allocated at all is the growth of map and lists, once per
+// many requests.
+func TestNoAllocations(t *testing.T) {
+	const blocks = 8 << 10
+	for name, op := range map[string]ublk.Op{"leaf read": ublk.OpRead, "overwrite": ublk.OpWrite} {
+		r := testing.Benchmark(func(b *testing.B) {
+			fake := benchRig(b, true)
+			prefill(b, fake, blocks)
+			run(b, fake, func(i int) ublk.Descriptor {
+				return ublk.Descriptor{Op: op, Off: spread(i) % (blocks << blockShift), Len: 4096}
+			}, make([]byte, 4096))
+		})
+		if r.N < 1000 || r.AllocsPerOp() != 0 {
+			t.Errorf("%s: %d requests, %d allocations per request", name, r.N, r.AllocsPerOp())
+		}
+	}
+}
+
 func BenchmarkLeafRead4K(b *testing.B) {
 	for _, verify := range []bool{false, true} {
 		name := "verify=off"

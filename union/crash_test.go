@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"syscall"
 	"testing"
+
+	"coppice/ublk/ublktest"
 )
 
 // cutOpening tries to open the store and stops it after the given number of writes and syncs. It
@@ -25,25 +27,11 @@ func (r *rig) cutOpening(calls int, garble bool) bool {
 	return false
 }
 
-// cutDisk replaces the disk by what a power cut leaves of it, and forgets the tmpfs.
-func (r *rig) cutDisk(rng *rand.Rand) {
-	r.t.Helper()
-	after, err := r.disk.Crash(rng)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := r.disk.Close(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.disk = after
-	r.reboot()
-}
-
 // TestPowerCutInRecovery cuts the power again, and again, while the store recovers from the cut before.
 func TestPowerCutInRecovery(t *testing.T) {
 	t.Parallel()
 	cuts := 0
-	for seed := range seeds(20) {
+	for seed := range seeds(16) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
 		o := newOracle(r)
@@ -135,6 +123,63 @@ func TestTornSuperblockAfterCutCheckpoint(t *testing.T) {
 				t.Errorf("a recovery has only %d calls", calls)
 			}
 			return
+		}
+	}
+}
+
+// TestCheckpointCutAtEachCall stops a checkpoint at each of its writes and flushes, and has the disk keep, of what no flush
+// covered, nothing, all, the last write alone, or garbage.
+func TestCheckpointCutAtEachCall(t *testing.T) {
+	left := map[string]func(d *ublktest.Disk) (*ublktest.Disk, error){
+		"nothing": func(d *ublktest.Disk) (*ublktest.Disk, error) {
+			return d.CrashWith(func(int, int) bool { return false })
+		},
+		"all": (*ublktest.Disk).Clone,
+		"the last write": func(d *ublktest.Disk) (*ublktest.Disk, error) {
+			last := len(d.Volatile()) - 1
+			return d.CrashWith(func(i, _ int) bool { return i == last })
+		},
+		"garbage": func(d *ublktest.Disk) (*ublktest.Disk, error) {
+			after, err := d.CrashWith(func(int, int) bool { return false })
+			if err != nil {
+				return nil, err
+			}
+			for _, w := range d.Volatile() {
+				fill(after.Bytes()[w.Off:][:len(w.Data)], 99)
+			}
+			after.Settle()
+			return after, nil
+		},
+	}
+	for what, crash := range left {
+		for calls := 0; ; calls++ {
+			rng := rand.New(rand.NewPCG(1, 20))
+			r := newRig(t, 1, false)
+			o := newOracle(r)
+			drive(r, o, rng, 300)
+			if err := errors.Join(r.sim.Run(), r.block.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			copy(o.floor, o.acked)
+			r.store.disk = &faultDisk{Disk: r.disk, left: calls}
+			cut := r.store.Checkpoint()
+			r.abandon()
+			after, err := crash(r.disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.disk.Close()
+			r.disk = after
+			r.reboot()
+			r.open()
+			t.Logf("cut after %d calls, %s left", calls, what)
+			o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+			r.close()
+			r.check()
+			r.disk.Close()
+			if cut == nil {
+				break
+			}
 		}
 	}
 }

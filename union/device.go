@@ -21,11 +21,8 @@ type Device struct {
 	baseSize int64
 	readOnly bool
 	verify   bool
-	queues   [maxQueues]atomic.Pointer[queue]
 	stats    counters
 }
-
-const maxQueues = 4096
 
 // DeviceOptions say how a device behaves.
 type DeviceOptions struct {
@@ -47,8 +44,6 @@ type DeviceStats struct {
 	CopiedUpBytes  uint64 `json:"copied_up_bytes"` // of blocks written in part
 	Errors         uint64 `json:"errors"`
 	ChecksumErrors uint64 `json:"checksum_errors"`
-	InFlight       int    `json:"in_flight"`
-	OldestNanos    int64  `json:"oldest_nanos"` // age of the oldest request in flight
 }
 
 type counters struct {
@@ -78,36 +73,12 @@ func (d *Device) Layer() *Layer { return d.layer }
 // Stats returns what the device did so far.
 func (d *Device) Stats() DeviceStats {
 	c := &d.stats
-	s := DeviceStats{
+	return DeviceStats{
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
 		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), ZeroReadBytes: c.zero.Load(),
 		WrittenBytes: c.written.Load(), CopiedUpBytes: c.copied.Load(),
 		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(),
 	}
-	now := monotonic()
-	for i := range d.queues {
-		q := d.queues[i].Load()
-		if q == nil {
-			break
-		}
-		for t := range q.ops {
-			began := q.ops[t].began.Load()
-			if began == 0 {
-				continue
-			}
-			s.InFlight++
-			s.OldestNanos = max(s.OldestNanos, now-began)
-		}
-	}
-	return s
-}
-
-func monotonic() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0
-	}
-	return ts.Nano()
 }
 
 // queue is what a device keeps for one of its queues. Everything in it belongs to the queue's thread.
@@ -123,10 +94,9 @@ type queue struct {
 
 // op is the state of one request, kept per tag.
 type op struct {
-	r     *ublk.Request
-	q     *queue
-	next  *op          // in an opList
-	began atomic.Int64 // CLOCK_MONOTONIC nanoseconds, 0 while the tag is idle
+	r    *ublk.Request
+	q    *queue
+	next *op // in an opList
 
 	step    step
 	fua     bool // a write whose own data and record must be durable, and no other's
@@ -222,16 +192,13 @@ func (d *Device) Attach(uq *ublk.Queue) error {
 		o.scratch[1] = q.scratch[at+blockSize : at+2*blockSize : at+2*blockSize]
 	}
 	q.readers = d.layer.store.epochs.join()
-	d.queues[uq.Index()].Store(q)
+	uq.SetLocal(q)
 	return nil
 }
 
 // Detach releases what Attach allocated.
 func (d *Device) Detach(uq *ublk.Queue) {
-	q := d.queues[uq.Index()].Swap(nil)
-	if q == nil {
-		return
-	}
+	q := uq.Local().(*queue)
 	d.layer.store.epochs.leave(q.readers)
 	if err := unix.Munmap(q.scratch); err != nil {
 		panic(fmt.Sprintf("union: unmap scratch blocks: %v", err))
@@ -240,9 +207,8 @@ func (d *Device) Detach(uq *ublk.Queue) {
 
 // Serve begins a request.
 func (d *Device) Serve(r *ublk.Request) {
-	o := &d.queues[r.Queue().Index()].Load().ops[r.Tag()]
+	o := &r.Queue().Local().(*queue).ops[r.Tag()]
 	o.r = r
-	o.began.Store(r.Began())
 	o.leads, o.retried = false, false
 	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
@@ -275,7 +241,6 @@ func (o *op) complete(errno syscall.Errno) {
 	if errno != 0 {
 		o.q.d.stats.errors.Add(1)
 	}
-	o.began.Store(0)
 	o.r.Complete(errno)
 }
 
@@ -296,7 +261,7 @@ func (o *op) unpin() {
 
 // Resume goes on after one target I/O, or after another thread has posted.
 func (d *Device) Resume(r *ublk.Request, cookie uint16, res int32) {
-	o := &d.queues[r.Queue().Index()].Load().ops[r.Tag()]
+	o := &r.Queue().Local().(*queue).ops[r.Tag()]
 	switch cookie {
 	case cookieWake:
 		o.woken()

@@ -55,7 +55,7 @@ func TestAcknowledgedContent(t *testing.T) {
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	states := 0
-	for seed := range seeds(48) {
+	for seed := range seeds(40) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		r := newRig(t, seed, false)
 		o := newOracle(r)

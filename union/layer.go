@@ -188,22 +188,23 @@ func (l *Layer) resolveLocked(first uint64, out []mapping, sums []uint32) {
 // it is built, they are asked one by one.
 func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
 	for p := l; p != nil; p = p.parent {
-		lookup := p.m.lookup
 		v := p.view.Load()
-		if v != nil {
-			lookup = v.lookup
-		}
 		missing := false
 		for i := 0; i < len(out); i++ {
 			k := i
 			for k < len(out) && out[k] == mapAbsent {
 				k++
 			}
-			if k > i {
-				lookup(first+uint64(i), out[i:k], sums[i:k])
-				missing = true
-				i = k
+			if k == i {
+				continue
 			}
+			if v != nil {
+				v.lookup(first+uint64(i), out[i:k], sums[i:k])
+			} else {
+				p.m.lookup(first+uint64(i), out[i:k], sums[i:k])
+			}
+			missing = true
+			i = k
 		}
 		if !missing || v != nil {
 			return

@@ -62,6 +62,8 @@ type rig struct {
 	boot  uuid.UUID // zero: of this machine
 	size  int64
 	queue int
+
+	noVerify bool
 }
 
 // The device has more than one region of the sector map, and a last one that is cut short. The root ends
@@ -77,6 +79,7 @@ type rigConfig struct {
 	asyncRoot  bool
 	sizeBytes  int64 // of the device
 	storeBytes int64
+	noVerify   bool
 }
 
 func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
@@ -111,7 +114,7 @@ func newRigOf(t testing.TB, c rigConfig) *rig {
 		copy(base.disk.Bytes(), base.content)
 		t.Cleanup(func() { base.disk.Close() })
 	}
-	r := &rig{t: t, seed: c.seed, disk: disk, base: base, run: runDir(t), size: c.sizeBytes, queue: 1 + int(c.seed%2)}
+	r := &rig{t: t, seed: c.seed, disk: disk, base: base, run: runDir(t), size: c.sizeBytes, queue: 1 + int(c.seed%2), noVerify: c.noVerify}
 	r.open()
 	return r
 }
@@ -151,7 +154,7 @@ func (r *rig) open() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.dev, err = NewDevice(r.layer, r.base, DeviceOptions{})
+	r.dev, err = NewDevice(r.layer, r.base, DeviceOptions{NoVerify: r.noVerify})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -209,7 +212,17 @@ func (r *rig) abandon() {
 func (r *rig) powerCut(rng *rand.Rand) {
 	r.t.Helper()
 	r.abandon()
-	after, err := r.disk.Crash(rng)
+	r.cutDisk(rng)
+}
+
+// cutDisk replaces the disk by what a power cut may leave of it, and reboots.
+func (r *rig) cutDisk(rng *rand.Rand) {
+	r.t.Helper()
+	crash := r.disk.Crash
+	if rng.IntN(4) == 0 {
+		crash = r.shorn
+	}
+	after, err := crash(rng)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -230,6 +243,29 @@ func (r *rig) reboot() {
 }
 
 func (r *rig) options() StoreOptions { return StoreOptions{RunDir: r.run, boot: r.boot} }
+
+// shorn is what a disk leaves that does not even write sectors whole: of some writes that no flush covered there is
+// neither the old content nor the new one.
+func (r *rig) shorn(rng *rand.Rand) (*ublktest.Disk, error) {
+	writes := r.disk.Volatile()
+	after, err := r.disk.CrashWith(func(int, int) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range writes {
+		p := after.Bytes()[w.Off:][:len(w.Data)]
+		switch rng.IntN(3) {
+		case 0:
+			copy(p, w.Data)
+		case 1:
+			for i := range p {
+				p[i] = byte(rng.Uint32())
+			}
+		}
+	}
+	after.Settle()
+	return after, nil
+}
 
 // check runs the checker over the disk as it is.
 func (r *rig) check() {

@@ -48,8 +48,13 @@ func (b *Build) accel(ctx context.Context, kernel Kernel) (Accel, error) {
 		verdict := TCG
 		if err := b.trial(ctx, kernel); err == nil {
 			verdict = KVM
+		} else if ctx.Err() != nil {
+			return ctx.Err()
 		} else {
-			b.log("KVM does not boot this kernel, using emulation: %v", err)
+			b.log("KVM does not boot this kernel here (build/vm/accel/trial says how it failed): using emulation")
+			if err := os.WriteFile(filepath.Join(dir, "trial"), []byte(err.Error()), 0o644); err != nil {
+				return err
+			}
 		}
 		return os.WriteFile(filepath.Join(dir, "verdict"), []byte(verdict), 0o644)
 	})
@@ -78,7 +83,7 @@ func accelRecipe(kernel Kernel) (string, error) {
 		return "", err
 	}
 	model := sha256.Sum256(firstField(cpu, "model name"))
-	text, err := json.Marshal([]any{"accel 1", kernel.Release, u, info.Size(), info.ModTime(), model})
+	text, err := json.Marshal([]any{"accel 2", kernel.Release, u, info.Size(), info.ModTime(), model})
 	return string(text), err
 }
 

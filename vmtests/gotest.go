@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/build/constraint"
@@ -86,7 +87,8 @@ type TestResult struct {
 
 // RunTests runs the tests in the guest. Results come back for every name that was expected; one that never ran has an
 // empty outcome and says so. problem describes what went wrong beside the tests themselves: a time-out with its dump, a
-// kernel fault, an exit status that no test explains; it is empty for a sound run.
+// kernel fault, an exit status that no test explains; it is empty for a sound run. The error tells that the tests could not
+// be run at all, among others for [ErrEmulator].
 func (vm *VM) RunTests(ctx context.Context, g *GuestTests, limit time.Duration, live io.Writer) (results []*TestResult, problem string, err error) {
 	conv, err := startConverter(ctx)
 	if err != nil {
@@ -106,6 +108,9 @@ func (vm *VM) RunTests(ctx context.Context, g *GuestTests, limit time.Duration, 
 	root, err := conv.finish()
 	if err != nil {
 		return nil, "", err
+	}
+	if errors.Is(runErr, ErrEmulator) {
+		return nil, "", runErr
 	}
 	results = expect(root, g.Names)
 	switch {
@@ -153,7 +158,7 @@ type converter struct {
 }
 
 func startConverter(ctx context.Context) (*converter, error) {
-	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-t")
 	cmd.Stderr = os.Stderr
 	input, err := cmd.StdinPipe()
 	if err != nil {

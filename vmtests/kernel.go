@@ -31,7 +31,7 @@ const kernelPattern = `^linux-image-6\.12\.[0-9].*-cloud-amd64-unsigned$`
 
 // Kernel downloads and extracts the newest 6.12 cloud kernel that the machine's apt sources offer.
 func (b *Build) Kernel(ctx context.Context) (Kernel, error) {
-	recipe := "kernel 2 " + kernelPattern + strings.Join(plainModules, " ")
+	recipe := "kernel 3 " + kernelPattern + strings.Join(plainModules, " ")
 	dir, err := b.asset(ctx, "kernel", recipe, b.fillKernel)
 	if err != nil {
 		return Kernel{}, err
@@ -65,7 +65,10 @@ func (b *Build) fillKernel(ctx context.Context, dir string) error {
 	if err := adopt(filepath.Join(tree, "boot"), "vmlinuz-*", filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
-	release, err := soleName(libModules(tree))
+	if err := mergeUsr(tree); err != nil {
+		return err
+	}
+	release, err := soleName(filepath.Join(tree, modulesDir))
 	if err != nil {
 		return err
 	}
@@ -78,12 +81,19 @@ func (b *Build) fillKernel(ctx context.Context, dir string) error {
 	return errors.Join(os.RemoveAll(tree), os.Remove(debs[0]))
 }
 
-// libModules is where a package puts modules: below lib, or below usr/lib in newer releases.
-func libModules(tree string) string {
-	if usr := filepath.Join(tree, "usr", "lib", "modules"); isDir(usr) {
-		return usr
+// modulesDir is where a tree holds modules after mergeUsr.
+const modulesDir = "usr/lib/modules"
+
+// mergeUsr makes a package's modules reachable below lib and usr/lib: releases differ in where they and depmod have them.
+func mergeUsr(tree string) error {
+	lib, merged := filepath.Join(tree, "lib"), filepath.Join(tree, modulesDir)
+	if !isDir(merged) {
+		err := errors.Join(os.MkdirAll(filepath.Dir(merged), 0o755), os.Rename(filepath.Join(lib, "modules"), merged))
+		if err != nil {
+			return fmt.Errorf("move modules below usr: %w", err)
+		}
 	}
-	return filepath.Join(tree, "lib", "modules")
+	return errors.Join(os.RemoveAll(lib), os.Symlink("usr/lib", lib))
 }
 
 func isDir(path string) bool {
@@ -160,14 +170,7 @@ func soleName(dir string) (string, error) {
 
 // packModules decompresses plainModules, indexes the tree and writes it as a cpio archive.
 func packModules(ctx context.Context, tree, release, archive string) error {
-	base := libModules(tree)
-	if base != filepath.Join(tree, "lib", "modules") {
-		if err := os.Rename(filepath.Join(tree, "usr", "lib"), filepath.Join(tree, "lib")); err != nil {
-			return err
-		}
-		base = filepath.Join(tree, "lib", "modules")
-	}
-	dir := filepath.Join(base, release)
+	dir := filepath.Join(tree, modulesDir, release)
 	if _, err := command(ctx, "", "depmod", "-b", tree, release); err != nil {
 		return err
 	}

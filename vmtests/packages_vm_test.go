@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"errors"
 	"maps"
 	"strings"
 	"testing"
@@ -56,8 +57,11 @@ func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, lim
 	if limit == 0 {
 		limit = 5 * time.Minute
 	}
-	vm := boot(t, b, cfg)
-	results, problem, err := vm.RunTests(t.Context(), tests, limit, nil)
+	results, problem, err := boot(t, b, cfg).RunTests(t.Context(), tests, limit, nil)
+	if errors.Is(err, ErrEmulator) {
+		t.Logf("running the tests again in a new VM: %v", ErrEmulator)
+		results, problem, err = boot(t, b, cfg).RunTests(t.Context(), tests, limit, nil)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,10 +76,8 @@ func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, lim
 // report makes a guest's test a subtest of t.
 func report(t *testing.T, r *TestResult) {
 	t.Run(r.Name, func(t *testing.T) {
-		if text := strings.TrimRight(r.Output, "\n"); text != "" {
-			t.Logf("%.2f s in the guest\n%s", r.Elapsed.Seconds(), text)
-		} else {
-			t.Logf("%.2f s in the guest", r.Elapsed.Seconds())
+		if text := strings.TrimRight(r.Output, "\n"); text != "" || r.Elapsed > time.Second {
+			t.Logf("%.1f s in the guest\n%s", r.Elapsed.Seconds(), text)
 		}
 		for _, sub := range r.Subs {
 			report(t, sub)

@@ -75,7 +75,14 @@ func (b *Build) Boot(ctx context.Context, cfg Config) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.start(ctx, cfg, kernel, accel)
+	const attempts = 3
+	for n := 1; ; n++ {
+		vm, err := b.start(ctx, cfg, kernel, accel)
+		if err == nil || accel != TCG || n == attempts || !errors.Is(err, ErrEmulator) {
+			return vm, err
+		}
+		b.log("booting VM %s again: %v", cfg.Name, ErrEmulator)
+	}
 }
 
 // start runs QEMU and waits for the agent's hello.
@@ -98,7 +105,7 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 	}
 	vm.unlock = unlock
 	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg.CPUs); err != nil {
-		err = fmt.Errorf("boot VM %s: %w\n%s", cfg.Name, err, vm.Report())
+		err = fmt.Errorf("boot VM %s: %w", cfg.Name, vm.gone(err))
 		return nil, errors.Join(err, vm.Kill())
 	}
 	return vm, nil

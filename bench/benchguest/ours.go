@@ -38,6 +38,28 @@ func newOurs(size int64) (*ours, error) {
 // Close stops the reactors. All devices must have been closed.
 func (o *ours) Close() error { return errors.Join(o.reactors.Close(), o.control.Close()) }
 
+// served is what the reactors have done so far, all together.
+type served struct{ requests, enters uint64 }
+
+func (o *ours) served() (served, error) {
+	var sum served
+	stats, err := o.reactors.Stats()
+	for _, s := range stats {
+		sum.requests += s.Requests
+		sum.enters += s.Enters
+	}
+	return sum, err
+}
+
+// perEnter returns how many requests came with one io_uring_enter since before, or 0 where none came.
+func (o *ours) perEnter(before served) (float64, error) {
+	now, err := o.served()
+	if err != nil || now.requests == before.requests {
+		return 0, err
+	}
+	return float64(now.requests-before.requests) / float64(now.enters-before.enters), nil
+}
+
 func (o *ours) null(ctx context.Context) (*device, error) {
 	return o.serve(ctx, ublk.NewNull(), o.size, nil)
 }

@@ -88,6 +88,10 @@ func (r *runner) fio(ctx context.Context, d *device, job bench.Job, once bool) (
 	defer os.RemoveAll(dir)
 	result := filepath.Join(dir, "fio.json")
 	args := append(job.Args(d.path, r.perJob, once, result), "--size="+strconv.FormatInt(r.size, 10))
+	served, err := r.lab.ours.served()
+	if err != nil {
+		return bench.Figure{}, err
+	}
 	before, err := busyTime()
 	if err != nil {
 		return bench.Figure{}, err
@@ -102,8 +106,10 @@ func (r *runner) fio(ctx context.Context, d *device, job bench.Job, once bool) (
 		return bench.Figure{}, fmt.Errorf("run fio: %w: %s", errors.Join(runErr, err), words)
 	}
 	figure, err := bench.ParseFio(output)
-	if err == nil {
-		figure.CPUPerIOUS = float64((after - before).Microseconds()) / float64(figure.IOs)
+	if err != nil {
+		return bench.Figure{}, err
 	}
+	figure.CPUPerIOUS = float64((after - before).Microseconds()) / float64(figure.IOs)
+	figure.PerEnter, err = r.lab.ours.perEnter(served)
 	return figure, err
 }

@@ -101,7 +101,8 @@ func (w *watcher) take(line string) error {
 	}
 	if e.Kind == bench.KindEnd {
 		s := w.run.Samples[len(w.run.Samples)-1]
-		logf("round %2d  %-34s %-20s %9.0f IOPS  vCPU waited %2.0f %%", e.Round, e.Subject, e.Job, e.Figure.IOPS, s.Wait*100)
+		logf("round %2d  %-34s %-20s %9.0f IOPS  %.1f per enter, vCPU waited %2.0f %%",
+			e.Round, e.Subject, e.Job, e.Figure.IOPS, e.Figure.PerEnter, s.Wait*100)
 	}
 	return nil
 }

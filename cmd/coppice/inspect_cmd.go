@@ -40,6 +40,9 @@ func writeDevice(w io.Writer, d node.Device) {
 	if d.Stats != nil {
 		addStats(&r, *d.Stats)
 	}
+	if d.InFlight != nil {
+		addInFlight(&r, d.InFlight)
+	}
 	r.write(w)
 	writeFailure(w, d)
 }
@@ -95,9 +98,15 @@ func addStats(r *rows, s union.DeviceStats) {
 		showBytes(int64(s.LeafReadBytes)), showBytes(int64(s.RootReadBytes)), showBytes(int64(s.ZeroReadBytes)))
 	r.add("  written", "%s, and %s copied up", showBytes(int64(s.WrittenBytes)), showBytes(int64(s.CopiedUpBytes)))
 	r.add("  errors", "%d, and %s", s.Errors, count(s.ChecksumErrors, "wrong checksum"))
-	if s.InFlight == 0 {
+}
+
+func addInFlight(r *rows, in *node.InFlight) {
+	if in.Oldest == nil {
 		r.add("in flight", "none")
 		return
 	}
-	r.add("in flight", "%d, the oldest for %s", s.InFlight, time.Duration(s.OldestNanos).Round(time.Microsecond))
+	o := in.Oldest
+	r.add("in flight", "%s", count(uint64(in.Requests), "request"))
+	r.add("  oldest", "%s of %d bytes at %d for %s, waiting for %s",
+		o.Op, o.Len, o.Off, time.Duration(o.AgeNanos).Round(time.Microsecond), count(uint64(o.TargetIO), "I/O"))
 }

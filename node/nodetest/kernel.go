@@ -268,6 +268,12 @@ func (s *servedDisk) Stop(ctx context.Context) error {
 	return errors.Join(s.a.Err(), s.disk.fake.Err(), s.disk.fake.Close())
 }
 
+// InService counts the requests that are being served.
+func (s *servedDisk) InService() int { return s.a.InService() }
+
+// Oldest returns the request that has been in service for longest.
+func (s *servedDisk) Oldest() (ublk.RequestInfo, bool, error) { return s.a.Oldest() }
+
 // Detach leaves the device to a successor.
 func (s *servedDisk) Detach(ctx context.Context) error {
 	s.d.k.mu.Lock()
