@@ -139,3 +139,63 @@ func TestKilledFreezeThaws(t *testing.T) {
 	d.stop()
 	r.nothingLeft()
 }
+
+// A mounted ext4 under load is exported to a file and to a block device. Each is clean, has the digest that is reported, and
+// the export of a device made from a frozen layer is what that device reads.
+func TestExportMountedFileSystemUnderLoad(t *testing.T) {
+	r := newVMRig(t)
+	d := r.start()
+	web := r.create("web1")
+	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")
+	stop := r.writers()
+	dest := filepath.Join(r.dir, "out.img")
+	for range 3 {
+		e := r.export("web1", dest)
+		t.Logf("paused %.1f ms, %d MiB written in %.0f ms", e.PauseMS, e.WrittenBytes>>20, e.TotalMS)
+		if len(e.Frozen) != 1 || r.sha256(dest) != e.SHA256 {
+			t.Errorf("exported %+v", e)
+		}
+		r.sh("fsck.ext4 -fn " + dest + " && rm " + dest)
+	}
+	r.freeze("web1", "gold")
+	stop()
+	from := r.create("from", "--from", "gold")
+	e := r.export("from", dest)
+	if got := r.sha256(from.Path); got != e.SHA256 || got != r.sha256(dest) {
+		t.Errorf("the device has %s, exported %+v", got, e)
+	}
+	r.ok("delete", "from")
+	// Onto a block device: the frozen device's content again, over what was there.
+	r.create("other", "--from", "gold")
+	if got := r.export("other", dest+".2"); got.SHA256 != e.SHA256 {
+		t.Errorf("another device of the same layer has %s", got.SHA256)
+	}
+	r.ok("delete", "other")
+	loop := strings.TrimSpace(r.sh("modprobe loop && tr '\\0' x < /dev/zero | head -c 256M > " + r.dir + "/disk && losetup -f --show " + r.dir + "/disk"))
+	third := r.create("third", "--from", "gold")
+	r.export("third", loop)
+	if got := r.sha256(loop); got != e.SHA256 {
+		t.Errorf("the block device has %s", got)
+	}
+	r.sh("losetup -d " + loop)
+	r.refused("lies on "+web.Path, "export", "third", r.mnt+"/out.img")
+	r.refused("lies on "+third.Path, "export", "web1", third.Path)
+	r.ok("delete", "third")
+	r.sh("umount " + r.mnt)
+	r.ok("delete", "web1")
+	d.stop()
+	out := r.ok("store", "info", r.leaf)
+	if strings.Contains(out, "export-") {
+		t.Errorf("left:\n%s", out)
+	}
+	r.ok("store", "check", r.leaf)
+}
+
+func (r *vmRig) export(name, dest string) exported {
+	r.t.Helper()
+	var e exported
+	if err := json.Unmarshal([]byte(r.ok("export", name, dest, "-o", "json")), &e); err != nil {
+		r.t.Fatal(err)
+	}
+	return e
+}
