@@ -27,6 +27,14 @@
 // kernel without recovery) keeps the daemon waiting until it is released. A
 // second signal changes nothing.
 //
+// # Freezing and exporting
+//
+// A freeze has two steps, so that nothing slow happens while the client holds file systems frozen: the first waits for what
+// the store is doing and keeps more of it away, the second seals. The first expires by itself ([FreezeLimit]). An export
+// is such a freeze, of a layer that is merged again when its content is written, or by the next
+// daemon. The device is served all the while, in a state of its own that keeps other operations away. Between the steps no
+// device's lock is needed: who inspects a device holds it while he waits for the store.
+//
 // # Concurrency
 //
 // One operation at a time runs on a device; a second one is refused with

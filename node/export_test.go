@@ -211,3 +211,20 @@ func TestChanged(t *testing.T) {
 		}
 	}
 }
+
+// Two exports to one file do not mix.
+func TestExportsToOneDestination(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.create(r.request("web1"))
+	r.create(r.request("web2"))
+	dest := filepath.Join(r.dir, "out")
+	p, err := r.client().PrepareExport(context.Background(), "web1", node.ExportRequest{Dest: dest})
+	check(t, err)
+	_, err = r.client().PrepareExport(context.Background(), "web2", node.ExportRequest{Dest: dest})
+	r.refused(err, node.CodeInUse, "in use")
+	_, err = r.client().Export(context.Background(), "web1", p.Token, ignore)
+	check(t, err)
+	check(t, os.Remove(dest))
+	r.noTrace("web1", dest, 2)
+}

@@ -188,9 +188,16 @@ func CreateExport(path string, size int64) (*ExportFile, error) {
 }
 
 func createExportFile(path string) (*ExportFile, error) {
-	f, err := os.OpenFile(path+partial, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+partial, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("export: %w", err)
+	}
+	// What an export that died left is written over; another one under way is left alone.
+	if err = lockFile(f, unix.LOCK_EX); err == nil {
+		err = f.Truncate(0)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("export to %s: %w", path, err), f.Close())
 	}
 	return &ExportFile{f: f, path: path, sparse: true}, nil
 }

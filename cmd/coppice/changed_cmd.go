@@ -55,31 +55,30 @@ func kindOf(x union.ChangedExtent) string {
 
 // changedJSON writes {"extents": [...], "total": {...}} piece by piece.
 func changedJSON(w io.Writer, part node.ChangedPart, first bool) error {
-	before := ",\n    "
+	var b []byte
 	if first {
-		before = "{\n  \"extents\": [\n    "
+		b = append(b, "{\n  \"extents\": ["...)
 	}
-	for _, x := range part.Extents {
+	for i, x := range part.Extents {
 		data, err := json.Marshal(x)
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(w, "%s%s", before, data); err != nil {
+		if !first || i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(b, "\n    "...), data...)
+	}
+	if part.Total != nil {
+		data, err := json.Marshal(part.Total)
+		if err != nil {
 			return err
 		}
-		before = ",\n    "
-	}
-	if part.Total == nil {
-		return nil
-	}
-	if first && len(part.Extents) == 0 {
-		if _, err := io.WriteString(w, before); err != nil {
-			return err
+		if part.Total.Extents > 0 {
+			b = append(b, "\n  "...)
 		}
+		b = append(append(append(b, "],\n  \"total\": "...), data...), "\n}\n"...)
 	}
-	data, err := json.Marshal(part.Total)
-	if err == nil {
-		_, err = fmt.Fprintf(w, "\n  ],\n  \"total\": %s\n}\n", data)
-	}
+	_, err := w.Write(b)
 	return err
 }

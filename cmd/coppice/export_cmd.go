@@ -76,7 +76,7 @@ func (c *exportCmd) Run(env *environment) error {
 	o := <-ended
 	bar.end()
 	if o.err != nil {
-		return interrupted(env, o.err)
+		return c.interrupted(env, o.err)
 	}
 	if c.CrashConsistent {
 		p.pauseMS = sealMS
@@ -90,11 +90,12 @@ func (c *exportCmd) Run(env *environment) error {
 }
 
 // interrupted says so where the user ended the command.
-func interrupted(env *environment, err error) error {
+func (c *exportCmd) interrupted(env *environment, err error) error {
 	if env.ctx.Err() == nil || !errors.Is(err, context.Canceled) {
 		return err
 	}
-	e := node.Explain(err)
-	e.Hint = "it is cancelled; nothing is left of it, but what was written to a block device"
-	return e
+	return &node.Error{
+		Code: node.CodeFailed, Message: "export " + c.Name + ": interrupted",
+		Hint: "start it again; nothing is left of it, but what was written to a block device",
+	}
 }
