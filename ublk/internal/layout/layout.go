@@ -39,11 +39,16 @@ func (p Pair) compare(s *btf.Struct) []string {
 	}
 	theirs := make(map[string]member)
 	collect(s.Members, 0, theirs)
+	// Not the size: it may count padding where a later kernel has a field.
+	var end uintptr
+	for _, m := range theirs {
+		end = max(end, m.offset+m.size)
+	}
 	for i, name := range p.Fields {
 		f := ours.Field(i)
 		m, known := theirs[name]
 		switch {
-		case name == "" || !known && p.Prefix && f.Offset >= uintptr(s.Size):
+		case name == "" || !known && p.Prefix && f.Offset >= end:
 		case !known:
 			report("no field %s", name)
 		case m.offset != f.Offset || m.size != f.Type.Size():
