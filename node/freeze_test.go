@@ -171,3 +171,17 @@ func TestFreezeUnderLoad(t *testing.T) {
 		t.Errorf("%d layers", len(l))
 	}
 }
+
+// A device that is lost while it is being frozen is reported as lost afterwards.
+func TestDeviceLostWhileFreezing(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	web := r.create(r.request("web1"))
+	p, err := r.client().PrepareFreeze(context.Background(), "web1", node.FreezeRequest{As: "x"})
+	check(t, err)
+	r.kernel.Snatch(web.ID)
+	check(t, r.client().CancelFreeze(context.Background(), "web1", p.Token))
+	r.log.waitFor(t, func() bool { return state(t, r, "web1").State == node.StateFailed })
+	_, err = r.client().PrepareFreeze(context.Background(), "web1", node.FreezeRequest{As: "x"})
+	r.refused(err, node.CodeBusy, "is failed")
+}
