@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"coppice/ublk"
 	"coppice/union"
@@ -28,6 +29,7 @@ func newOurs(size int64) (*ours, error) {
 	if err != nil {
 		return nil, err
 	}
+	runtime.GOMAXPROCS(2 * runtime.NumCPU())
 	reactors, err := ublk.NewReactors(ublk.ReactorConfig{})
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
