@@ -193,8 +193,14 @@ func TestExportMountedFileSystemUnderLoad(t *testing.T) {
 
 func (r *vmRig) export(name, dest string) exported {
 	r.t.Helper()
+	cmd := exec.Command("coppice", "--run-dir", r.runDir, "export", name, dest, "-o", "json")
+	cmd.Stderr = os.Stderr // the progress
+	out, err := cmd.Output()
+	if err != nil {
+		r.t.Fatalf("export %s: %v", name, err)
+	}
 	var e exported
-	if err := json.Unmarshal([]byte(r.ok("export", name, dest, "-o", "json")), &e); err != nil {
+	if err := json.Unmarshal(out, &e); err != nil {
 		r.t.Fatal(err)
 	}
 	return e
