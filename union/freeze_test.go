@@ -172,7 +172,8 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 // TestFreezeInFlight seals and merges layers among concurrent requests, then ends the process, the power or neither,
 // and demands every sealed layer and the device as they were.
 func TestFreezeInFlight(t *testing.T) {
-	for seed := range uint64(30) {
+	t.Parallel()
+	for seed := range seeds(30) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
 		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}

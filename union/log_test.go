@@ -189,7 +189,7 @@ func TestPowerCutInCheckpoint(t *testing.T) {
 	cuts := 0
 	for seed := range seeds(24) {
 		rng := rand.New(rand.NewPCG(seed, 13))
-		r := newRig(t, seed, false)
+		r := newRigOf(t, rigConfig{seed: seed, sizeBytes: 1 << 20})
 		o := newOracle(r)
 		for range 3 {
 			drive(r, o, rng, 300)
