@@ -27,7 +27,7 @@ func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
 // demands exactly what was acknowledged.
 func TestAcknowledgedContent(t *testing.T) {
 	t.Parallel()
-	for seed := range seeds(40) {
+	for seed := range seeds(24) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		r := newRig(t, seed, seed%4 == 3)
 		o := newOracle(r)
@@ -55,7 +55,7 @@ func TestAcknowledgedContent(t *testing.T) {
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	states := 0
-	for seed := range seeds(40) {
+	for seed := range seeds(28) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		r := newRig(t, seed, false)
 		o := newOracle(r)
@@ -79,7 +79,7 @@ func TestPowerCut(t *testing.T) {
 // TestProcessDeath kills the process at random moments: everything acknowledged is there, flushed or not.
 func TestProcessDeath(t *testing.T) {
 	t.Parallel()
-	for seed := range seeds(40) {
+	for seed := range seeds(24) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		r := newRig(t, seed, false)
 		o := newOracle(r)

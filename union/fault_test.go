@@ -75,7 +75,7 @@ func TestFaultSweep(t *testing.T) {
 	const seed = 5
 	counts := faultRun(t, seed, ublktest.Read, 1<<30, ublktest.Fault{})
 	t.Logf("%d reads, %d writes, %d flushes", counts[ublktest.Read], counts[ublktest.Write], counts[ublktest.Flush])
-	runs := 8
+	runs := 5
 	if testing.Short() {
 		runs = 4
 	}

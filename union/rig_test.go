@@ -253,18 +253,19 @@ func (r *rig) shorn(rng *rand.Rand) (*ublktest.Disk, error) {
 		return nil, err
 	}
 	for _, w := range writes {
-		p := after.Bytes()[w.Off:][:len(w.Data)]
+		p := w.Data
 		switch rng.IntN(3) {
 		case 0:
-			copy(p, w.Data)
+			continue
 		case 1:
-			for i := range p {
-				p[i] = byte(rng.Uint32())
-			}
+			p = make([]byte, len(w.Data))
+			fill(p, rng.Uint64())
+		}
+		if _, err := after.WriteAt(p, w.Off); err != nil {
+			return nil, err
 		}
 	}
-	after.Settle()
-	return after, nil
+	return after, after.Sync()
 }
 
 // check runs the checker over the disk as it is.

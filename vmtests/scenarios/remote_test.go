@@ -34,7 +34,7 @@ func useRemote(t *testing.T, leaf string, breakOnce func()) {
 	models := workOn(t, dev.Path, 512, 1, nil)
 	<-disturbed
 	coppice(t, "delete", "raw")
-	checkStore(t, leaf)
+	coppice(t, "store", "check", "--no-data", leaf)
 	dev = rawDevice(t, root, leaf, 512, 1)
 	workOn(t, dev.Path, 512, 2, models)
 	coppice(t, "delete", "raw")

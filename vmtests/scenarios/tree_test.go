@@ -4,11 +4,15 @@ package scenarios
 
 import (
 	"crypto/md5"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,15 +21,49 @@ import (
 // tree is a file system's content: for each path what it is, whose, with which rights, and its content's digest.
 type tree map[string]string
 
+// readers is how many files readTree reads at once: a cold tree is read by the device's latency otherwise.
+const readers = 8
+
 // readTree reads every file below dir, without crossing into other file systems.
 func readTree(t *testing.T, dir string) tree {
 	t.Helper()
+	began := time.Now()
+	files, err := listTree(dir)
+	if err != nil {
+		t.Fatalf("list tree: %v", err)
+	}
+	var mu sync.Mutex // guards what follows
+	read, paths, errs := make(tree), slices.Sorted(maps.Keys(files)), []error(nil)
+	var wg sync.WaitGroup
+	for first := range readers {
+		wg.Go(func() {
+			for i := first; i < len(paths); i += readers {
+				text, err := describe(filepath.Join(dir, paths[i]), files[paths[i]])
+				mu.Lock()
+				read[paths[i]] = text
+				if err != nil {
+					errs = append(errs, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatalf("read tree: %v", err)
+	}
+	t.Logf("read %d files in %.1f s", len(read), time.Since(began).Seconds())
+	return read
+}
+
+// listTree finds what is below dir, by path relative to it.
+func listTree(dir string) (map[string]fs.FileInfo, error) {
 	var home syscall.Stat_t
 	if err := syscall.Stat(dir, &home); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	files, began := make(tree), time.Now()
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+	files := make(map[string]fs.FileInfo)
+	return files, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -33,26 +71,23 @@ func readTree(t *testing.T, dir string) tree {
 		if err != nil {
 			return err
 		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("read %s: no owner", path)
-		}
-		if st.Dev != home.Dev {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Dev != home.Dev {
 			return fs.SkipDir
 		}
-		content, err := contentOf(path, info)
-		rel, relErr := filepath.Rel(dir, path)
-		if relErr != nil {
-			return relErr
-		}
-		files[rel] = fmt.Sprintf("%v %d:%d %d %d %s", info.Mode(), st.Uid, st.Gid, st.Rdev, info.ModTime().UnixNano(), content)
+		rel, err := filepath.Rel(dir, path)
+		files[rel] = info
 		return err
 	})
-	if err != nil {
-		t.Fatalf("read tree: %v", err)
+}
+
+// describe puts into words all that must not change about a file.
+func describe(path string, info fs.FileInfo) (string, error) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", fmt.Errorf("read %s: no owner", path)
 	}
-	t.Logf("read %d files in %.1f s", len(files), time.Since(began).Seconds())
-	return files
+	content, err := contentOf(path, info)
+	return fmt.Sprintf("%v %d:%d %d %d %s", info.Mode(), st.Uid, st.Gid, st.Rdev, info.ModTime().UnixNano(), content), err
 }
 
 func contentOf(path string, info fs.FileInfo) (string, error) {
