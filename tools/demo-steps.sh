@@ -18,7 +18,9 @@ cleanup() {
   status=$?
   mountpoint -q "$mnt" && umount "$mnt"
   if [ -n "$daemon" ] && kill -0 "$daemon" 2>/dev/null; then
-    coppice list -o json 2>/dev/null | grep -q '"web1"' && coppice delete web1
+    for name in web1 web2; do
+      coppice inspect "$name" >/dev/null 2>&1 && coppice delete "$name"
+    done
     kill "$daemon"
     wait "$daemon" || true
   fi
@@ -65,7 +67,14 @@ rm -rf "$mnt/usr/share/doc"
 tar -C "$mnt/usr" -cf - bin | tar -C "$mnt/srv" -xf -
 dd if=/dev/urandom of="$mnt/srv/data" bs=1M count=64 conv=fsync status=none
 sync -f "$mnt"; echo "changed host name, removed /usr/share/doc, copied /usr/bin, wrote 64 MiB: $(ms "$t")"
+frozen=$(fingerprint "$mnt"); echo "file system fingerprint $frozen"
+
+say "Frozen while it is mounted, and written on"
+show coppice freeze web1 --as v1
+echo "written after the freeze" >"$mnt/srv/later"
+rm "$mnt/srv/data"
 left=$(fingerprint "$mnt"); echo "file system fingerprint $left"
+show coppice list
 show umount "$mnt"
 show e2fsck -fn "$dev"
 
@@ -81,6 +90,15 @@ again=$(fingerprint "$mnt")
 umount "$mnt"
 [ "$again" = "$left" ] || { echo "fingerprint is $again, was $left"; exit 1; }
 echo "file system fingerprint $again: every file as before"
+
+say "A second device, from what was frozen"
+t=$(now); show coppice create web2 --root "$root" --leaf "$leaf" --from v1; echo "second device after $(ms "$t")"
+mount -o ro "$(device_of web2)" "$mnt"
+again=$(fingerprint "$mnt")
+umount "$mnt"
+[ "$again" = "$frozen" ] || { echo "fingerprint is $again, was $frozen when it was frozen"; exit 1; }
+echo "file system fingerprint $again: every file as it was frozen"
+show coppice delete web2
 
 say "What it cost"
 show coppice inspect web1
