@@ -36,6 +36,9 @@ type reactor struct {
 	epoch          time.Time // where the clock begins, the same for all reactors of a pool
 	stats          ReactorStats
 
+	spin time.Duration
+	spun uint64 // requests when it last slept
+
 	wakeBuf   [8]byte // where the ring reads the eventfd to
 	wakeArmed bool
 	exiting   bool
@@ -56,7 +59,8 @@ type reactor struct {
 type ReactorStats struct {
 	CPU         int    // that it is pinned to
 	Queues      int    // attached now
-	Enters      uint64 // batches: waits in io_uring_enter
+	Enters      uint64 // waits in io_uring_enter
+	Spins       uint64 // io_uring_enter calls that looked for work without waiting
 	Flushes     uint64 // further io_uring_enter calls, because the submission queue was full
 	Completions uint64
 	Requests    uint64 // handed to a Handler
@@ -69,6 +73,7 @@ type ReactorStats struct {
 func startReactor(cpu int, cfg *ReactorConfig, epoch time.Time) (*reactor, error) {
 	re := &reactor{cpu: cpu, epoch: epoch, stopped: make(chan struct{})}
 	re.stats.CPU = cpu
+	re.spin = cfg.Spin
 	ready := make(chan error)
 	go onOwnThread(func() { re.run(cfg, ready) })
 	if err := <-ready; err != nil {
@@ -145,6 +150,10 @@ func (re *reactor) loop() {
 // wait submits the batch, and sleeps unless there is work already. The flag is raised before
 // looking for work and work is made visible before looking at the flag, so no wake-up is lost.
 func (re *reactor) wait() {
+	if re.spin > 0 && re.stats.Requests != re.spun && re.spinForWork() {
+		return
+	}
+	re.spun = re.stats.Requests
 	re.waker.asleep.Store(true)
 	n := uint32(1)
 	if re.hasWork() {
@@ -155,6 +164,22 @@ func (re *reactor) wait() {
 	re.waker.asleep.Store(false)
 	re.stats.Enters++
 	re.tolerate(err)
+}
+
+// spinForWork submits the batch and looks for the next until there is one or the time is over.
+func (re *reactor) spinForWork() bool {
+	began := time.Now()
+	for {
+		_, err := re.ring.SubmitAndWait(0, -1)
+		re.stats.Spins++
+		re.tolerate(err)
+		if re.hasWork() {
+			return true
+		}
+		if time.Since(began) > re.spin {
+			return false
+		}
+	}
 }
 
 func (re *reactor) hasWork() bool {

@@ -48,7 +48,7 @@ func (o *ours) served() (served, error) {
 	stats, err := o.reactors.Stats()
 	for _, s := range stats {
 		sum.requests += s.Requests
-		sum.enters += s.Enters
+		sum.enters += s.Enters + s.Spins
 	}
 	return sum, err
 }
