@@ -154,7 +154,6 @@ type piece struct {
 	off   int64
 	file  ublk.File
 	write bool
-	edge  int8 // reads a whole block into this scratch buffer; -1: none
 }
 
 const (

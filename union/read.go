@@ -93,7 +93,7 @@ func (o *op) readLeaf(i, k int, slot uint64) {
 		if at < i || at >= k {
 			continue
 		}
-		o.pieces = append(o.pieces, piece{o.scratch[e], store.sb.slotOffset(slot + uint64(at-i)), o.q.leaf, false, int8(e)})
+		o.pieces = append(o.pieces, piece{o.scratch[e], store.sb.slotOffset(slot + uint64(at-i)), o.q.leaf, false})
 		if at == i {
 			i++
 			slot++
@@ -103,7 +103,7 @@ func (o *op) readLeaf(i, k int, slot uint64) {
 	}
 	if i < k {
 		p, _ := o.bytes(i, k)
-		o.pieces = append(o.pieces, piece{p, store.sb.slotOffset(slot), o.q.leaf, false, -1})
+		o.pieces = append(o.pieces, piece{p, store.sb.slotOffset(slot), o.q.leaf, false})
 	}
 }
 
@@ -118,7 +118,7 @@ func (o *op) readRoot(p []byte, off int64) {
 	}
 	d.stats.root.Add(uint64(have))
 	if o.q.hasRoot {
-		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false, -1})
+		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false})
 		return
 	}
 	o.readRootAsync(p[:have], off)

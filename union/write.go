@@ -62,7 +62,7 @@ func (o *op) readEdges() {
 		d.stats.copied.Add(uint64(blockSize - (e.to - e.from)))
 		switch {
 		case e.was.isData():
-			o.pieces = append(o.pieces, piece{o.scratch[i], d.layer.store.sb.slotOffset(e.was.slot()), o.q.leaf, false, int8(i)})
+			o.pieces = append(o.pieces, piece{o.scratch[i], d.layer.store.sb.slotOffset(e.was.slot()), o.q.leaf, false})
 		case e.was == mapZero:
 			clear(o.scratch[i])
 		default:
@@ -144,7 +144,7 @@ func (o *op) addWrite(p []byte, off int64) {
 			return
 		}
 	}
-	o.pieces = append(o.pieces, piece{p: p, off: off, file: o.q.leaf, write: true, edge: -1})
+	o.pieces = append(o.pieces, piece{p: p, off: off, file: o.q.leaf, write: true})
 }
 
 // follows tells whether q begins where p ends, in one buffer that p may be extended in.
@@ -178,7 +178,7 @@ func (o *op) record() {
 	layer.mu.Lock()
 	if o.edgesChanged() {
 		layer.mu.Unlock()
-		s.slotsUnused(o.exts)
+		s.releaseAll(o.exts) // written and never recorded
 		o.readEdges()
 		return
 	}
@@ -292,7 +292,7 @@ func (o *op) lead() {
 	segs, n := l.segments(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
-			o.pieces = append(o.pieces, piece{p: seg.p, off: s.logOffset(first, seg.seq), file: o.q.leaf, write: true, edge: -1})
+			o.pieces = append(o.pieces, piece{p: seg.p, off: s.logOffset(first, seg.seq), file: o.q.leaf, write: true})
 		}
 	}
 	o.issueAll(stepLog)
@@ -370,6 +370,3 @@ func (s *Store) stallForSlots(o *op) bool {
 	s.wakeBackground()
 	return true
 }
-
-// slotsUnused gives back slots that were written and never recorded.
-func (s *Store) slotsUnused(exts []extent) { s.releaseAll(exts) }
