@@ -23,7 +23,8 @@ import (
 //
 // The string: u32 number of layers, then for each layer
 //
-//	u32 number, u8 flags (1 sealed), u32 number of the parent or 0, 16 bytes UUID, u64 size in bytes, i64 created (Unix seconds),
+//	u32 number, u8 flags (1 sealed, 2 detaching, 4 incoming), u32 number of the parent or 0, 16 bytes UUID, u64 size in bytes,
+//	i64 created (Unix seconds), u64 quota in bytes (0: none),
 //	u8 pin kind, u64 pin size, i64 pin modification time, 32 bytes pin digest,
 //	u8 length and name, u32 layer number in the run's blocks, u64 run generation, u64 run entries, u32 number of extents, extents (u64 slot, u32 count)
 const (
@@ -53,6 +54,9 @@ type layerEntry struct {
 	Number        uint32
 	Parent        uint32 // number of the sealed layer below, or 0
 	Sealed        bool
+	Detaching     bool  // being made independent of what is below it
+	Incoming      bool  // being copied from another store: not whole yet
+	QuotaBytes    int64 // of data of its own; 0: none
 	UUID          uuid.UUID
 	Name          string
 	SizeBytes     int64
@@ -74,6 +78,7 @@ func encodeCatalog(layers []layerEntry) []byte {
 		b = append(b, l.UUID[:]...)
 		b = le.AppendUint64(b, uint64(l.SizeBytes))
 		b = le.AppendUint64(b, uint64(l.Created))
+		b = le.AppendUint64(b, uint64(l.QuotaBytes))
 		b = append(b, byte(l.Pin.Kind))
 		b = le.AppendUint64(b, uint64(l.Pin.SizeBytes))
 		b = le.AppendUint64(b, uint64(l.Pin.ModTime))
@@ -92,13 +97,26 @@ func encodeCatalog(layers []layerEntry) []byte {
 	return b
 }
 
-const layerSealed = 1
+// Flags of a layer in the catalog.
+const (
+	layerSealed = 1 << iota
+	layerDetaching
+	layerIncoming
 
-func flagsOf(l *layerEntry) byte {
+	layerFlags = layerSealed | layerDetaching | layerIncoming
+)
+
+func flagsOf(l *layerEntry) (flags byte) {
 	if l.Sealed {
-		return layerSealed
+		flags |= layerSealed
 	}
-	return 0
+	if l.Detaching {
+		flags |= layerDetaching
+	}
+	if l.Incoming {
+		flags |= layerIncoming
+	}
+	return flags
 }
 
 // fields reads little-endian values and remembers the first shortage.
@@ -138,14 +156,17 @@ func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
 		var l layerEntry
 		l.Number = f.u32()
 		flags := f.u8()
-		if flags&^layerSealed != 0 {
+		if flags&^layerFlags != 0 {
 			return bad("unknown layer flags %#x", flags)
 		}
 		l.Sealed = flags&layerSealed != 0
+		l.Detaching = flags&layerDetaching != 0
+		l.Incoming = flags&layerIncoming != 0
 		l.Parent = f.u32()
 		copy(l.UUID[:], f.take(16))
 		l.SizeBytes = int64(f.u64())
 		l.Created = int64(f.u64())
+		l.QuotaBytes = int64(f.u64())
 		l.Pin.Kind = PinKind(f.u8())
 		l.Pin.SizeBytes = int64(f.u64())
 		l.Pin.ModTime = int64(f.u64())
@@ -170,6 +191,8 @@ func decodeCatalog(b []byte, slots uint64) ([]layerEntry, error) {
 		switch {
 		case l.SizeBytes <= 0 || uint64(l.SizeBytes)>>blockShift > maxBlock:
 			return bad("size of layer %d out of range", l.Number)
+		case l.QuotaBytes < 0:
+			return bad("quota of layer %d out of range", l.Number)
 		case ValidLayerName(l.Name) != nil:
 			return bad("name of layer %d not valid", l.Number)
 		case names[l.Name] || numbers[l.Number]:

@@ -38,9 +38,13 @@ const (
 
 	minLogBlocks = 4 << 20 >> blockShift
 	maxLogBlocks = 64 << 20 >> blockShift
-	// logQuantum divides the number of blocks of a log copy, so that the ring of
-	// pending blocks in memory and the log on the store wrap together.
-	logQuantum = minLogBlocks
+	// maxPendingBlocks is the greatest size of the ring of pending blocks in memory: 4 MiB, some 129,000
+	// records. It divides the blocks of a log copy where that has more, so that both wrap together.
+	maxPendingBlocks = minLogBlocks
+
+	// What Format makes is much larger than what a reader accepts: crash tests want small stores.
+	smallestStore = 128
+	smallestLog   = 8
 
 	// MinStoreBytes is the smallest store that can be formatted.
 	MinStoreBytes = 32 << 20
@@ -172,11 +176,12 @@ func (s *superblock) decode(p []byte, off int64) error {
 func (s *superblock) validate(off int64) error {
 	bad := func(what string) error { return &CorruptError{"superblock", off, what} }
 	switch {
-	case s.SizeBlocks < MinStoreBytes>>blockShift || s.SizeBlocks > maxBlock:
+	case s.SizeBlocks < smallestStore || s.SizeBlocks > maxBlock:
 		return bad("size out of range")
-	case s.LogBlocks < minLogBlocks || s.LogBlocks > maxLogBlocks || s.LogBlocks%logQuantum != 0:
+	case s.LogBlocks < smallestLog || s.LogBlocks > maxLogBlocks || s.LogBlocks%s.pendingBlocks() != 0:
 		return bad("log size out of range")
-	case s.LogA != logABlock || s.LogB != s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
+	case s.LogA <= superBBlock || s.LogA > logABlock || s.LogB < s.LogA+s.LogBlocks ||
+		s.LogB > s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
 		return bad("regions out of place")
 	case s.Slots == 0 || s.SlotBase >= s.SizeBlocks || s.Slots > s.SizeBlocks-s.SlotBase:
 		return bad("slots beyond the end of the store")
@@ -191,13 +196,21 @@ func (s *superblock) validate(off int64) error {
 // layout divides a store of the given size.
 func layout(sizeBytes int64) superblock {
 	blocks := uint64(sizeBytes) >> blockShift
-	n := min(max(blocks/64, minLogBlocks), maxLogBlocks) / logQuantum * logQuantum
-	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: logABlock, LogStart: 1, NextLayer: 1}
-	s.LogB = s.LogA + n + logGap
+	n := min(max(blocks/64, minLogBlocks), maxLogBlocks) / maxPendingBlocks * maxPendingBlocks
+	return layoutOf(blocks, n, logABlock, logGap)
+}
+
+// layoutOf divides a store of blocks into log copies of n blocks, the first of which begins at block a, gap blocks apart, and slots.
+func layoutOf(blocks, n, a, gap uint64) superblock {
+	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: a, LogStart: 1, NextLayer: 1}
+	s.LogB = s.LogA + n + gap
 	s.SlotBase = s.LogB + n
 	s.Slots = blocks - s.SlotBase
 	return s
 }
+
+// pendingBlocks is the size of the ring of pending blocks in memory.
+func (s *superblock) pendingBlocks() uint64 { return min(s.LogBlocks, maxPendingBlocks) }
 
 func (s *superblock) slotOffset(slot uint64) int64 { return int64(s.SlotBase+slot) << blockShift }
 

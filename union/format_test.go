@@ -369,10 +369,10 @@ func TestCatalogRefuses(t *testing.T) {
 
 func TestSuperblockRefuses(t *testing.T) {
 	for name, change := range map[string]func(s *superblock){
-		"too small":              func(s *superblock) { s.SizeBlocks = MinStoreBytes>>blockShift - 1 },
+		"too small":              func(s *superblock) { s.SizeBlocks = smallestStore - 1 },
 		"too big":                func(s *superblock) { s.SizeBlocks = maxBlock + 1 },
 		"log too small":          func(s *superblock) { s.LogBlocks = 0 },
-		"log too big":            func(s *superblock) { s.LogBlocks = maxLogBlocks + logQuantum },
+		"log too big":            func(s *superblock) { s.LogBlocks = maxLogBlocks + maxPendingBlocks },
 		"log not in quanta":      func(s *superblock) { s.LogBlocks += 1; s.LogB++; s.SlotBase += 2 },
 		"copy A elsewhere":       func(s *superblock) { s.LogA++ },
 		"copy B elsewhere":       func(s *superblock) { s.LogB-- },

@@ -13,12 +13,13 @@ import (
 // blocks to both copies on the store and flushes the device once. With the ring on tmpfs, a
 // record survives the process from the moment it is appended.
 //
-// Between two commits it holds at most pendingBlocks blocks; the log as a whole holds at
+// Between two commits it holds at most the ring's blocks; the log as a whole holds at
 // most n blocks since its start, which a checkpoint moves on. Who finds no room waits in stalled.
 type modLog struct {
 	id   uuid.UUID
 	n    uint64 // blocks of one copy on the store
-	ring []byte // pendingBlocks blocks; block seq lies at seq mod pendingBlocks
+	ring []byte // block seq lies at seq mod size
+	size uint64 // blocks of ring, which divides n
 
 	mu         sync.Mutex
 	start      uint64 // a recovery begins here
@@ -35,18 +36,15 @@ type modLog struct {
 	ended      sync.Cond // a commit has ended; for goroutines
 }
 
-// pendingBlocks is the size of the pending ring: 4 MiB, some 129,000 records.
-const pendingBlocks = logQuantum
-
 func newModLog(id uuid.UUID, n uint64, ring []byte, start uint64) *modLog {
-	l := &modLog{id: id, n: n, ring: ring, start: start, next: start, written: start - 1, durable: start - 1}
+	l := &modLog{id: id, n: n, ring: ring, size: uint64(len(ring)) >> blockShift, start: start, next: start, written: start - 1, durable: start - 1}
 	l.ended.L = &l.mu
 	l.open()
 	return l
 }
 
 func (l *modLog) block(seq uint64) []byte {
-	at := seq % pendingBlocks << blockShift
+	at := seq % l.size << blockShift
 	return l.ring[at : at+blockSize : at+blockSize]
 }
 
@@ -70,7 +68,7 @@ func (l *modLog) seal() {
 // room tells whether k more records fit. The caller holds mu, here and below.
 func (l *modLog) room(k int) bool {
 	last := l.next + uint64(l.count+k)/recordsPerLog + 1
-	return last-l.written <= pendingBlocks && last-l.start < l.n
+	return last-l.written <= l.size && last-l.start < l.n
 }
 
 // nearlyFull tells that a checkpoint should move the start on.
@@ -197,11 +195,11 @@ type segment struct {
 	p   []byte
 }
 
-// segments returns the pieces, one or two, of a range of at most pendingBlocks blocks.
+// segments returns the pieces, one or two, of a range of at most the ring's blocks.
 func (l *modLog) segments(from, to uint64) (s [2]segment, n int) {
 	for seq := from; seq <= to; n++ {
-		end := min(to+1, (seq/pendingBlocks+1)*pendingBlocks)
-		at := seq % pendingBlocks << blockShift
+		end := min(to+1, (seq/l.size+1)*l.size)
+		at := seq % l.size << blockShift
 		s[n] = segment{seq, l.ring[at : at+(end-seq)<<blockShift]}
 		seq = end
 	}

@@ -315,14 +315,14 @@ func TestFullLogStalls(t *testing.T) {
 // they survive the process.
 func TestFullPendingRingStalls(t *testing.T) {
 	r := newRigOf(t, rigConfig{seed: 1, storeBytes: 512 << 20, sizeBytes: 256 << 20})
-	if r.store.sb.LogBlocks <= pendingBlocks {
+	if r.store.sb.LogBlocks <= maxPendingBlocks {
 		t.Fatal("the log is no longer than the pending ring")
 	}
 	const perRequest = 16
 	l := r.store.log
 	ended := 0
 	// Zeros, a block at a time with a gap, make records without data.
-	const requests = pendingBlocks*recordsPerLog + 5000
+	const requests = maxPendingBlocks*recordsPerLog + 5000
 	submitted := 0
 	var next func()
 	next = func() {
@@ -344,7 +344,7 @@ func TestFullPendingRingStalls(t *testing.T) {
 	}
 	for r.sim.Step() {
 	}
-	if blocks := l.next - l.durable; blocks > pendingBlocks || blocks < pendingBlocks-2 || ended == requests {
+	if blocks := l.next - l.durable; blocks > maxPendingBlocks || blocks < maxPendingBlocks-2 || ended == requests {
 		t.Fatalf("%d blocks are pending, %d requests of %d ended", blocks, ended, requests)
 	}
 	taken := l.next

@@ -37,19 +37,19 @@ func bootID() (uuid.UUID, error) {
 }
 
 // readPending returns the ring that a process of this boot left behind, or nil.
-func readPending(runDir string, id, boot uuid.UUID) ([]byte, error) {
+func readPending(runDir string, sb *superblock, boot uuid.UUID) ([]byte, error) {
 	if runDir == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(pendingPath(runDir, id))
+	b, err := os.ReadFile(pendingPath(runDir, sb.UUID))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read pending records: %w", err)
 	}
-	if len(b) != blockSize+pendingBlocks<<blockShift || !bytes.Equal(b[:8], pendingMagic[:]) ||
-		!bytes.Equal(b[8:24], boot[:]) || !bytes.Equal(b[24:40], id[:]) {
+	if len(b) != sb.pendingBytes() || !bytes.Equal(b[:8], pendingMagic[:]) ||
+		!bytes.Equal(b[8:24], boot[:]) || !bytes.Equal(b[24:40], sb.UUID[:]) {
 		return nil, nil
 	}
 	return b[blockSize:], nil
@@ -57,8 +57,8 @@ func readPending(runDir string, id, boot uuid.UUID) ([]byte, error) {
 
 // newPendingRing makes an empty ring beside the one that a process before may have left, which stays whole. On
 // tmpfs its memory is allocated at once: a full tmpfs is an error here and not a SIGBUS later.
-func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
-	const size = blockSize + pendingBlocks<<blockShift
+func newPendingRing(runDir string, sb *superblock, boot uuid.UUID) (*pendingRing, error) {
+	size := sb.pendingBytes()
 	if runDir == "" {
 		mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
@@ -66,7 +66,7 @@ func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
 		}
 		return &pendingRing{mem: mem}, nil
 	}
-	path := pendingPath(runDir, id)
+	path := pendingPath(runDir, sb.UUID)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
@@ -76,11 +76,14 @@ func newPendingRing(runDir string, id, boot uuid.UUID) (*pendingRing, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.fill(f, size, id, boot); err != nil {
+	if err := r.fill(f, size, sb.UUID, boot); err != nil {
 		return nil, errors.Join(fmt.Errorf("make %s: %w", r.fresh, err), r.discard(), f.Close())
 	}
 	return r, f.Close()
 }
+
+// pendingBytes is the size of the ring's file.
+func (s *superblock) pendingBytes() int { return blockSize + int(s.pendingBlocks())<<blockShift }
 
 // publish puts the ring in the place of the one that a process before left. Only then may the records of that one
 // be forgotten: they must be in the store's own state by now.

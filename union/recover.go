@@ -27,7 +27,7 @@ func (s *Store) recover(o StoreOptions) error {
 			return fmt.Errorf("read boot id: %w", err)
 		}
 	}
-	pending, err := readPending(o.RunDir, s.sb.UUID, boot)
+	pending, err := readPending(o.RunDir, &s.sb, boot)
 	if err != nil {
 		return err
 	}
@@ -43,14 +43,14 @@ func (s *Store) recover(o StoreOptions) error {
 		return err
 	}
 	if o.ReadOnly {
-		s.log = newModLog(s.sb.UUID, s.sb.LogBlocks, make([]byte, pendingBlocks<<blockShift), s.sb.LogStart)
+		s.log = newModLog(s.sb.UUID, s.sb.LogBlocks, make([]byte, s.sb.pendingBlocks()<<blockShift), s.sb.LogStart)
 		s.recovery.DurationSeconds = time.Since(began).Seconds()
 		return nil
 	}
 	if err := s.levelSuperblocks(); err != nil {
 		return fmt.Errorf("write superblock: %w", err)
 	}
-	s.pending, err = newPendingRing(o.RunDir, s.sb.UUID, boot)
+	s.pending, err = newPendingRing(o.RunDir, &s.sb, boot)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (s *Store) recover(o StoreOptions) error {
 
 // readSuperblocks takes the newer of the two, and notes which copy does not hold it.
 func (s *Store) readSuperblocks() error {
-	if s.disk.Size() < MinStoreBytes {
+	if s.disk.Size() < smallestStore<<blockShift {
 		return fmt.Errorf("%d bytes, a store has at least %d: %w", s.disk.Size(), MinStoreBytes, ErrNotFormatted)
 	}
 	var sbs [2]superblock
@@ -270,7 +270,7 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 	}
 	defer release()
 	if pending != nil {
-		sources = append(sources, logSource{pending, pendingBlocks, true})
+		sources = append(sources, logSource{pending, s.sb.pendingBlocks(), true})
 	}
 	best := make(map[uint64][]byte)
 	copies := make(map[uint64]int)

@@ -46,6 +46,8 @@ type FormatOptions struct {
 	Force     bool      // overwrite what is there
 	SizeBytes int64     // regular files: create it or extend it to this size; 0: as it is
 	UUID      uuid.UUID // zero: a random one
+
+	geometry *superblock // nil: the usual one for the size
 }
 
 // StoreOptions say how to open a store.
@@ -151,8 +153,13 @@ func growFile(d *fileDisk, o FormatOptions) error {
 }
 
 func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
-	if d.Size() < MinStoreBytes {
-		return nil, fmt.Errorf("%d bytes, need at least %d: %w", d.Size(), MinStoreBytes, ErrTooSmall)
+	sb := o.geometry
+	if sb == nil {
+		if d.Size() < MinStoreBytes {
+			return nil, fmt.Errorf("%d bytes, need at least %d: %w", d.Size(), MinStoreBytes, ErrTooSmall)
+		}
+		usual := layout(d.Size())
+		sb = &usual
 	}
 	if !o.Force {
 		if err := checkEmpty(d); err != nil {
@@ -162,16 +169,15 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 	if err := checkOtherUUID(d, o.UUID); err != nil {
 		return nil, err
 	}
-	sb := layout(d.Size())
 	sb.UUID = o.UUID
 	if sb.UUID == uuid.Nil {
 		sb.UUID = uuid.New()
 	}
-	s := &Store{path: path, disk: d, sb: sb, slots: newSlotAllocator(sb.Slots), layers: map[string]*Layer{}}
+	s := &Store{path: path, disk: d, sb: *sb, slots: newSlotAllocator(sb.Slots), layers: map[string]*Layer{}}
 	if err := s.writeState(sb.LogStart); err != nil {
 		return nil, err
 	}
-	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, pendingBlocks<<blockShift), sb.LogStart)
+	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, sb.pendingBlocks()<<blockShift), sb.LogStart)
 	info := s.Info()
 	return &info, nil
 }

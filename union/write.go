@@ -98,7 +98,7 @@ func (o *op) edgesDone() {
 func (o *op) allocate() {
 	s := o.q.d.layer.store
 	var ok bool
-	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+overwriteReserve)
+	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+s.overwriteReserve())
 	if !ok && o.overwrites() {
 		o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()/2)
 	}
@@ -350,10 +350,10 @@ func (o *op) overwrites() bool {
 
 // overwriteReserve is what first-touch writes leave for overwrites, beside half of the reserve: two requests of
 // the usual greatest size.
-const overwriteReserve = 2 * 512 << 10 >> blockShift
+func (s *Store) overwriteReserve() uint64 { return min(2*512<<10>>blockShift, s.sb.Slots/16) }
 
 // reserve is how many slots first-touch writes leave for runs and catalogs; half of it is enough for a full store.
-func (s *Store) reserve() uint64 { return s.sb.Slots/100 + 64 }
+func (s *Store) reserve() uint64 { return s.sb.Slots/100 + min(64, s.sb.Slots/16) }
 
 // stallForSlots makes the request wait for a commit, and reports whether one would help.
 func (s *Store) stallForSlots(o *op) bool {
@@ -361,7 +361,7 @@ func (s *Store) stallForSlots(o *op) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	waiting := s.epochs.collect()
-	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve()+overwriteReserve {
+	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve()+s.overwriteReserve() {
 		return false
 	}
 	o.retried = true
