@@ -288,7 +288,7 @@ func catalogExample() []layerEntry {
 		pin.Digest[i] = byte(0x80 + i)
 	}
 	return []layerEntry{
-		{Number: 0x21222324, UUID: testUUID, Name: "web1", SizeBytes: 0x3132333435 << 9, Created: 0x4142434445464748, Pin: pin,
+		{Number: 0x21222324, UUID: testUUID, Name: "web1", SizeBytes: 0x3132333435 << 9, Created: 0x4142434445464748, QuotaBytes: 0x5152535455565758, Pin: pin,
 			Parent: 7, RunLayer: 0x25262728, RunGeneration: 0x5152535455565758, RunEntries: 700, Run: []extent{{0x61, 2}, {0x71, 1}}},
 		{Number: 7, UUID: otherUUID, Name: "_", SizeBytes: 0x3132333435 << 9, Sealed: true},
 	}
@@ -311,6 +311,7 @@ func TestCatalogRoundTrip(t *testing.T) {
 	want = append(want, testUUID[:]...)
 	want = le.AppendUint64(want, 0x3132333435<<9)
 	want = le.AppendUint64(want, 0x4142434445464748)
+	want = le.AppendUint64(want, 0x5152535455565758)
 	want = append(want, 1)
 	want = le.AppendUint64(want, 0x0102030405)
 	want = le.AppendUint64(want, 0x1112131415161718)
