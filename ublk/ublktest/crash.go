@@ -38,7 +38,10 @@ func (d *Disk) CrashWith(keep func(i, sector int) bool) (*Disk, error) {
 
 // Crash returns a new disk as a power cut now could leave it, chosen by rng: none, all, a prefix or a
 // random subset of the volatile writes, some of them torn.
-func (d *Disk) Crash(rng *rand.Rand) (*Disk, error) {
+func (d *Disk) Crash(rng *rand.Rand) (*Disk, error) { return d.CrashWith(d.someOf(rng)) }
+
+// someOf chooses which sectors of the volatile writes are kept.
+func (d *Disk) someOf(rng *rand.Rand) (keep func(i, sector int) bool) {
 	n := len(d.Volatile())
 	share := []float64{0, 0.1, 0.5, 0.9, 1}[rng.IntN(5)]
 	torn := []float64{0, 0.3}[rng.IntN(2)]
@@ -52,12 +55,12 @@ func (d *Disk) Crash(rng *rand.Rand) (*Disk, error) {
 		kept[i] = i < prefix && rng.Float64() < share
 		tear[i] = rng.Float64() < torn
 	}
-	return d.CrashWith(func(i, _ int) bool {
+	return func(i, _ int) bool {
 		if tear[i] && i < prefix {
 			return rng.IntN(2) == 0
 		}
 		return kept[i]
-	})
+	}
 }
 
 // Clone returns a copy of the disk with everything in it durable.
