@@ -17,6 +17,7 @@ type Disk struct {
 	ReadOnly  bool   // the guest sees a read-only disk
 	Cache     string // cache mode of QEMU; default "writeback": the guest sees a volatile cache and its flushes are obeyed
 	BlockSize int    // logical block size in bytes; default 512
+	WriteLog  string // file on the host that gets every write and flush, in the format of package logwrites; not with Snapshot or ReadOnly
 }
 
 // GuestPath is where the guest finds the disk.
@@ -27,23 +28,35 @@ const cpuFlags = "max,-erms,-fsrm,-sse4.2,-avx,-avx2"
 
 func (d Disk) args(index int) []string {
 	id := fmt.Sprintf("disk%d", index)
+	device := fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", id, d.Name)
+	if d.BlockSize != 0 {
+		device += fmt.Sprintf(",logical_block_size=%d,physical_block_size=%d", d.BlockSize, max(d.BlockSize, 4096))
+	}
+	if d.WriteLog != "" {
+		return []string{"-blockdev", d.logged(id), "-device", device + ",write-cache=on"}
+	}
 	cache := d.Cache
 	if cache == "" {
 		cache = "writeback"
 	}
-	drive := fmt.Sprintf("if=none,id=%s,format=raw,discard=unmap,cache=%s,file=%s", id, cache, strings.ReplaceAll(d.Path, ",", ",,"))
+	drive := fmt.Sprintf("if=none,id=%s,format=raw,discard=unmap,cache=%s,file=%s", id, cache, escapeCommas(d.Path))
 	if d.Snapshot {
 		drive += ",snapshot=on"
 	}
 	if d.ReadOnly {
 		drive += ",readonly=on"
 	}
-	device := fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", id, d.Name)
-	if d.BlockSize != 0 {
-		device += fmt.Sprintf(",logical_block_size=%d,physical_block_size=%d", d.BlockSize, max(d.BlockSize, 4096))
-	}
 	return []string{"-drive", drive, "-device", device}
 }
+
+// logged describes the disk with a recorder in front of it.
+func (d Disk) logged(id string) string {
+	return fmt.Sprintf("driver=blklogwrites,node-name=%s,discard=unmap,file.driver=file,file.discard=unmap,file.filename=%s,"+
+		"log.driver=file,log.filename=%s", id, escapeCommas(d.Path), escapeCommas(d.WriteLog))
+}
+
+// escapeCommas writes a value for one of QEMU's comma-separated options.
+func escapeCommas(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // qemuArgs is the whole command line of a VM whose files lie in dir.
 func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {

@@ -60,7 +60,7 @@ func parse() (*options, []string) {
 		o.config.Files[guest] = host
 		return nil
 	})
-	flag.Func("disk", "NAME=PATH[,snapshot][,ro][,cache=MODE]: disk /dev/disk/by-id/virtio-NAME (repeatable)", func(s string) error {
+	flag.Func("disk", "NAME=PATH[,snapshot][,ro][,cache=MODE][,log=PATH]: disk /dev/disk/by-id/virtio-NAME (repeatable)", func(s string) error {
 		d, err := parseDisk(s)
 		o.config.Disks = append(o.config.Disks, d)
 		return err
@@ -103,6 +103,8 @@ func parseDisk(spec string) (vmtests.Disk, error) {
 			d.ReadOnly = true
 		case strings.HasPrefix(w, "cache="):
 			d.Cache = w[len("cache="):]
+		case strings.HasPrefix(w, "log="):
+			d.WriteLog = w[len("log="):]
 		default:
 			return d, fmt.Errorf("unknown word %q", w)
 		}
