@@ -11,13 +11,16 @@ import (
 
 // packageOf names the Debian package that brings each program the harness runs on the host.
 var packageOf = map[string]string{
+	"debugfs":            "e2fsprogs",
 	"depmod":             "kmod",
 	"dpkg-deb":           "dpkg",
+	"e2fsck":             "e2fsprogs",
 	"mke2fs":             "e2fsprogs",
 	"mkfs.xfs":           "xfsprogs",
 	"mmdebstrap":         "mmdebstrap",
 	"qemu-system-x86_64": "qemu-system-x86",
 	"sfdisk":             "fdisk",
+	"xfs_repair":         "xfsprogs",
 	"xz":                 "xz-utils",
 }
 

@@ -97,10 +97,19 @@ func partitioned(ctx context.Context, path, image string, empty ...int64) error 
 	if err != nil {
 		return err
 	}
+	if err := emptyPartitions(ctx, path, append([]int64{info.Size()}, empty...)...); err != nil {
+		return err
+	}
+	_, err = command(ctx, "", "dd", "if="+image, "of="+path, "bs=1M", "seek=1", "conv=sparse,notrunc", "status=none")
+	return err
+}
+
+// emptyPartitions makes a GPT disk with partitions of the given sizes in bytes, the first at gapBytes, each where the one before ends.
+func emptyPartitions(ctx context.Context, path string, sizes ...int64) error {
 	var table strings.Builder
 	table.WriteString("label: gpt\n")
 	end := int64(gapBytes)
-	for _, size := range append([]int64{info.Size()}, empty...) {
+	for _, size := range sizes {
 		fmt.Fprintf(&table, "start=%d, size=%d, type=linux\n", end>>9, size>>9)
 		end += size
 	}
@@ -111,10 +120,7 @@ func partitioned(ctx context.Context, path, image string, empty ...int64) error 
 	if err := os.WriteFile(script, []byte(table.String()), 0o644); err != nil {
 		return err
 	}
-	if _, err := command(ctx, "", "sh", "-c", "sfdisk -q --no-reread --no-tell-kernel "+path+" <"+script); err != nil {
-		return err
-	}
-	_, err = command(ctx, "", "dd", "if="+image, "of="+path, "bs=1M", "seek=1", "conv=sparse,notrunc", "status=none")
+	_, err := command(ctx, "", "sh", "-c", "sfdisk -q --no-reread --no-tell-kernel "+path+" <"+script)
 	return errors.Join(err, os.Remove(script))
 }
 

@@ -17,7 +17,7 @@ type Disk struct {
 	ReadOnly  bool   // the guest sees a read-only disk
 	Cache     string // cache mode of QEMU; default "writeback": the guest sees a volatile cache and its flushes are obeyed
 	BlockSize int    // logical block size in bytes; default 512
-	WriteLog  string // file on the host that gets every write and flush, in the format of package logwrites; not with Snapshot or ReadOnly
+	WriteLog  string // existing file on the host that gets every write and flush, in the format of package logwrites; not with Snapshot or ReadOnly
 }
 
 // GuestPath is where the guest finds the disk.
