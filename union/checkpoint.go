@@ -67,13 +67,14 @@ func (s *Store) writeRun(layer *Layer) ([]extent, error) {
 	dirty := layer.dirty
 	layer.dirty = false
 	regions := uint64(len(layer.m.dir))
+	most := layer.m.blocks/entriesPerRun + 1
 	layer.mu.Unlock()
 	if !dirty {
 		return nil, nil
 	}
 	w := runWriter{
 		s:   s,
-		buf: alignedBuffer(runBatch << blockShift),
+		buf: alignedBuffer(int(min(most, runBatch)) << blockShift),
 		h:   runHeader{UUID: s.sb.UUID, Layer: layer.entry.Number, Generation: s.sb.Generation + 1},
 	}
 	records := make([]record, 0, regionBlocks)

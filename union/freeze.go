@@ -208,7 +208,7 @@ func (s *Store) replaySeal(l *Layer, r *record, text []byte, byNumber map[uint32
 		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was sealed as layer %d, which is another", r.Layer, number)}
 	}
 	if sealed != nil {
-		sealed.m.applyAll(l.m, nothingFreed)
+		sealed.m.applyAll(l.m, s.supersededInLog)
 		l.m = newSectorMap(l.m.blocks)
 		sealed.dirty, l.dirty = true, true
 		return nil
@@ -232,7 +232,7 @@ func (s *Store) replayMerge(l *Layer, r *record, byNumber map[uint32]*Layer) err
 	if l.parent != below {
 		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was merged with layer %d, which it does not stand on", r.Layer, r.Block)}
 	}
-	s.join(l, below, nothingFreed)
+	s.join(l, below, s.supersededInLog)
 	delete(byNumber, uint32(r.Block))
 	return nil
 }

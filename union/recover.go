@@ -21,7 +21,7 @@ func (s *Store) recover(o StoreOptions) error {
 		return err
 	}
 	boot := o.boot
-	if boot == uuid.Nil {
+	if boot == uuid.Nil && !(o.ReadOnly && o.RunDir == "") {
 		var err error
 		if boot, err = bootID(); err != nil {
 			return fmt.Errorf("read boot id: %w", err)
@@ -47,6 +47,7 @@ func (s *Store) recover(o StoreOptions) error {
 		s.recovery.DurationSeconds = time.Since(began).Seconds()
 		return nil
 	}
+	s.keepSuperseded()
 	if err := s.levelSuperblocks(); err != nil {
 		return fmt.Errorf("write superblock: %w", err)
 	}
@@ -198,7 +199,11 @@ func (s *Store) loadCatalog() error {
 func nothingFreed(uint64) {}
 
 func (s *Store) loadRun(l *Layer) error {
-	buf := alignedBuffer(runBatch << blockShift)
+	var longest uint32
+	for _, e := range l.entry.Run {
+		longest = max(longest, e.Count)
+	}
+	buf := alignedBuffer(int(min(longest, runBatch)) << blockShift)
 	var index uint32
 	var entries, after uint64
 	for _, e := range l.entry.Run {
@@ -313,13 +318,21 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 	return seen, s.applyLog(best, durable, seen)
 }
 
+// logMemory is memory that a large log gives back to the system at once.
+func logMemory(n int) (mem []byte, release func(), err error) {
+	if n <= minLogBlocks<<blockShift {
+		return alignedBuffer(n), func() {}, nil
+	}
+	mem, err = unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	return mem, func() { _ = unix.Munmap(mem) }, err
+}
+
 func (s *Store) readLog() (sources []logSource, release func(), err error) {
 	size := int(s.sb.LogBlocks) << blockShift
-	mem, err := unix.Mmap(-1, 0, 2*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	mem, release, err := logMemory(2 * size)
 	if err != nil {
 		return nil, nil, fmt.Errorf("map log: %w", err)
 	}
-	release = func() { _ = unix.Munmap(mem) }
 	for i, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
 		p := mem[i*size : (i+1)*size]
 		if err := s.readCopy(p, int64(first)<<blockShift); err != nil {
@@ -388,7 +401,7 @@ func (s *Store) applyLog(best map[uint64][]byte, durable, seen uint64) error {
 				s.recovery.Dropped++
 				continue
 			}
-			l.m.apply(&r, nothingFreed)
+			l.m.apply(&r, s.supersededInLog)
 			l.dirty = true
 			s.recovery.Records++
 		}
@@ -415,6 +428,22 @@ func (s *Store) replayLayers(l *Layer, r *record, rest []byte, byNumber map[uint
 func (s *Store) arrived(r *record, buf []byte) bool {
 	_, err := s.disk.ReadAt(buf, s.sb.slotOffset(r.Slot))
 	return err == nil && checksum(buf) == r.CRC
+}
+
+// supersededInLog notes a slot that a record of the log replaced.
+func (s *Store) supersededInLog(slot uint64) { s.superseded = appendExtent(s.superseded, slot, 1) }
+
+// keepSuperseded keeps the slots that replayed records replaced from being used before the recovered state is durable. After
+// the death of the process those records may be in its pending ring alone: if the power fails now, what they replaced is live again.
+func (s *Store) keepSuperseded() {
+	for _, e := range s.superseded {
+		for i := range uint64(e.Count) {
+			if s.slots.claim(e.Slot + i) { // or a later record uses it again
+				s.staleRuns = appendExtent(s.staleRuns, e.Slot+i, 1)
+			}
+		}
+	}
+	s.superseded = nil
 }
 
 // claimSlots builds the slot bitmap from everything that names slots. Two owners of one slot are damage.

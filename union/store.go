@@ -27,6 +27,7 @@ type Store struct {
 	// flattening is held while sealed layers' maps are read without their locks. It is taken before mu.
 	flattening sync.Mutex
 	flattener  sync.Mutex // held while a goroutine flattens
+	superseded []extent   // slots that records of the log replaced, while opening
 	behind     []int64    // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
