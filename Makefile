@@ -5,6 +5,10 @@ GO      ?= go
 PKGS    ?= ./...
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
+# How many states the crash simulator looks at, at least.
+CRASH_STATES      ?= 200000
+CRASH_STATES_LONG ?= 1000000
+
 # Benchmark knobs: paired rounds, and seconds per job.
 ROUNDS  ?= 12
 SECONDS ?= 2
@@ -20,7 +24,7 @@ VULNCHECK := $(TOOLS)/govulncheck
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo test long unit vm race lint fmt generate bench \
+.PHONY: help deps build demo test long unit crash vm race lint fmt generate bench \
         checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -37,17 +41,20 @@ build: ## build bin/coppice, static, and prove that arm64 compiles
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh
 
-test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, race and VM tests
+test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, race and VM tests
 	@rm -rf $(RESULTS)
-	@failed=; for stage in checks build unit race vm; do \
+	@failed=; for stage in checks build unit crash race vm; do \
 	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
 	done; \
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
-	$(TESTSUM) total $(RESULTS) unit race vm && [ -z "$$failed" ]
+	$(TESTSUM) total $(RESULTS) unit crash race vm && [ -z "$$failed" ]
 
 unit: $(TESTSUM) ## unit tests: no root, no VM
 	$(GO) -C tools test ./testsum
 	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 6m $(PKGS)
+
+crash: $(TESTSUM) ## the crash simulator: power cuts and deaths of the process, in memory
+	$(TESTSUM) run -v $(RESULTS)/crash.json -- $(GO) test -count=1 -timeout 20m ./union -run '^TestCrash' -crash-states $(CRASH_STATES)
 
 race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
 	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 6m $(PKGS)
@@ -56,6 +63,7 @@ vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests
 
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
+	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/

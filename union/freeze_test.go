@@ -173,7 +173,7 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 // and demands every sealed layer and the device as they were.
 func TestFreezeInFlight(t *testing.T) {
 	t.Parallel()
-	for seed := range seeds(30) {
+	for seed := range seeds(6) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
 		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}

@@ -11,7 +11,7 @@ import (
 // TestFUAWithoutFlush demands that a FUA write is durable without any flush of the device, in whole blocks and in part, beside
 // writes that are not.
 func TestFUAWithoutFlush(t *testing.T) {
-	for seed := range seeds(20) {
+	for seed := range seeds(4) {
 		rng := rand.New(rand.NewPCG(seed, 6))
 		r := newRig(t, seed, false)
 		if _, err := r.block.WriteAt(bytes.Repeat([]byte{1}, 16<<10), 0); err != nil {

@@ -183,57 +183,6 @@ func TestWritesDuringCheckpoint(t *testing.T) {
 	}
 }
 
-// TestPowerCutInCheckpoint cuts the power, or kills the process, inside a checkpoint beside which requests go on.
-func TestPowerCutInCheckpoint(t *testing.T) {
-	t.Parallel()
-	cuts := 0
-	for seed := range seeds(24) {
-		rng := rand.New(rand.NewPCG(seed, 13))
-		r := newRigOf(t, rigConfig{seed: seed, sizeBytes: 1 << 20})
-		o := newOracle(r)
-		for range 3 {
-			drive(r, o, rng, 300)
-			full := rng.IntN(2) == 0
-			if full {
-				r.fillLog(o, rng)
-			}
-			d := r.busy(o, rng, full)
-			goOn := d.during
-			left := rng.IntN(9)
-			d.during = func() {
-				goOn()
-				if left == 0 {
-					r.sim.Halt()
-					d.left = 0
-				}
-				left--
-			}
-			d.garble = rng.IntN(4) == 0
-			if err := r.store.Checkpoint(); errors.Is(err, syscall.EIO) {
-				cuts++
-			} else if err != nil {
-				t.Fatal(err)
-			}
-			if seed%4 != 0 {
-				r.powerCut(rng)
-				r.open()
-				o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
-			} else {
-				r.abandon()
-				r.open()
-				o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
-			}
-		}
-		r.close()
-		r.check()
-		r.disk.Close()
-		if t.Failed() {
-			return
-		}
-	}
-	t.Logf("%d checkpoints cut", cuts)
-}
-
 // TestFullLogStalls has no checkpoint move the start on: writes wait when the log is full, and all go on when one does.
 func TestFullLogStalls(t *testing.T) {
 	r := newRig(t, 1, false)

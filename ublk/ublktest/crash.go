@@ -12,6 +12,10 @@ func (d *Disk) Volatile() []*WriteRecord {
 	return append([]*WriteRecord(nil), d.volatile...)
 }
 
+// Durable returns what a power cut leaves at least: the content without the writes that Volatile returns. It is the
+// Disk's own memory: not to be changed, and not to be read while something else uses the Disk.
+func (d *Disk) Durable() []byte { return d.durable }
+
 // CrashWith returns a new disk as a power cut now could leave it: the durable content, plus those
 // 512-byte sectors of volatile writes that keep is true for. i counts the writes as
 // [Disk.Volatile] does, sector those of the write from its beginning.

@@ -117,6 +117,13 @@ func (d *Disk) Sync() error {
 	return nil
 }
 
+// BeginSync begins a flush and returns what ends it: only then are the writes durable that had ended when it began. No
+// hook is called.
+func (d *Disk) BeginSync() (end func()) {
+	began := d.flushBegins()
+	return func() { d.flush(began) }
+}
+
 // Settle makes the whole live content durable, what bypassed the hooks included.
 func (d *Disk) Settle() {
 	d.mu.Lock()

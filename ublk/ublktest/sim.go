@@ -152,6 +152,18 @@ func (s *Sim) Commit(r *ublk.Request, result int32) {
 	panic("ublktest: a request was completed that is of no device of this simulator")
 }
 
+// InFlight returns the target I/Os that are begun and not executed: after the death of the process any of them may still
+// be. Their data belongs to who began them.
+func (s *Sim) InFlight() []Event {
+	var all []Event
+	for _, io := range s.ios {
+		if !io.executed {
+			all = append(all, io.ev)
+		}
+	}
+	return all
+}
+
 // Now returns the number of steps made, in microseconds: a clock that depends on nothing outside.
 func (s *Sim) Now() int64 { return s.steps * int64(time.Microsecond) }
 
