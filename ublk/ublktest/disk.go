@@ -111,6 +111,17 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// WriteDurable writes p as one write with the force-unit-access bit. No hook is called.
+func (d *Disk) WriteDurable(p []byte, off int64) error {
+	if off < 0 || off > d.Size() || int64(len(p)) > d.Size()-off {
+		return fmt.Errorf("write %d bytes at %d of disk %s: %w", len(p), off, d.name, unix.ENOSPC)
+	}
+	w := d.write(p, off)
+	d.persistWrite(w)
+	d.end(w)
+	return nil
+}
+
 // Sync makes durable the writes that have ended. No hook is called.
 func (d *Disk) Sync() error {
 	d.flush(d.flushBegins())
