@@ -2,13 +2,17 @@ package union
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Base is the read-only root below the layers of a device. It is immutable while it is
@@ -48,10 +52,53 @@ const (
 // Pin identifies a root: what a layer stands on. For a raw root it is a sample and no proof;
 // see [OpenRaw].
 type Pin struct {
-	Kind      PinKind  `json:"kind"`
-	SizeBytes int64    `json:"size_bytes"`
-	ModTime   int64    `json:"mod_time"` // Unix nanoseconds; 0 for block devices
-	Digest    [32]byte `json:"-"`
+	Kind      PinKind `json:"kind"`
+	SizeBytes int64   `json:"size_bytes"`
+	ModTime   int64   `json:"mod_time"` // Unix nanoseconds; 0 for block devices
+	Digest    Digest  `json:"digest,omitzero"`
+}
+
+// Digest is a SHA-256. Its text is hexadecimal.
+type Digest [sha256.Size]byte
+
+// MarshalText returns the digest in hexadecimal.
+func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (d *Digest) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != len(d) {
+		return fmt.Errorf("digest %q is not %d bytes in hexadecimal", text, len(d))
+	}
+	copy(d[:], b)
+	return nil
+}
+
+// rootPin is the pin of a root, or of none.
+func rootPin(b Base) Pin {
+	if b == nil {
+		return Pin{}
+	}
+	return b.Pin()
+}
+
+func rootLen(b Base) int64 {
+	if b == nil {
+		return 0
+	}
+	return b.Size()
+}
+
+// nextData returns where the next bytes of a root that may not be zero begin, at off or after it; beyond its end there are
+// none.
+func nextData(b Base, off int64) int64 {
+	if b == nil || off >= b.Size() {
+		return math.MaxInt64
+	}
+	if s, ok := b.(interface{ NextData(off int64) int64 }); ok {
+		return s.NextData(off)
+	}
+	return off
 }
 
 // Difference says in words what keeps another pin from being this one, or "" where they are equal.
@@ -59,6 +106,10 @@ func (p Pin) Difference(other Pin) string {
 	switch {
 	case p == other:
 		return ""
+	case p.Kind == PinNone:
+		return "a root, and the layer needs none"
+	case other.Kind == PinNone:
+		return "no root"
 	case p.Kind != other.Kind:
 		return fmt.Sprintf("kind %d, not %d", other.Kind, p.Kind)
 	case p.SizeBytes != other.SizeBytes:
@@ -153,6 +204,18 @@ func (r *Raw) Pin() Pin { return r.pin }
 
 // File returns the open file.
 func (r *Raw) File() *os.File { return r.f }
+
+// NextData returns where data begins that is no hole of the file, at off or after it.
+func (r *Raw) NextData(off int64) int64 {
+	next, err := r.f.Seek(off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return math.MaxInt64
+	case err != nil: // no file system that knows
+		return off
+	}
+	return next
+}
 
 // ReadAsync reads in a goroutine of its own. Devices read [Raw.File] instead.
 func (r *Raw) ReadAsync(p []byte, off int64, done func(error)) {

@@ -55,10 +55,12 @@ func (l *Layer) blocks() uint64 { return (uint64(l.SizeBytes()) + blockSize - 1)
 func (l *Layer) touches(region uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for p := l; p != nil; p = p.parent {
-		if p.m.dir[region] != 0 {
-			return true
+	m, p := l.m, l.parent
+	for m.dir[region] == 0 {
+		if p == nil {
+			return false
 		}
+		m, p = p.content()
 	}
-	return false
+	return true
 }

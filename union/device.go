@@ -52,16 +52,20 @@ type counters struct {
 	errors, checksums                 atomic.Uint64
 }
 
-// NewDevice makes a device over an open layer and the root that the layer's pin names. The caller keeps
-// both open until the device's last queue is detached.
+// NewDevice makes a device over an open layer and the root that the layer's pin names, or nil where it needs none. The caller
+// keeps both open until the device's last queue is detached. A device whose layer is detached meanwhile never reads the root again.
 func NewDevice(l *Layer, b Base, o DeviceOptions) (*Device, error) {
-	if d := l.entry.Pin.Difference(b.Pin()); d != "" {
+	if d := l.Pin().Difference(rootPin(b)); d != "" {
 		return nil, fmt.Errorf("device on layer %q: %w: this one has %s", l.Name(), ErrOtherRoot, d)
 	}
 	if l.store.readOnly && !o.ReadOnly {
 		return nil, fmt.Errorf("device on layer %q: %w", l.Name(), ErrReadOnly)
 	}
-	return &Device{layer: l, base: b, baseFile: b.File(), baseSize: b.Size(), readOnly: o.ReadOnly, verify: !o.NoVerify}, nil
+	d := &Device{layer: l, base: b, baseSize: rootLen(b), readOnly: o.ReadOnly, verify: !o.NoVerify}
+	if b != nil {
+		d.baseFile = b.File()
+	}
+	return d, nil
 }
 
 // SizeBytes returns the size of the device.

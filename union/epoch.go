@@ -60,6 +60,20 @@ func (e *epochs) enter(r *readers) uint64 {
 
 func (r *readers) exit(epoch uint64) { r.active[epoch&3].Add(-1) }
 
+// busy tells whether a request is reading the store now.
+func (e *epochs) busy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, r := range e.readers {
+		for i := range r.active {
+			if r.active[i].Load() > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // retire takes slots that no map holds any more and releases what readers can no longer see.
 func (e *epochs) retire(slots []extent) {
 	e.mu.Lock()

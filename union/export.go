@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +27,7 @@ type ExportResult struct {
 }
 
 // exportChunk is what is read, hashed and written at once.
-const exportChunk = 1 << 20
+const exportChunk = maxPutBlocks << blockShift
 
 // OpenSealed opens a sealed layer for reading its content; any number may have it open at once.
 func (s *Store) OpenSealed(name string) (*Layer, error) {
@@ -53,20 +54,47 @@ func (l *Layer) CloseSealed() {
 }
 
 // readAt reads the content of a device on the layer: its own blocks, those of the layers below, and the root's. It checks every
-// block of the store against its checksum. Only for sealed layers.
-func (l *Layer) readAt(base Base, p []byte, off int64, scratch []byte) error {
-	first := uint64(off) >> blockShift
+// block of the store against its checksum. What is below the layer must not change meanwhile, but may be replaced by equals.
+// Blocks that skip names are left out. Slots are kept from being used again only while they are read: the root may take long.
+func (l *Layer) readAt(read *storeReader, base Base, p []byte, off int64, c *chunk, skip func(i int) bool) error {
 	n := (len(p) + blockSize - 1) >> blockShift
-	maps := make([]mapping, n)
-	sums := make([]uint32, n)
-	l.resolve(first, maps, sums)
-	for i := 0; i < n; {
+	maps, sums := c.maps[:n], c.sums[:n]
+	epoch := read.enter()
+	l.resolve(uint64(off)>>blockShift, maps, sums)
+	for i := range maps {
+		if skip != nil && skip(i) {
+			maps[i] = mapZero
+		}
+	}
+	err := eachRun(maps, len(p), func(i, k, end int) error {
+		switch {
+		case maps[i].isData():
+			return l.readSlots(maps[i].slot(), sums[i:k], p[i<<blockShift:end], c.scratch)
+		case maps[i] == mapZero:
+			clear(p[i<<blockShift : end])
+		}
+		return nil
+	})
+	read.exit(epoch)
+	if err != nil {
+		return err
+	}
+	return eachRun(maps, len(p), func(i, k, end int) error {
+		if maps[i] != mapAbsent {
+			return nil
+		}
+		return readRoot(base, p[i<<blockShift:end], off+int64(i)<<blockShift)
+	})
+}
+
+// eachRun calls f for blocks i to k that can be read together and end at byte end.
+func eachRun(maps []mapping, size int, f func(i, k, end int) error) error {
+	for i := 0; i < len(maps); {
 		k := i + 1
-		for k < n && sameRun(maps[i], maps[k], k-i) {
+		for k < len(maps) && sameRun(maps[i], maps[k], k-i) {
 			k++
 		}
-		part := p[i<<blockShift : min(k<<blockShift, len(p))]
-		if err := l.readRun(base, maps[i], sums[i:k], part, off+int64(i)<<blockShift, scratch); err != nil {
+		if err := f(i, k, min(k<<blockShift, size)); err != nil {
 			return err
 		}
 		i = k
@@ -82,15 +110,9 @@ func sameRun(m, next mapping, k int) bool {
 	return next == m
 }
 
-func (l *Layer) readRun(base Base, m mapping, sums []uint32, p []byte, off int64, scratch []byte) error {
-	switch {
-	case m.isData():
-		return l.readSlots(m.slot(), sums, p, scratch)
-	case m == mapZero:
-		clear(p)
-		return nil
-	}
-	have := max(0, min(int64(len(p)), base.Size()-off))
+// readRoot reads from the root, whose end is followed by zeros.
+func readRoot(base Base, p []byte, off int64) error {
+	have := max(0, min(int64(len(p)), rootLen(base)-off))
 	clear(p[have:])
 	if have == 0 {
 		return nil
@@ -121,18 +143,21 @@ func (l *Layer) readSlots(slot uint64, sums []uint32, p, scratch []byte) error {
 // Export writes the content of a device on the sealed layer to w, from its beginning to its end, and leaves out what is zero where w
 // reads as zeros already. The layer must be open by OpenSealed.
 func (l *Layer) Export(ctx context.Context, base Base, w *ExportFile, o ExportOptions) (*ExportResult, error) {
-	if d := l.entry.Pin.Difference(base.Pin()); d != "" {
+	// A layer that was detached since base was opened does not read it.
+	if d := l.Pin().Difference(rootPin(base)); d != "" && l.Pin().Kind != PinNone {
 		return nil, fmt.Errorf("export layer %q: %w: this one has %s", l.Name(), ErrOtherRoot, d)
 	}
+	read := l.store.newReader()
+	defer read.close()
 	res := &ExportResult{SizeBytes: l.SizeBytes()}
-	buf, scratch := alignedBuffer(exportChunk), alignedBuffer(exportChunk)
+	c := newChunk()
 	h := sha256.New()
 	for off := int64(0); off < res.SizeBytes; off += exportChunk {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("export layer %q: %w", l.Name(), err)
 		}
-		p := buf[:min(exportChunk, res.SizeBytes-off)]
-		if err := l.readAt(base, p, off, scratch); err != nil {
+		p := c.buf[:min(exportChunk, res.SizeBytes-off)]
+		if err := l.readAt(read, base, p, off, c, nil); err != nil {
 			return nil, fmt.Errorf("export layer %q: %w", l.Name(), err)
 		}
 		h.Write(p)
@@ -243,8 +268,22 @@ func (w *ExportFile) finish(size int64) error {
 		if err := os.Rename(w.path+partial, w.path); err != nil {
 			return fmt.Errorf("export to %s: %w", w.path, err)
 		}
+		w.done = true
+		return w.syncDir()
 	}
 	w.done = true
+	return nil
+}
+
+// syncDir makes the file's name as durable as its content.
+func (w *ExportFile) syncDir() error {
+	dir, err := os.Open(filepath.Dir(w.path))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("export to %s: make its name durable: %w", w.path, err)
+	}
 	return nil
 }
 

@@ -104,6 +104,11 @@ func (s *Store) seal(l *Layer, as string) (*Layer, error) {
 // lockWithRoom locks the layer and the log when there is room for records. It must not hold the layer's lock while it makes
 // room: a commit may need the thread of a request that waits for that lock. The caller holds mu.
 func (s *Store) lockWithRoom(l *Layer, records int) error {
+	return s.lockRoom(l, records, s.checkpointLocked)
+}
+
+// lockRoom is lockWithRoom for callers that do not hold mu, with another way to make a checkpoint.
+func (s *Store) lockRoom(l *Layer, records int, checkpoint func() error) error {
 	for try := 0; ; try++ {
 		l.mu.Lock()
 		s.log.mu.Lock()
@@ -118,7 +123,7 @@ func (s *Store) lockWithRoom(l *Layer, records int) error {
 		}
 		err := s.commit()
 		if err == nil && try > 0 {
-			err = s.checkpointLocked()
+			err = checkpoint()
 		}
 		if err != nil {
 			return err
@@ -130,6 +135,7 @@ func (s *Store) lockWithRoom(l *Layer, records int) error {
 func (s *Store) split(l *Layer, number uint32, id uuid.UUID, as string, created int64) *Layer {
 	e := l.entry
 	e.Number, e.UUID, e.Name, e.Created, e.Sealed = number, id, as, created, true
+	e.Detaching = false // that stays with the layer above
 	sealed := &Layer{store: s, entry: e, m: l.m, dirty: l.dirty}
 	sealed.standOn(l.parent)
 	s.layers[as] = sealed
@@ -149,23 +155,32 @@ func (l *Layer) Merge() error {
 	defer s.flattening.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	below := l.parent
-	fail := func(err error) error {
+	if err := s.merge(l); err != nil {
 		return fmt.Errorf("merge layer %q of store %s with the one below: %w", l.entry.Name, s.path, err)
 	}
-	if below == nil {
-		return fail(ErrNoLayer)
-	}
-	if below.readers > 0 {
-		return fail(fmt.Errorf("layer %q is being read: %w", below.entry.Name, ErrLayerInUse))
+	return nil
+}
+
+// merge is Merge for a caller that holds flattening and mu.
+func (s *Store) merge(l *Layer) error {
+	below := l.parent
+	work := s.workOf(l)
+	switch {
+	case below == nil:
+		return ErrNoLayer
+	case below.readers > 0:
+		return fmt.Errorf("layer %q is being read: %w", below.entry.Name, ErrLayerInUse)
+	case below.entry.Detaching && below != work:
+		return fmt.Errorf("layer %q is being detached: %w", below.entry.Name, ErrLayerInUse)
 	}
 	for _, other := range s.layers {
-		if other != l && other.parent == below {
-			return fail(fmt.Errorf("layer %q stands on it too: %w", other.entry.Name, ErrLayerInUse))
+		if other != l && other != work && other.parent == below {
+			return fmt.Errorf("layer %q stands on it too: %w", other.entry.Name, ErrLayerInUse)
 		}
 	}
+	s.moveWork(l, below)
 	if err := s.lockWithRoom(l, 1); err != nil {
-		return fail(err)
+		return err
 	}
 	s.log.append(&record{Kind: kindMerge, Layer: l.entry.Number, Block: uint64(below.entry.Number)})
 	s.join(l, below, s.log.supersede)
@@ -184,6 +199,9 @@ func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
 	l.entry.RunGeneration, l.entry.RunEntries = below.entry.RunGeneration, below.entry.RunEntries
 	l.dirty = true
 	l.standOn(below.parent)
+	if below.isWork() { // complete, and now a part of l
+		l.entry.Detaching = false
+	}
 	below.entry.Sealed = false
 	delete(s.layers, below.entry.Name)
 }
@@ -232,6 +250,7 @@ func (s *Store) replayMerge(l *Layer, r *record, byNumber map[uint32]*Layer) err
 	if l.parent != below {
 		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was merged with layer %d, which it does not stand on", r.Layer, r.Block)}
 	}
+	s.moveWork(l, below)
 	s.join(l, below, s.supersededInLog)
 	delete(byNumber, uint32(r.Block))
 	return nil

@@ -100,11 +100,12 @@ func (o *layerOracle) verify(r *rig, afterCut bool) {
 
 func (r *rig) readLeafOf(name string) []byte {
 	r.t.Helper()
-	l, err := r.store.OpenLayer("probe", LayerOptions{Create: true, From: name, Pin: r.base.Pin()})
+	base := r.rootOf(name)
+	l, err := r.store.OpenLayer("probe", LayerOptions{Create: true, From: name, Pin: rootPin(base)})
 	if err != nil {
 		r.t.Fatalf("seed %d: %v", r.seed, err)
 	}
-	d, err := NewDevice(l, r.base, DeviceOptions{})
+	d, err := NewDevice(l, base, DeviceOptions{})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -17,8 +17,9 @@ type Layer struct {
 	opened  bool       // guarded by Store.mu
 	made    bool       // by the OpenLayer that has it open
 	readers int        // of a sealed layer; guarded by Store.mu
+	detach  *detach    // under way; guarded by Store.mu
 
-	mu     sync.Mutex // guards what follows; of a sealed layer only dirty changes
+	mu     sync.Mutex // guards what follows; of a sealed layer m does not change, but may be replaced by an equal one
 	m      *sectorMap // what the layer itself holds
 	parent *Layer     // sealed; nil: the root
 	dirty  bool       // changed since its run was written
@@ -47,6 +48,10 @@ type LayerInfo struct {
 	Open        bool      `json:"open"`
 	Created     time.Time `json:"created"`
 	Pin         Pin       `json:"pin"`
+
+	Detaching  bool            `json:"detaching"`            // being made independent of what is below it
+	Detach     *DetachProgress `json:"detach,omitempty"`     // while it is
+	Unfinished bool            `json:"unfinished,omitempty"` // a copy of another layer's content that is not complete yet
 }
 
 func newLayer(s *Store, e layerEntry) *Layer {
@@ -71,6 +76,8 @@ func (s *Store) OpenLayer(name string, o LayerOptions) (*Layer, error) {
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrNoLayer)
 	case l.opened:
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrLayerInUse)
+	case l.entry.Incoming:
+		return nil, fmt.Errorf("open layer %q in store %s: %w: it is a copy that is not complete", name, s.path, ErrLayerInUse)
 	case l.entry.Sealed:
 		return nil, fmt.Errorf("open layer %q in store %s: %w: make a new layer from it (--from %s)", name, s.path, ErrSealed, name)
 	case o.From != "" && (l.parent == nil || l.parent.entry.Name != o.From):
@@ -139,6 +146,8 @@ func (s *Store) parentFor(name string, o LayerOptions) (*Layer, error) {
 	switch {
 	case p == nil:
 		return fail("%w", ErrNoLayer)
+	case p.entry.Incoming:
+		return fail("%w: it is a copy that is not complete", ErrLayerInUse)
 	case !p.entry.Sealed:
 		return fail("%w: freeze its device first", ErrNotSealed)
 	case p.depth() >= MaxDepth:
@@ -187,8 +196,13 @@ func (l *Layer) resolveLocked(first uint64, out []mapping, sums []uint32) {
 // fill resolves from sealed layers what the layers above do not hold. The view of all of them costs one look-up; until
 // it is built, they are asked one by one.
 func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
-	for p := l; p != nil; p = p.parent {
+	for p := l; p != nil; {
 		v := p.view.Load()
+		var m *sectorMap
+		var below *Layer
+		if v == nil {
+			m, below = p.content()
+		}
 		missing := false
 		for i := 0; i < len(out); i++ {
 			k := i
@@ -201,7 +215,7 @@ func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
 			if v != nil {
 				v.lookup(first+uint64(i), out[i:k], sums[i:k])
 			} else {
-				p.m.lookup(first+uint64(i), out[i:k], sums[i:k])
+				m.lookup(first+uint64(i), out[i:k], sums[i:k])
 			}
 			missing = true
 			i = k
@@ -209,7 +223,22 @@ func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
 		if !missing || v != nil {
 			return
 		}
+		p = below
 	}
+}
+
+// content returns what a sealed layer itself holds, and the layer below, as they belong together.
+func (l *Layer) content() (*sectorMap, *Layer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.m, l.parent
+}
+
+// own finds blocks in the layer itself only.
+func (l *Layer) own(first uint64, out []mapping, sums []uint32) {
+	l.mu.Lock()
+	l.m.lookup(first, out, sums)
+	l.mu.Unlock()
 }
 
 // changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
@@ -250,20 +279,43 @@ func (s *Store) RemoveLayer(name string) error {
 	if l.readers > 0 {
 		return fmt.Errorf("remove layer %q from store %s: it is being read: %w", name, s.path, ErrLayerInUse)
 	}
+	if l.entry.Detaching || l.entry.Incoming {
+		return fmt.Errorf("remove layer %q from store %s: it is being copied: %w", name, s.path, ErrLayerInUse)
+	}
 	for _, other := range s.layers {
 		if other.parent == l {
 			return fmt.Errorf("remove layer %q from store %s: layer %q stands on it: %w", name, s.path, other.entry.Name, ErrLayerInUse)
 		}
 	}
-	delete(s.layers, name)
+	if err := s.dropLayers(l); err != nil {
+		return fmt.Errorf("remove layer %q: %w", name, err)
+	}
+	return nil
+}
+
+// dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them
+// before may be reading them still, where they belonged to a layer that others stood on until lately. The caller holds mu.
+func (s *Store) dropLayers(layers ...*Layer) error {
+	for _, l := range layers {
+		delete(s.layers, l.entry.Name)
+	}
 	// A checkpoint, and not the catalog alone: the log may hold the record that sealed the layer, and
 	// would bring it back.
 	if err := s.checkpointLocked(); err != nil {
-		s.layers[name] = l
-		return fmt.Errorf("remove layer %q: %w", name, err)
+		for _, l := range layers {
+			s.layers[l.entry.Name] = l
+		}
+		return err
 	}
-	s.releaseAll(l.entry.Run)
-	return l.eachSlot(func(slot uint64) error { s.slots.release(slot, 1); return nil })
+	var slots []extent
+	for _, l := range layers {
+		slots = append(slots, l.entry.Run...)
+		if err := l.eachSlot(func(slot uint64) error { slots = appendExtent(slots, slot, 1); return nil }); err != nil {
+			return err
+		}
+	}
+	s.epochs.retire(slots)
+	return nil
 }
 
 // Name returns the layer's name in its store.
@@ -300,7 +352,15 @@ func (l *Layer) infoLocked() LayerInfo {
 		DataBytes: int64(l.m.data) << blockShift, MapBytes: run,
 		MemoryBytes: l.m.arena.bytes() + int64(len(l.m.dir))*8,
 		Open:        l.opened, Created: time.Unix(e.Created, 0).UTC(), Pin: e.Pin,
+		Detaching: e.Detaching && !e.Incoming, Detach: l.detachProgress(), Unfinished: e.Incoming,
 	}
+}
+
+// Pin identifies the root that the layer stands on; of a layer that needs none it is zero.
+func (l *Layer) Pin() Pin {
+	l.store.mu.Lock()
+	defer l.store.mu.Unlock()
+	return l.entry.Pin
 }
 
 // Release gives the layer back so that another device can open it.

@@ -84,7 +84,7 @@ func TestLayerLife(t *testing.T) {
 		"size":    {func(p *Pin) { p.SizeBytes++ }, []string{"1048577 bytes, not 1048576"}},
 		"content": {func(p *Pin) { p.Digest[3]++ }, []string{"content 010203050506, not 010203040506"}},
 		"time":    {func(p *Pin) { p.ModTime++ }, []string{"same samples", "2023-11-14T22:13:20.12345679Z, not 2023-11-14T22:13:20.123456789Z"}},
-		"kind":    {func(p *Pin) { p.Kind = PinNone }, []string{"kind 0, not 1"}},
+		"kind":    {func(p *Pin) { p.Kind = PinNone }, []string{"this one has no root"}},
 	} {
 		other := pin
 		c.change(&other)

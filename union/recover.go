@@ -39,6 +39,9 @@ func (s *Store) recover(o StoreOptions) error {
 	if err != nil {
 		return err
 	}
+	if !o.ReadOnly {
+		s.dropUnfinished()
+	}
 	if err := s.claimSlots(); err != nil {
 		return err
 	}

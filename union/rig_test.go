@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -23,6 +24,7 @@ const sector = 512
 type memBase struct {
 	content []byte
 	disk    *ublktest.Disk // nil: asynchronous
+	gone    atomic.Bool    // reads fail
 }
 
 func (b *memBase) Size() int64 { return int64(len(b.content)) }
@@ -35,6 +37,10 @@ func (b *memBase) File() *os.File {
 }
 
 func (b *memBase) ReadAsync(p []byte, off int64, done func(error)) {
+	if b.gone.Load() {
+		done(syscall.EIO)
+		return
+	}
 	if off%3 == 0 { // some at once
 		copy(p, b.content[off:])
 		done(nil)
@@ -150,15 +156,32 @@ func (r *rig) open() {
 	if err != nil {
 		r.t.Fatalf("seed %d: open: %v", r.seed, err)
 	}
-	r.layer, err = r.store.OpenLayer("web1", LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
+	base := r.rootOf("web1")
+	r.layer, err = r.store.OpenLayer("web1", LayerOptions{Create: true, Pin: rootPin(base), SizeBytes: r.size})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.dev, err = NewDevice(r.layer, r.base, DeviceOptions{NoVerify: r.noVerify})
+	r.dev, err = NewDevice(r.layer, base, DeviceOptions{NoVerify: r.noVerify})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.serve()
+}
+
+// rootOf is the root that a layer needs, if any; for a layer that is not there it is the rig's.
+func (r *rig) rootOf(layer string) Base {
+	if l := r.store.layers[layer]; l != nil && l.entry.Pin.Kind == PinNone {
+		return nil
+	}
+	return r.base
+}
+
+// loseRoot makes every later read of the root fail or return something else.
+func (r *rig) loseRoot() {
+	r.base.gone.Store(true)
+	if r.base.disk != nil {
+		clear(r.base.disk.Bytes())
+	}
 }
 
 // serve makes a simulator that serves the device.

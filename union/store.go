@@ -411,7 +411,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	for _, l := range s.layers {
-		if l.opened || l.readers > 0 {
+		if l.opened || l.readers > 0 || l.detach != nil {
 			s.mu.Unlock()
 			return fmt.Errorf("close store %s: layer %q: %w", s.path, l.entry.Name, ErrLayerInUse)
 		}

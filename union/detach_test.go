@@ -1,0 +1,190 @@
+package union
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+)
+
+// detaching is a Detach that a test takes step by step, among the requests of the simulator.
+type detaching struct {
+	*detach
+	c  *chunk
+	at uint64
+}
+
+func (r *rig) beginDetach(layer string) *detaching {
+	r.t.Helper()
+	d, err := r.store.beginDetach(layer, r.rootOf(layer), DetachOptions{BytesPerSecond: 1 << 40})
+	if err != nil {
+		r.t.Fatalf("seed %d: detach: %v", r.seed, err)
+	}
+	if d == nil {
+		return nil
+	}
+	a := &detaching{detach: d, c: newChunk()}
+	if d.copyComplete() {
+		a.at = d.work.m.blocks
+	}
+	return a
+}
+
+// some copies a little and reports whether the copy is complete.
+func (d *detaching) some(r *rig) bool {
+	r.t.Helper()
+	if d.at == d.work.m.blocks {
+		return true
+	}
+	n, err := d.step(context.Background(), d.c, d.at, 24)
+	if err != nil {
+		r.t.Fatalf("seed %d: detach at block %d: %v", r.seed, d.at, err)
+	}
+	if d.at += n; d.at < d.work.m.blocks {
+		return false
+	}
+	if err := d.copy.flush(); err != nil {
+		r.t.Fatal(err)
+	}
+	return true
+}
+
+// flushed waits for all requests and flushes.
+func (r *rig) flushed(o *oracle) {
+	r.t.Helper()
+	if err := errors.Join(r.sim.Run(), r.block.Flush()); err != nil {
+		r.t.Fatalf("seed %d: %v", r.seed, err)
+	}
+	copy(o.floor, o.acked)
+}
+
+// removeAncestors removes every sealed layer that the device does not stand on.
+func (o *layerOracle) removeAncestors(r *rig) {
+	r.t.Helper()
+	for again := true; again; {
+		again = false
+		for name := range o.sealed {
+			l := r.store.layers[name]
+			if l != nil && (r.layer.standsOn(l) || r.store.stoodOn(l)) {
+				continue
+			}
+			if l != nil {
+				if err := r.store.RemoveLayer(name); err != nil {
+					r.t.Fatalf("seed %d: %v", r.seed, err)
+				}
+				again = true
+			}
+			delete(o.sealed, name)
+		}
+	}
+}
+
+// finishBadly stops the last step at one of its writes; it reports whether that was early enough.
+func (d *detaching) finishBadly(r *rig, rng *rand.Rand) bool {
+	r.store.disk = &faultDisk{Disk: r.disk, left: rng.IntN(12)}
+	err := d.finish()
+	r.store.disk = r.disk
+	if err != nil && !errors.Is(err, syscall.EIO) {
+		r.t.Fatalf("seed %d: finish: %v", r.seed, err)
+	}
+	return err != nil
+}
+
+// TestDetachInFlight detaches a device's leaf among concurrent requests, freezes and merges, ends process or power at any point,
+// goes on after it, and in the end removes all ancestors and the root: the device, and what was frozen from it
+// since, hold what they held.
+func TestDetachInFlight(t *testing.T) {
+	t.Parallel()
+	kills := 0
+	for seed := range seeds(20) {
+		rng := rand.New(rand.NewPCG(seed, 31))
+		r := newRig(t, seed, seed%4 == 3)
+		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		driveLayers(r, o, rng, 200+rng.IntN(900))
+		for detached := false; ; {
+			r.flushed(o.oracle)
+			for _, st := range o.sealed {
+				st.durable = true
+			}
+			d := r.beginDetach("web1")
+			how := rng.IntN(3)
+			if r.base.disk == nil { // an asynchronous root writes into what a process that died would have had
+				how = 0
+			}
+			died := false
+			left := rng.IntN(2 * int(r.layer.m.blocks) / 24) // steps before the end of this life
+			for ; d != nil && left > 0; left-- {
+				driveLayers(r, o, rng, rng.IntN(60))
+				if !d.some(r) {
+					continue
+				}
+				if r.base.disk != nil && rng.IntN(3) == 0 && d.finishBadly(r, rng) {
+					died, how = true, 1+rng.IntN(2)
+				} else if d.owner.entry.Detaching {
+					if err := d.finish(); err != nil {
+						t.Fatalf("seed %d: finish: %v", seed, err)
+					}
+				}
+				break
+			}
+			if d != nil {
+				d.end()
+			}
+			if !died && !r.layer.entry.Detaching {
+				if !detached {
+					o.removeAncestors(r)
+					// Reads that began before may still go to the root.
+					if err := r.sim.Run(); err != nil {
+						t.Fatalf("seed %d: %v", seed, err)
+					}
+					r.loseRoot()
+				}
+				detached = true
+				driveLayers(r, o, rng, rng.IntN(400))
+			}
+			switch how {
+			case 0:
+				if err := r.sim.Run(); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				r.close()
+				r.check()
+			case 1:
+				r.abandon()
+			default:
+				r.powerCut(rng)
+			}
+			kills++
+			r.open()
+			o.verify(r, how == 2)
+			o.settle(r, func(s, i int) bool {
+				switch how {
+				case 0:
+					return i == o.acked[s]
+				case 1:
+					return i >= o.acked[s]
+				}
+				return i >= o.floor[s]
+			})
+			r.store.flatten()
+			o.verify(r, false)
+			if detached {
+				break
+			}
+		}
+		if r.store.workOf(r.layer) != nil || r.layer.entry.Pin != (Pin{}) {
+			t.Errorf("seed %d: left %+v", seed, r.store.Info().Layers)
+		}
+		r.close()
+		r.check()
+		r.disk.Close()
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d ends of process or power", kills)
+	if kills < 20 && !testing.Short() {
+		t.Error("too few")
+	}
+}
