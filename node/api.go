@@ -29,7 +29,7 @@ type VersionInfo struct {
 // Depth and BlockSize mean the default; an ID of [AutoID] means any.
 type CreateRequest struct {
 	Name      string `json:"name"`
-	Root      string `json:"root"`       // absolute path of a raw file or block device
+	Root      string `json:"root"`       // absolute path of a raw file or block device; "" for a layer that needs none
 	Store     string `json:"store"`      // absolute path of a leaf store
 	Layer     string `json:"layer"`      // "" for the layer named as the device
 	From      string `json:"from"`       // sealed layer of the store that a new layer stands on; "" for the root alone
@@ -79,6 +79,7 @@ type Device struct {
 	Holders     []string           `json:"holders,omitempty"`   // what has the device in use, where it can be found out
 	Stats       *union.DeviceStats `json:"stats,omitempty"`     // inspect only
 	InFlight    *InFlight          `json:"in_flight,omitempty"` // inspect only
+	Detach      *DetachStatus      `json:"detach,omitempty"`    // inspect only; of its layer, while it goes on
 }
 
 // InFlight tells how many requests are being served, and which has been for longest.
@@ -97,7 +98,7 @@ type OldestRequest struct {
 }
 
 // Root is the root image below a device, and what the layer's pin says of it. All but the path is
-// absent while the device is not served.
+// absent while the device is not served, and all of it where the layer is complete.
 type Root struct {
 	Path      string     `json:"path"`
 	SizeBytes int64      `json:"size_bytes,omitempty"`

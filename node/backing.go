@@ -35,11 +35,18 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 			err = errors.Join(err, b.undo())
 		}
 	}()
-	if err := b.openRoot(r); err != nil {
-		return nil, err
+	rootErr := b.openRoot(r)
+	if o.create && rootErr != nil && r.Root != "" {
+		return nil, rootErr
 	}
 	if b.store, err = s.acquire(ctx, r.Store, o.patience); err != nil {
 		return nil, leafError(r, err)
+	}
+	if rootErr, err = b.needRoot(r, o, rootErr); err != nil {
+		return nil, err
+	}
+	if rootErr != nil {
+		return nil, rootErr
 	}
 	if err := b.openLayer(r, o.create); err != nil {
 		return nil, leafError(r, err)
@@ -55,30 +62,66 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	return b, nil
 }
 
-func (b *backing) openRoot(r CreateRequest) error {
-	raw, err := union.OpenRaw(r.Root)
+// openRoot opens a root by its path.
+func openRoot(path string) (union.Base, error) {
+	raw, err := union.OpenRaw(path)
 	if err != nil {
-		return fail(CodeBadRoot, "--root takes the path of a raw disk image or a block device that the daemon can read", "%w", err)
+		return nil, fail(CodeBadRoot, "--root takes the path of a raw disk image or a block device that the daemon can read", "%w", err)
 	}
-	b.base = raw
-	if r.SizeBytes != 0 && r.SizeBytes < raw.Size() {
+	return raw, nil
+}
+
+func (b *backing) openRoot(r CreateRequest) error {
+	if r.Root == "" {
+		return fail(CodeBadRoot, "give it: --root REF", "layer %s needs a root", r.Layer)
+	}
+	base, err := openRoot(r.Root)
+	if err != nil {
+		return err
+	}
+	b.base = base
+	if r.SizeBytes != 0 && r.SizeBytes < base.Size() {
 		return fail(CodeBadRequest, "leave --size away for the size of the root, or give more",
-			"a size of %d bytes would cut off the root %s, which has %d", r.SizeBytes, r.Root, raw.Size())
+			"a size of %d bytes would cut off the root %s, which has %d", r.SizeBytes, r.Root, base.Size())
 	}
 	return nil
+}
+
+// needRoot leaves the root out, whether or not it could be opened, where the layer, or the one that it is made from, is complete.
+func (b *backing) needRoot(r CreateRequest, o backingOptions, rootErr error) (error, error) {
+	info, err := b.store.LayerInfo(r.Layer)
+	if errors.Is(err, union.ErrNoLayer) && o.create && r.From != "" {
+		info, err = b.store.LayerInfo(r.From)
+	}
+	if err != nil || info.Pin.Kind != union.PinNone {
+		return rootErr, nil // what is wrong with the layer is found when it is opened
+	}
+	if o.create && r.Root != "" {
+		return nil, fail(CodeOtherRoot, "leave --root away", "layer %s is complete: it stands on no root", info.Name)
+	}
+	if b.base != nil {
+		err = b.base.Close()
+		b.base = nil
+	} else {
+		err = nil
+	}
+	return nil, err
 }
 
 // openLayer opens the layer, or makes it, by default as large as the root in whole blocks or as the layer that it
 // stands on. What it stands on matters only to a creation: later freezes change it.
 func (b *backing) openLayer(r CreateRequest, create bool) error {
-	o := union.LayerOptions{Pin: b.base.Pin(), SizeBytes: r.SizeBytes}
+	o := union.LayerOptions{SizeBytes: r.SizeBytes}
+	if b.base != nil {
+		o.Pin = b.base.Pin()
+	}
 	if create {
 		o.From = r.From
 	}
 	layer, err := b.store.OpenLayer(r.Layer, o)
 	if create && errors.Is(err, union.ErrNoLayer) {
 		o.Create = true
-		if o.SizeBytes == 0 && o.From == "" {
+		if o.SizeBytes == 0 && o.From == "" && b.base != nil {
 			o.SizeBytes = roundUp(b.base.Size(), int64(r.BlockSize))
 		}
 		if layer, err = b.store.OpenLayer(r.Layer, o); err == nil {

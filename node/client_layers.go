@@ -22,7 +22,7 @@ func (c *Client) CancelExport(ctx context.Context, name, token string) error {
 // with the progress. To end ctx cancels the export.
 func (c *Client) Export(ctx context.Context, name, token string, event func(ExportEvent)) (ExportReport, error) {
 	var report *ExportReport
-	err := receive(ctx, c, http.MethodPost, devicePath(name, "export", token), func(e ExportEvent) error {
+	err := receive(ctx, c, http.MethodPost, devicePath(name, "export", token), nil, func(e ExportEvent) error {
 		if e.Report != nil {
 			report = e.Report
 			return nil
@@ -45,7 +45,7 @@ var errCutShort = errors.New("the daemon's answer ends too early")
 // Changed goes through what a device holds against its root.
 func (c *Client) Changed(ctx context.Context, name string, part func(ChangedPart) error) error {
 	complete := false
-	err := receive(ctx, c, http.MethodGet, devicePath(name, "changed"), func(p ChangedPart) error {
+	err := receive(ctx, c, http.MethodGet, devicePath(name, "changed"), nil, func(p ChangedPart) error {
 		complete = p.Total != nil
 		return part(p)
 	})
@@ -58,4 +58,23 @@ func (c *Client) Changed(ctx context.Context, name string, part func(ChangedPart
 // RemoveLayer forgets a layer that nothing uses.
 func (c *Client) RemoveLayer(ctx context.Context, r LayerRequest) error {
 	return about("remove layer "+r.Layer, c.send(ctx, http.MethodDelete, "layers", r, &struct{}{}, true))
+}
+
+// Detach has a layer made complete, and follows the progress until it is. To end ctx ends only that. It returns the last
+// state.
+func (c *Client) Detach(ctx context.Context, r DetachRequest, progress func(DetachStatus)) (DetachStatus, error) {
+	var last DetachStatus
+	err := receive(ctx, c, http.MethodPost, "detaches", r, func(s DetachStatus) error {
+		last = s
+		progress(s)
+		return nil
+	})
+	if err == nil && !last.Complete && !r.Background && !r.Stop {
+		err = errCutShort
+	}
+	what := r.Device
+	if what == "" {
+		what = "layer " + r.Layer
+	}
+	return last, about("detach "+what, err)
 }

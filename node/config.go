@@ -19,6 +19,7 @@ const (
 	DefaultRunDir     = "/run/coppice"
 	socketName        = "coppice.sock"
 	devicesName       = "devices"
+	detachesName      = "detaches"
 )
 
 // Config configures a [Daemon]. The zero value is complete but for the Driver; the

@@ -106,7 +106,12 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, disk.Stop(ctx), back.undo(), d.records.remove(rec.Device.Name))
 	}
+	if back.base == nil {
+		rec.Device.Root = ""
+	}
+	marked := back.marked(rec.Device.Root)
 	v.setLive(disk, back, rec)
+	d.startDetaches(marked)
 	go d.watch(v, disk)
 	return nil
 }

@@ -24,6 +24,7 @@ type Daemon struct {
 	bootID  string
 
 	cuts     cuts
+	detaches detaches
 	quit     context.Context // ends when the daemon begins to stop
 	stopWork context.CancelFunc
 	restored chan struct{}  // closed once the records have been acted on
@@ -59,7 +60,7 @@ func New(cfg Config) (*Daemon, error) {
 	}
 	quit, stopWork := context.WithCancel(context.Background())
 	d := &Daemon{
-		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)},
+		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
 		stores:   newStores(cfg.RunDir),
@@ -83,6 +84,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
 	d.restoreAll(ctx)
 	close(d.restored)
+	go d.resumeDetaches()
 	d.cfg.Ready(d.status())
 	select {
 	case <-ctx.Done():
@@ -161,7 +163,9 @@ func (d *Daemon) Inspect(name string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	return v.report(readUsage(), true), nil
+	rep := v.report(readUsage(), true)
+	rep.Detach = d.detachOf(v)
+	return rep, nil
 }
 
 // forEach runs do for every device, a few at once, and waits for all.

@@ -108,8 +108,12 @@ func (v *device) report(u usage, detail bool) Device {
 	if v.disk != nil {
 		d.setParams(v.disk)
 	}
-	if v.back != nil && v.back.base != nil {
-		d.Root.setPin(v.back.base.Pin())
+	if v.back != nil && v.back.device != nil {
+		if pin := v.back.layer.Pin(); pin.Kind != union.PinNone {
+			d.Root.setPin(pin)
+		} else {
+			d.Root = Root{}
+		}
 		if detail {
 			stats, info := v.back.device.Stats(), v.back.store.Info()
 			d.Stats, d.Leaf.Info = &stats, &info
@@ -176,7 +180,7 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	switch {
 	case !validName.MatchString(r.Name):
 		return bad(nameHint, "%q is no device name", r.Name)
-	case !filepath.IsAbs(r.Root):
+	case r.Root != "" && !filepath.IsAbs(r.Root):
 		return bad("give an absolute path", "root %q is not an absolute path", r.Root)
 	case !filepath.IsAbs(r.Store):
 		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
@@ -220,7 +224,7 @@ func checkPaths(r CreateRequest) error {
 	if isDir(r.Store) {
 		return fail(CodeBadLeaf, "--leaf takes the path of a leaf store, made by coppice store format", "leaf %s is a directory", r.Store)
 	}
-	if sameFile(r.Root, r.Store) {
+	if r.Root != "" && sameFile(r.Root, r.Store) {
 		return fail(CodeBadRequest, "root and leaf can be two partitions of one disk, not the same one",
 			"root %s and leaf %s are the same file", r.Root, r.Store)
 	}

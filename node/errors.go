@@ -137,6 +137,7 @@ var causes = []struct {
 	{ublk.ErrInUse, CodeInUse, "unmount it or close what has it open, then try again"},
 	{union.ErrNotFormatted, CodeNotFormatted, "format it first: coppice store format STORE"},
 	{union.ErrOtherRoot, CodeOtherRoot, "give the root that the layer was made on, or choose another layer: --leaf STORE:LAYER"},
+	{union.ErrRoot, CodeBadRoot, "see to it that the root can be read, then try again"},
 	{union.ErrLayerInUse, CodeInUse, "choose another layer (--leaf STORE:LAYER) or delete the device that uses it"},
 	{union.ErrInUse, CodeInUse, "unmount it, or stop the process that has it open"},
 	{union.ErrCorrupt, CodeCorrupt, "nothing was written; `coppice store check STORE` tells what is damaged"},

@@ -57,7 +57,7 @@ func removeLayer(st *union.Store, layer string) error {
 	err := st.RemoveLayer(layer)
 	if errors.Is(err, union.ErrLayerInUse) {
 		e := Explain(err)
-		e.Hint = "remove first what stands on it or reads it; `coppice store info STORE` tells, for a store in use `coppice inspect NAME -o json`"
+		e.Hint = "remove first what stands on it or reads it, let its detach end, or stop that (coppice detach --stop); `coppice store info STORE` tells, for a store in use `coppice inspect NAME -o json`"
 		return e
 	}
 	return err
@@ -65,7 +65,14 @@ func removeLayer(st *union.Store, layer string) error {
 
 // RemoveLayerOffline is RemoveLayer where no daemon has runDir, which need not exist. Devices that a daemon left there keep
 // their layers.
-func RemoveLayerOffline(runDir string, r LayerRequest) (err error) {
+func RemoveLayerOffline(runDir string, r LayerRequest) error {
+	refuse := func() error { return refuseRecorded(runDir, r) }
+	return withStoreOffline(runDir, r.Store, refuse, func(st *union.Store) error { return removeLayer(st, r.Layer) })
+}
+
+// withStoreOffline opens a store where no daemon has runDir, which need not exist, and closes it after do. Where runDir exists, check is
+// called first, if not nil.
+func withStoreOffline(runDir, path string, check func() error, do func(*union.Store) error) (err error) {
 	o := union.StoreOptions{}
 	if _, err := os.Stat(runDir); !errors.Is(err, fs.ErrNotExist) {
 		o.RunDir = runDir
@@ -74,15 +81,17 @@ func RemoveLayerOffline(runDir string, r LayerRequest) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, lock.release()) }()
-		if err := refuseRecorded(runDir, r); err != nil {
-			return err
+		if check != nil {
+			if err := check(); err != nil {
+				return err
+			}
 		}
 	}
-	st, err := union.OpenStore(r.Store, o)
+	st, err := union.OpenStore(path, o)
 	if err != nil {
 		return err
 	}
-	return errors.Join(removeLayer(st, r.Layer), st.Close())
+	return errors.Join(do(st), st.Close())
 }
 
 // refuseRecorded refuses to remove the layer of a device that a daemon left. What it left before a reboot is gone.

@@ -171,6 +171,9 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 	}
 	d.mergeLeftover(back)
 	rec.Phase, rec.NewLayer = phaseActive, false
+	if back.base == nil { // the layer is complete since
+		rec.Device.Root = ""
+	}
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, back.close())
 	}

@@ -58,9 +58,9 @@ func (s *server) end(st *stream, err error) {
 	}
 }
 
-// receive sends a request without a body and calls line for each line of the answer. A line with an error ends it.
-func receive[T any](ctx context.Context, c *Client, method, path string, line func(T) error) error {
-	resp, err := c.request(ctx, method, path, nil, true)
+// receive sends a request, with in as its body unless nil, and calls line for each line of the answer. A line with an error ends it.
+func receive[T any](ctx context.Context, c *Client, method, path string, in any, line func(T) error) error {
+	resp, err := c.request(ctx, method, path, in, true)
 	if err != nil {
 		return err
 	}

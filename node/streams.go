@@ -40,3 +40,18 @@ func (s *server) removeLayer(r *http.Request) (any, error) {
 	}
 	return struct{}{}, s.d.RemoveLayer(r.Context(), req)
 }
+
+// detach tells the progress for as long as the client stays; the work goes on without it.
+func (s *server) detach(w http.ResponseWriter, r *http.Request) {
+	var req DetachRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	st, err := newStream(w)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.end(st, s.d.Detach(r.Context(), req, func(status DetachStatus) error { return st.emit(status) }))
+}

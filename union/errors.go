@@ -18,6 +18,7 @@ var (
 	ErrSealed       = errors.New("layer is sealed")
 	ErrNotSealed    = errors.New("layer is not sealed")
 	ErrOtherRoot    = errors.New("made for another root")
+	ErrRoot         = errors.New("root not readable")
 	ErrReadOnly     = errors.New("opened read-only")
 	ErrNoSpace      = errors.New("no free slots in the store")
 	ErrClosed       = errors.New("closed")

@@ -120,7 +120,7 @@ func readRoot(base Base, p []byte, off int64) error {
 	done := make(chan error, 1)
 	base.ReadAsync(p[:have], off, func(err error) { done <- err })
 	if err := <-done; err != nil {
-		return fmt.Errorf("read root at byte %d: %w", off, err)
+		return fmt.Errorf("read at byte %d: %w: %w", off, ErrRoot, err)
 	}
 	return nil
 }

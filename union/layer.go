@@ -334,6 +334,17 @@ func (l *Layer) Info() LayerInfo {
 	return l.infoLocked()
 }
 
+// LayerInfo describes one layer.
+func (s *Store) LayerInfo(name string) (LayerInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.layers[name]
+	if l == nil {
+		return LayerInfo{}, fmt.Errorf("layer %q of store %s: %w", name, s.path, ErrNoLayer)
+	}
+	return l.infoLocked(), nil
+}
+
 func (l *Layer) infoLocked() LayerInfo {
 	e := &l.entry
 	var run int64

@@ -30,6 +30,7 @@ type cli struct {
 	Inspect inspectCmd `cmd:"" help:"Show all there is to know about a device."`
 	Delete  deleteCmd  `cmd:"" help:"Stop a device that is not in use; its layer stays in the store."`
 	Freeze  freezeCmd  `cmd:"" help:"Seal what a live device holds as a layer of its own."`
+	Detach  detachCmd  `cmd:"" help:"Make a layer complete, so that it needs neither its root nor other layers."`
 	Export  exportCmd  `cmd:"" help:"Write the content of a live device to a file or block device."`
 	Changed changedCmd `cmd:"" help:"List what a device holds that is not its root's."`
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`

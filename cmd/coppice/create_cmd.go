@@ -14,7 +14,7 @@ import (
 type createCmd struct {
 	output
 	Name      string    `arg:"" help:"Name of the device: letters, digits, '.', '_' and '-', at most 63."`
-	Root      string    `required:"" placeholder:"REF" help:"Root image: path of a raw disk image or of a block device. It is only read."`
+	Root      string    `placeholder:"REF" help:"Root image: path of a raw disk image or of a block device. It is only read. Left out for a layer that is complete (see detach)."`
 	Leaf      string    `required:"" placeholder:"STORE[:LAYER]" help:"Leaf store that takes what is written, and the layer in it (default: named as the device). The layer is made where there is none; an existing one is continued."`
 	From      string    `placeholder:"LAYER" help:"Sealed layer of the same store that a new layer stands on (default: the root alone)."`
 	Size      size      `placeholder:"SIZE" help:"Size of the device, at least that of the root; the rest reads zeros (default: the root's)."`
@@ -55,7 +55,10 @@ func (c *createCmd) Run(env *environment) error {
 
 func (c *createCmd) request() (node.CreateRequest, error) {
 	store, layer := splitLeaf(c.Leaf)
-	root, err := filepath.Abs(c.Root)
+	root, err := "", error(nil)
+	if c.Root != "" {
+		root, err = filepath.Abs(c.Root)
+	}
 	store, errStore := filepath.Abs(store)
 	if err := errors.Join(err, errStore); err != nil {
 		return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)

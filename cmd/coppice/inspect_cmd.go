@@ -37,6 +37,7 @@ func writeDevice(w io.Writer, d node.Device) {
 	r.add("used by", "%s", strings.Join(d.Holders, ", "))
 	addRoot(&r, d.Root)
 	addLeaf(&r, d.Leaf)
+	addDetach(&r, d.Detach)
 	if d.Stats != nil {
 		addStats(&r, *d.Stats)
 	}
@@ -55,6 +56,10 @@ func onlyRead(d node.Device) string {
 }
 
 func addRoot(r *rows, root node.Root) {
+	if root.Path == "" {
+		r.add("root", "none: the layer is complete")
+		return
+	}
 	r.add("root", "%s", root.Path)
 	if root.Content == "" {
 		return
@@ -89,6 +94,15 @@ func addLeaf(r *rows, leaf node.Leaf) {
 	if leaf.Info.Failed {
 		r.add("  FAILED", "a write or flush of the store failed: writes get I/O errors until the daemon is restarted")
 	}
+}
+
+func addDetach(r *rows, s *node.DetachStatus) {
+	if s == nil {
+		return
+	}
+	percent := 100 * s.DoneBytes / max(s.TotalBytes, 1)
+	r.add("  detaching", "%d%%, %s of %s, %s copied", percent, showBytes(s.DoneBytes), showBytes(s.TotalBytes), showBytes(s.CopiedBytes))
+	r.add("    waits for", "%s", s.Waiting)
 }
 
 func addStats(r *rows, s union.DeviceStats) {

@@ -31,13 +31,20 @@ func writeList(w io.Writer, list []node.Device) {
 			state += ", read-only"
 		}
 		lines = append(lines, []string{
-			d.Name, d.Path, showBytes(d.SizeBytes), state, d.Root.Path, d.Leaf.Store + ":" + d.Leaf.Layer, usedBy(d),
+			d.Name, d.Path, showBytes(d.SizeBytes), state, rootName(d.Root), d.Leaf.Store + ":" + d.Leaf.Layer, usedBy(d),
 		})
 	}
 	table(w, []string{"NAME", "DEVICE", "SIZE", "STATE", "ROOT", "LEAF", "USED BY"}, lines)
 	for _, d := range list {
 		writeFailure(w, d)
 	}
+}
+
+func rootName(r node.Root) string {
+	if r.Path == "" {
+		return "none"
+	}
+	return r.Path
 }
 
 func usedBy(d node.Device) string {

@@ -68,7 +68,14 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 }
 
 func showState(l union.LayerInfo) string {
-	if l.Sealed {
+	switch {
+	case l.Unfinished:
+		return "unfinished"
+	case l.Detaching && l.Sealed:
+		return "sealed, detaching"
+	case l.Detaching:
+		return "writable, detaching"
+	case l.Sealed:
 		return "sealed"
 	}
 	return "writable"
@@ -76,10 +83,13 @@ func showState(l union.LayerInfo) string {
 
 // showParent says which layer another stands on.
 func showParent(l union.LayerInfo) string {
-	if l.Parent == "" {
-		return "root"
+	switch {
+	case l.Parent != "":
+		return l.Parent
+	case l.Pin.Kind == union.PinNone:
+		return "-"
 	}
-	return l.Parent
+	return "root"
 }
 
 func showFill(info union.StoreInfo) string {
