@@ -431,10 +431,11 @@ func (s *Store) standOnWork(l, work *Layer) error {
 	set := func(below, belowWork *Layer, sealed bool, pin Pin) {
 		work.mu.Lock()
 		work.standOn(belowWork)
+		work.entry.Sealed, work.entry.Pin = sealed, pin
 		work.mu.Unlock()
-		work.entry.Sealed, work.entry.Pin, l.entry.Pin = sealed, pin, pin
 		l.mu.Lock()
 		l.standOn(below)
+		l.entry.Pin = pin
 		l.mu.Unlock()
 	}
 	below, pin := l.parent, l.entry.Pin
@@ -459,7 +460,9 @@ func (s *Store) foldSealed(owner, anchor, work *Layer) error {
 	anchor.mu.Unlock()
 	for _, l := range s.layers {
 		if l.standsOn(anchor) {
+			l.mu.Lock()
 			l.entry.Pin = Pin{}
+			l.mu.Unlock()
 			l.view.Store(nil)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // Layer is the blocks that one device wrote, in a store. It is open for one device at a time.
 type Layer struct {
 	store   *Store
-	entry   layerEntry // guarded by Store.mu
+	entry   layerEntry // guarded by Store.mu; Pin changes only under mu as well
 	opened  bool       // guarded by Store.mu
 	made    bool       // by the OpenLayer that has it open
 	readers int        // of a sealed layer; guarded by Store.mu
@@ -367,10 +367,11 @@ func (l *Layer) infoLocked() LayerInfo {
 	}
 }
 
-// Pin identifies the root that the layer stands on; of a layer that needs none it is zero.
+// Pin identifies the root that the layer stands on; of a layer that needs none it is zero. It does not wait for a
+// freeze that is prepared.
 func (l *Layer) Pin() Pin {
-	l.store.mu.Lock()
-	defer l.store.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.entry.Pin
 }
 
