@@ -15,7 +15,7 @@ import (
 const FreezeLimit = 10 * time.Second
 
 // exportPrefix begins the names of the layers that exports make and take back.
-const exportPrefix = "export-"
+const exportPrefix = union.ExportPrefix
 
 // FreezeRequest asks for a layer to be sealed.
 type FreezeRequest struct {

@@ -3,6 +3,7 @@ package union
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -287,10 +288,31 @@ func (s *Store) RemoveLayer(name string) error {
 			return fmt.Errorf("remove layer %q from store %s: layer %q stands on it: %w", name, s.path, other.entry.Name, ErrLayerInUse)
 		}
 	}
-	if err := s.dropLayers(l); err != nil {
+	drop := []*Layer{l}
+	for p := l.parent; p != nil && s.leftover(p, drop[len(drop)-1]); p = p.parent {
+		drop = append(drop, p)
+	}
+	if err := s.dropLayers(drop...); err != nil {
 		return fmt.Errorf("remove layer %q: %w", name, err)
 	}
 	return nil
+}
+
+// ExportPrefix begins the names of layers that an export makes and takes back. One that it did not live to take back is
+// merged with the layer above when that one is opened, and goes with it when it is removed.
+const ExportPrefix = "export-"
+
+// leftover tells whether a sealed layer is one that an export left, and nothing but l stands on it.
+func (s *Store) leftover(p, l *Layer) bool {
+	if !strings.HasPrefix(p.entry.Name, ExportPrefix) || p.readers > 0 || p.entry.Detaching {
+		return false
+	}
+	for _, other := range s.layers {
+		if other != l && other.parent == p {
+			return false
+		}
+	}
+	return true
 }
 
 // dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them
