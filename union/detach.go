@@ -81,12 +81,19 @@ func (s *Store) moveWork(l, below *Layer) {
 
 // dropUnfinished forgets what nobody can complete: layers that were being copied from another store, and work layers without
 // an owner.
-func (s *Store) dropUnfinished() {
+func (s *Store) dropUnfinished() error {
 	for name, l := range s.layers {
-		if l.entry.Incoming && !s.stoodOn(l) && (!l.isWork() || s.ownerOf(l) == nil) {
-			delete(s.layers, name)
+		if !l.entry.Incoming || s.stoodOn(l) || l.isWork() && s.ownerOf(l) != nil {
+			continue
+		}
+		delete(s.layers, name)
+		// The state on the store names them until the recovery is done.
+		s.superseded = append(s.superseded, l.entry.Run...)
+		if err := l.eachSlot(func(slot uint64) error { s.supersededInLog(slot); return nil }); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 func (s *Store) stoodOn(l *Layer) bool {
@@ -364,7 +371,7 @@ func (d *detach) copyChunk(c *chunk, first, n uint64) (read int64, err error) {
 	d.work.own(first, c.own[:n], c.sums[:n])
 	d.anchor().own(first, c.anchor[:n], c.sums[:n])
 	held := func(i int) bool { return c.own[i] != mapAbsent || c.anchor[i] != mapAbsent }
-	if err := d.work.readAt(d.read, d.base, c.buf[:n<<blockShift], int64(first)<<blockShift, c, held); err != nil {
+	if err := d.work.readBlocks(d.read, d.base, c.buf[:n<<blockShift], int64(first)<<blockShift, c, held); err != nil {
 		return 0, err
 	}
 	for i := 0; i < int(n); {

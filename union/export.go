@@ -53,10 +53,10 @@ func (l *Layer) CloseSealed() {
 	l.store.mu.Unlock()
 }
 
-// readAt reads the content of a device on the layer: its own blocks, those of the layers below, and the root's. It checks every
+// readBlocks reads the content of a device on the layer: its own blocks, those of the layers below, and the root's. It checks every
 // block of the store against its checksum. What is below the layer must not change meanwhile, but may be replaced by equals.
 // Blocks that skip names are left out. Slots are kept from being used again only while they are read: the root may take long.
-func (l *Layer) readAt(read *storeReader, base Base, p []byte, off int64, c *chunk, skip func(i int) bool) error {
+func (l *Layer) readBlocks(read *storeReader, base Base, p []byte, off int64, c *chunk, skip func(i int) bool) error {
 	n := (len(p) + blockSize - 1) >> blockShift
 	maps, sums := c.maps[:n], c.sums[:n]
 	epoch := read.enter()
@@ -157,7 +157,7 @@ func (l *Layer) Export(ctx context.Context, base Base, w *ExportFile, o ExportOp
 			return nil, fmt.Errorf("export layer %q: %w", l.Name(), err)
 		}
 		p := c.buf[:min(exportChunk, res.SizeBytes-off)]
-		if err := l.readAt(read, base, p, off, c, nil); err != nil {
+		if err := l.readBlocks(read, base, p, off, c, nil); err != nil {
 			return nil, fmt.Errorf("export layer %q: %w", l.Name(), err)
 		}
 		h.Write(p)

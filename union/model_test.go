@@ -105,7 +105,7 @@ func newWorld(t reporter, dir string, roots []*memBase, c choose) *world {
 		t.Fatalf("%v", err)
 	}
 	w := &world{t: t, dir: dir, roots: roots, seed: uint64(c("seed", 1<<16)),
-		buf: alignedBuffer(exportChunk), chunk: newChunk()}
+		buf: alignedBuffer(exportChunk), scratch: alignedBuffer(exportChunk)}
 	for i := range 2 {
 		geometry := layoutOf([]uint64{384, 192, 128}[c("blocks", 3)], []uint64{8, 16}[c("log", 2)], superBBlock+1, uint64(c("gap", 3)))
 		disk, err := ublktest.NewDisk(fmt.Sprintf("store%d", i), int64(geometry.SizeBlocks)<<blockShift)

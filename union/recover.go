@@ -40,7 +40,9 @@ func (s *Store) recover(o StoreOptions) error {
 		return err
 	}
 	if !o.ReadOnly {
-		s.dropUnfinished()
+		if err := s.dropUnfinished(); err != nil {
+			return err
+		}
 	}
 	if err := s.claimSlots(); err != nil {
 		return err

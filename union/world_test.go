@@ -41,9 +41,8 @@ type world struct {
 	stores []*worldStore
 	stamp  uint32
 
-	buf   []byte // an export's chunk
-	chunk *chunk
-	tally map[string]int
+	buf, scratch []byte // an export's chunk each
+	tally        map[string]int
 
 	errno syscall.Errno // fault that was injected: requests and calls may fail with it, if not 0
 }
@@ -1018,15 +1017,13 @@ func (l *worldLayer) verify(from legal, narrow, whole bool) {
 	if layer == nil {
 		w.t.Fatalf("layer %s is gone", l.name)
 	}
-	read := l.in.store.newReader()
-	defer read.close()
 	check := func(off, end int64) {
 		p := w.buf[:end-off]
-		if err := layer.readAt(read, l.root, p, off, w.chunk, nil); err != nil {
+		if err := layer.readAt(l.root, p, off, w.scratch); err != nil {
 			if !w.failing(err) {
 				w.t.Fatalf("read %s at %d: %v", l.name, off, err)
 			}
-			if err := layer.readAt(read, l.root, p, off, w.chunk, nil); err != nil {
+			if err := layer.readAt(l.root, p, off, w.scratch); err != nil {
 				w.t.Fatalf("read %s at %d once more: %v", l.name, off, err)
 			}
 		}
