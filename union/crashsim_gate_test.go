@@ -42,10 +42,16 @@ func (g *gate) pass() error {
 func (g *gate) start(work func() (ended func())) {
 	g.busy = true
 	go func() {
-		ended := work()
-		g.mu.Lock()
-		g.ended = ended
-		g.mu.Unlock()
+		ended := func() { panic("the call did not come to its end") }
+		defer func() {
+			if p := recover(); p != nil {
+				ended = func() { panic(p) } // where the test can deal with it
+			}
+			g.mu.Lock()
+			g.ended = ended
+			g.mu.Unlock()
+		}()
+		ended = work()
 	}()
 	synctest.Wait()
 	g.settle()

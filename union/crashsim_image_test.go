@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"syscall"
 
 	"coppice/ublk/ublktest"
 )
@@ -234,12 +235,16 @@ func (s *stable) key(d *image) uint64 {
 // its writes and syncs waits to be let through.
 type recorder struct {
 	*ublktest.Disk
-	gate *gate
+	gate  *gate
+	fault func(flush bool) bool // whether this write or flush is to fail
 }
 
 func (d *recorder) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.gate.pass(); err != nil {
 		return 0, err
+	}
+	if d.fault(false) {
+		return 0, syscall.EIO
 	}
 	return d.Disk.WriteAt(p, off)
 }
@@ -249,6 +254,10 @@ func (d *recorder) Sync() error {
 	end := d.BeginSync()
 	if err := d.gate.pass(); err != nil {
 		return err
+	}
+	if d.fault(true) {
+		d.Doom()
+		return syscall.EIO
 	}
 	end()
 	return nil

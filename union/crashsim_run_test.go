@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"testing/synctest"
 
@@ -33,6 +34,7 @@ var simGeometries = []simGeometry{
 	{192, 8, 20, 1, 16*blockSize - 1*sector, 12*blockSize + 99, nil},
 	{256, 16, 17, 7, 12*blockSize - 7*sector, 12*blockSize - 7*sector, nil},
 	{512, 12, 32, 16, 32*blockSize - 4*sector, 20*blockSize + 5, nil},
+	{128, 8, 17, 0, 30*blockSize - 3*sector, 3*blockSize + 777, nil}, // hardly any slot is free
 	{256, 8, 17, 0, 2*regionBlocks*blockSize + 2*blockSize - 3*sector, 3*blockSize + 777,
 		[]window{{0, 4}, {regionBlocks - 3, 6}, {2*regionBlocks - 2, 4}}},
 	{256, 8, 17, 0, 9*regionBlocks*blockSize - 5*sector, 1*blockSize + 777,
@@ -79,6 +81,7 @@ type simConfig struct {
 	oneQueue   bool
 	fileRoot   bool
 	exhaustive int  // up to how many pending writes every subset of them is a state
+	faultAt    int  // which write or flush of the disk fails, if not 0
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
 	deaf       bool // the oracle takes what is acknowledged for flushed: to prove that violations are found
 	mix        opMix
@@ -93,6 +96,9 @@ func newSimConfig(seed uint64) simConfig {
 	}
 	if rng.IntN(16) == 0 {
 		c.exhaustive = 12
+	}
+	if rng.IntN(10) == 0 {
+		c.faultAt = 1 + rng.IntN(60)
 	}
 	return c
 }
@@ -138,6 +144,9 @@ type simRun struct {
 	dir     string // run directory
 	boot    uuid.UUID
 	changed bool // the disk, since the last look
+	ios     int  // writes and flushes of the disk so far
+	faulty  bool // one of them has failed
+	unsafe  bool // and it was a flush
 	failed  *violation
 }
 
@@ -201,13 +210,19 @@ func (r *simRun) openOptions() StoreOptions {
 func (r *simRun) serve(o StoreOptions) error {
 	r.gate = &gate{open: true}
 	var err error
-	if r.store, err = openOn("leaf", &recorder{r.disk, r.gate}, o); err != nil {
+	if r.store, err = openOn("leaf", &recorder{r.disk, r.gate, r.fault}, o); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.cfg.seed + uint64(r.life)<<32, FIFO: r.cfg.fifo})
 	r.sim.AddDisk(r.disk)
 	if r.base.disk != nil {
 		r.sim.AddDisk(r.base.disk)
+	}
+	r.sim.Inject = func(e ublktest.Event) (f ublktest.Fault) {
+		if e.Kind != ublktest.Read && e.Disk == r.disk && r.fault(e.Kind == ublktest.Flush) {
+			f.Errno = syscall.EIO
+		}
+		return f
 	}
 	r.sim.Hook = func(e ublktest.Event) {
 		if e.After && e.Kind != ublktest.Read {
@@ -232,6 +247,27 @@ func (r *simRun) serve(o StoreOptions) error {
 	r.look.begin(r)
 	r.gate.open = false
 	return nil
+}
+
+// fault tells whether a write or flush of the disk is to fail, once devices are there.
+func (r *simRun) fault(flush bool) bool {
+	if r.cfg.faultAt == 0 || r.life > 0 || r.devices[1] == nil {
+		return false
+	}
+	if r.ios++; r.ios != r.cfg.faultAt {
+		return false
+	}
+	r.note("  %s fails", map[bool]string{true: "flush", false: "write"}[flush])
+	r.faulty, r.unsafe = true, r.unsafe || flush
+	return true
+}
+
+// acknowledgedLate notices what is acknowledged though the store has failed. A flush that was under way when a write
+// failed may still tell the truth.
+func (r *simRun) acknowledgedLate(flush bool) {
+	if r.faulty && r.store.Info().Failed && (!flush || r.unsafe) {
+		r.fail(errors.New("acknowledged after the store had failed"), "")
+	}
 }
 
 func (r *simRun) name(kind string) string {
@@ -280,6 +316,22 @@ func (r *simRun) rootContent() [][]byte {
 		}
 	}
 	return parts
+}
+
+// live plays a script and looks at what comes after its first operations, which are carried out one after the other. A panic of
+// the code under test is a violation.
+func (r *simRun) live(script []simOp, from int) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()), "")
+		}
+	}()
+	r.look.silent = true
+	for i := range script[:from] {
+		r.play(script[i : i+1])
+	}
+	r.look.silent = false
+	r.play(script[from:])
 }
 
 // play carries out a script, and what is under way at its end.
@@ -378,7 +430,11 @@ func (r *simRun) maintain() bool {
 
 // drain lets everything come to its end.
 func (r *simRun) drain() {
-	for r.step() {
+	for n := 0; r.step(); n++ {
+		if n == 1e5 {
+			r.fail(errors.New("it goes on without end"), "")
+			return
+		}
 	}
 	if r.failed != nil {
 		return
@@ -388,8 +444,8 @@ func (r *simRun) drain() {
 		return
 	}
 	r.fail(r.sim.Run(), "")
-	if r.store.Info().Failed {
-		r.fail(errors.New("the store takes no more writes, though nothing failed"), "")
+	if failed := r.store.Info().Failed; failed != r.faulty {
+		r.fail(fmt.Errorf("a write or flush has failed: %v; the store takes no more writes: %v", r.faulty, failed), "")
 	}
 }
 
@@ -491,12 +547,13 @@ func (r *simRun) change(d *simDevice, desc ublk.Descriptor, first, count int) {
 		}
 		switch {
 		case errno == 0:
+			r.acknowledgedLate(false)
 			r.note("  acknowledged: sectors %d to %d of %s", first, first+count-1, m.name)
 			r.model.acks++
 			if desc.FUA || deaf {
 				r.model.strict++
 			}
-		case errno != syscall.ENOSPC:
+		case errno != syscall.ENOSPC && !r.faulty:
 			r.fail(fmt.Errorf("request to sectors %d to %d of %s: %w", first, first+count-1, m.name, errno), "")
 		}
 	})
@@ -533,9 +590,12 @@ func (r *simRun) flush(op *simOp) {
 	r.note("flush device %d", op.dev%2)
 	r.device(op).block.Submit(flushDescriptor, nil, func(errno syscall.Errno, _ []byte) {
 		if errno != 0 {
-			r.fail(fmt.Errorf("flush: %w", errno), "")
+			if !r.faulty {
+				r.fail(fmt.Errorf("flush: %w", errno), "")
+			}
 			return
 		}
+		r.acknowledgedLate(true)
 		r.note("  acknowledged: flush")
 		r.model.flushed(covered, merged, r.durable())
 	})
@@ -585,6 +645,8 @@ func (r *simRun) call(what string, f func() error, done, undo func()) {
 			case undo != nil && (errors.Is(err, ErrLayerInUse) || errors.Is(err, ErrNoSpace)):
 				r.note("  not done: %s: %v", what, err)
 				undo()
+			case r.faulty: // it may have happened or not
+				r.note("  not done: %s: %v", what, err)
 			default:
 				r.fail(fmt.Errorf("%s: %w", what, err), "")
 			}

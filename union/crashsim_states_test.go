@@ -477,7 +477,7 @@ func (lk *looker) live(r *simRun) error {
 	if err := l.serve(l.openOptions()); err != nil {
 		return fmt.Errorf("second life: %w", err)
 	}
-	l.play(drawScript(l.rng, &l.cfg, 3+l.rng.IntN(7)))
+	l.live(drawScript(l.rng, &l.cfg, 3+l.rng.IntN(7)), 0)
 	l.end()
 	if l.failed != nil {
 		lk.extra += "\n  second life:\n    " + strings.Join(l.failed.trace, "\n    ") + "\n" + l.failed.state

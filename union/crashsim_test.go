@@ -35,12 +35,7 @@ func simulateFrom(t *testing.T, cfg simConfig, script []simOp, from int, b *benc
 		if err := r.begin(); err != nil {
 			t.Fatalf("seed %d: %v", cfg.seed, err)
 		}
-		r.look.silent = true
-		for i := range script[:from] { // one after the other
-			r.play(script[i : i+1])
-		}
-		r.look.silent = false
-		r.play(script[from:])
+		r.live(script, from)
 		r.end()
 		if cfg.runDir {
 			os.RemoveAll(r.dir)

@@ -175,6 +175,16 @@ func (d *Disk) flush(began uint64) {
 	d.persist(func(w *WriteRecord) bool { return w.ended != 0 && w.ended < began })
 }
 
+// Doom tells the disk that a flush failed: what it should have made durable may be lost whatever later flushes say, because the
+// kernel takes pages that it could not write for clean.
+func (d *Disk) Doom() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.volatile {
+		w.ended = 0
+	}
+}
+
 // persistWrite makes one write durable (a write with the force-unit-access bit).
 func (d *Disk) persistWrite(target *WriteRecord) {
 	d.mu.Lock()

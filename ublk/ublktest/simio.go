@@ -68,7 +68,9 @@ func (io *simIO) apply(fault Fault) int32 {
 		if e.DSync && fault.Errno == 0 {
 			e.Disk.persistWrite(io.record)
 		}
-	case e.Kind == Flush && fault.Errno == 0:
+	case e.Kind == Flush && fault.Errno != 0:
+		e.Disk.Doom()
+	case e.Kind == Flush:
 		e.Disk.flush(io.began)
 	}
 	if fault.Errno != 0 {
