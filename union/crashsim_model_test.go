@@ -306,19 +306,32 @@ func (c *contents) readLayer(l *Layer, base Base, g *simGeometry, p []byte) (bad
 		if err != nil {
 			return nil, err
 		}
-		if some != nil && bad == nil {
-			bad = make([]bool, (g.sectors()*sector+blockSize-1)>>blockShift)
+		if some != nil {
+			bad = ensure(bad, g)
+			copy(bad[c.blocksBefore(g, i):], some)
 		}
-		copy(bad[min(len(bad), c.blocksBefore(g, i)):], some)
 		p = p[n:]
 		if end := w.at + w.blocks; end < (g.deviceBytes-1)>>blockShift {
 			var beside [blockSize]byte
-			if err := l.readAt(base, beside[:], end<<blockShift, c.scratch); err != nil || beside != [blockSize]byte{} {
-				return nil, fmt.Errorf("block %d was never written and is not zero: %v", end, err)
+			switch err := l.readAt(base, beside[:], end<<blockShift, c.scratch); {
+			case errors.Is(err, ErrCorrupt):
+				bad = ensure(bad, g)
+			case err != nil:
+				return nil, err
+			case beside != [blockSize]byte{}:
+				return nil, fmt.Errorf("block %d was never written and is not zero", end)
 			}
 		}
 	}
 	return bad, nil
+}
+
+// ensure makes a list of blocks that cannot be read where there is none yet.
+func ensure(bad []bool, g *simGeometry) []bool {
+	if bad == nil {
+		bad = make([]bool, (g.sectors()*sector+blockSize-1)>>blockShift)
+	}
+	return bad
 }
 
 func (c *contents) blocksBefore(g *simGeometry, i int) (n int) {
