@@ -43,6 +43,14 @@ func newContent(sizeBytes int64) *content {
 	return c
 }
 
+func (c *content) clone() *content {
+	n := &content{settled: slices.Clone(c.settled), open: make(map[int]*sectorValues, len(c.open))}
+	for s, v := range c.open {
+		n.open[s] = &sectorValues{values: slices.Clone(v.values), acked: v.acked, floor: v.floor}
+	}
+	return n
+}
+
 // at returns the values of a sector, to change them.
 func (c *content) at(s int) *sectorValues {
 	v := c.open[s]

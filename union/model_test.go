@@ -104,7 +104,7 @@ func newWorld(t reporter, dir string, roots []*memBase, c choose) *world {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatalf("%v", err)
 	}
-	w := &world{t: t, dir: dir, roots: roots, seed: uint64(c("seed", 1<<16)),
+	w := &world{t: t, dir: dir, roots: roots, seed: uint64(c("seed", 1<<16)), sizes: []int64{worldSize, worldSmallSize},
 		buf: alignedBuffer(exportChunk), scratch: alignedBuffer(exportChunk)}
 	for i := range 2 {
 		geometry := layoutOf([]uint64{384, 192, 128}[c("blocks", 3)], []uint64{8, 16}[c("log", 2)], superBBlock+1, uint64(c("gap", 3)))

@@ -320,7 +320,13 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 			s.recovery.Repaired++
 		}
 	}
-	return seen, s.applyLog(best, durable, seen)
+	arrived := durable
+	if pending != nil {
+		// Data lay in its slot before its record was made, and no power was cut since. A block that cannot be read now must
+		// not fall back to what it held before.
+		arrived = seen
+	}
+	return seen, s.applyLog(best, arrived, seen)
 }
 
 // logMemory is memory that a large log gives back to the system at once.
@@ -430,9 +436,15 @@ func (s *Store) replayLayers(l *Layer, r *record, rest []byte, byNumber map[uint
 	return s.replaySeal(l, r, text, byNumber)
 }
 
+// arrived tells whether the data of a record has reached its slot. Where that cannot be read it counts as there: a FUA
+// write may have covered it, and reading the block will fail, instead of bringing old content back.
 func (s *Store) arrived(r *record, buf []byte) bool {
-	_, err := s.disk.ReadAt(buf, s.sb.slotOffset(r.Slot))
-	return err == nil && checksum(buf) == r.CRC
+	for range 3 {
+		if _, err := s.disk.ReadAt(buf, s.sb.slotOffset(r.Slot)); err == nil {
+			return checksum(buf) == r.CRC
+		}
+	}
+	return true
 }
 
 // supersededInLog notes a slot that a record of the log replaced.

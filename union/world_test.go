@@ -44,7 +44,9 @@ type world struct {
 	buf, scratch []byte // an export's chunk each
 	tally        map[string]int
 
-	errno syscall.Errno // fault that was injected: requests and calls may fail with it, if not 0
+	prepare  func(*ublktest.Sim) // a new simulator, if not nil
+	sizes    []int64             // of devices
+	injected error               // requests and calls may fail with it, if not nil
 }
 
 // worldStore is a leaf store.
@@ -58,7 +60,9 @@ type worldStore struct {
 	layers []*worldLayer             // in the order in which they were made
 	ghosts []ghost
 	made   int // layers ever made, for their names
+	opened int // times
 
+	mayFail     bool // an injected fault made the store fail
 	flushFailed bool
 }
 
@@ -129,9 +133,7 @@ func (w *world) start() {
 	w.t.Helper()
 	w.serve()
 	for _, ws := range w.stores {
-		if err := ws.open(); err != nil {
-			w.t.Fatalf("open %s: %v", ws.name, err)
-		}
+		ws.mustOpen()
 	}
 }
 
@@ -145,11 +147,17 @@ func (w *world) serve() {
 	for _, b := range w.roots {
 		w.sim.AddDisk(b.disk)
 	}
+	if w.prepare != nil {
+		w.prepare(w.sim)
+	}
 }
 
 func (ws *worldStore) open() (err error) {
+	ws.opened++
 	ws.store, err = openOn(ws.name, ws.wrap(ws.disk), StoreOptions{RunDir: ws.run, boot: ws.w.boot})
-	ws.flushFailed = false
+	if err == nil {
+		ws.mayFail, ws.flushFailed = false, false
+	}
 	return err
 }
 
@@ -196,7 +204,7 @@ func (l *worldLayer) abandon() {
 
 // failing tells whether an error is one that the injected fault explains.
 func (w *world) failing(err error) bool {
-	return w.errno != 0 && (errors.Is(err, w.errno) || errors.Is(err, errFailed) || errors.Is(err, syscall.EIO))
+	return w.injected != nil && (errors.Is(err, w.injected) || errors.Is(err, errFailed) || errors.Is(err, syscall.EIO))
 }
 
 func (ws *worldStore) failed() bool {
@@ -334,13 +342,13 @@ func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno) outcome {
 		}
 		w.tally["requests answered"]++
 		return acknowledged
-	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && w.errno != syscall.ENOSPC:
+	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && !errors.Is(w.injected, errno):
 		if free := ws.store.slots.freeSlots(); free > ws.store.sb.Slots/2 {
 			w.t.Errorf("%s: no space for op %d at %d with %d slots free", l.name, d.Op, d.Off, free)
 		}
 		w.tally["requests refused"]++
 		return refused
-	case !w.failing(errno):
+	case !w.failing(errno) && !(errno == syscall.EIO && ws.failed() && ws.mayFail):
 		w.t.Errorf("%s: op %d of %d bytes at %d: %v", l.name, d.Op, d.Len, d.Off, errno)
 	}
 	return failed
@@ -544,7 +552,7 @@ func (w *world) create(c choose) bool {
 	l := &worldLayer{in: ws}
 	if from < 0 {
 		l.root = w.roots[c("root", len(w.roots))]
-		l.size = []int64{worldSize, worldSmallSize}[c("size", 2)]
+		l.size = w.sizes[c("size", len(w.sizes))]
 		l.content = newContent(l.size)
 		o.SizeBytes = l.size
 	} else {
@@ -581,10 +589,15 @@ func (w *world) reattach(c choose) bool {
 	if l == nil {
 		return false
 	}
+	w.attach(l)
+	return true
+}
+
+// attach opens a device on a layer that exists.
+func (w *world) attach(l *worldLayer) {
 	if err := l.attach(LayerOptions{}); err != nil {
 		w.t.Fatalf("open %s: %v", l.name, err)
 	}
-	return true
 }
 
 func (w *world) detachOne(c choose) bool {
@@ -646,6 +659,10 @@ func (w *world) merge(c choose) bool {
 	before := ws.failed()
 	err := l.layer.Merge()
 	switch {
+	case before: // and what a freeze left that failed, only the next opening tells
+		if err == nil {
+			w.t.Errorf("%s was merged after the store had failed", l.name)
+		}
 	case below == nil:
 		if !errors.Is(err, ErrNoLayer) {
 			w.t.Fatalf("merge of %s, which stands on the root: %v", l.name, err)
@@ -657,9 +674,6 @@ func (w *world) merge(c choose) bool {
 	case err != nil:
 		ws.tolerate("merge", err)
 	default:
-		if before {
-			w.t.Errorf("%s was merged after the store had failed", l.name)
-		}
 		ws.drop(below)
 		ws.ghosts = append(ws.ghosts, ghost{layer: below, above: l})
 		l.parent = below.parent
@@ -678,13 +692,17 @@ func (w *world) remove(c choose) bool {
 	before := ws.failed()
 	err := ws.store.RemoveLayer(l.name)
 	switch {
+	case before:
+		if err == nil {
+			w.t.Errorf("%s was removed after the store had failed", l.name)
+		}
 	case l.block != nil || ws.standsOn(l, nil) != nil:
 		if !errors.Is(err, ErrLayerInUse) {
 			w.t.Fatalf("remove %s, which is in use: %v", l.name, err)
 		}
 	case err != nil:
 		ws.tolerate("remove", err)
-		l.fading = !before
+		l.fading = true
 	default:
 		ws.drop(l)
 	}
@@ -791,46 +809,31 @@ func (w *world) restart(c choose) bool {
 	}
 	old := ws.store
 	if err := ws.store.Close(); err != nil {
-		if ws.tolerate("close", err); w.errno == 0 {
+		if ws.tolerate("close", err); w.injected == nil {
 			w.t.Fatalf("close %s: %v", ws.name, err)
 		}
 		ws.store = nil
-		ws.recover(true)
+		ws.recover()
 		return true
 	}
 	old.epochs.collect() // what readers kept when the last commit ended
 	free := old.slots.freeSlots()
 	ws.store = nil
 	ws.check()
-	if err := ws.open(); err != nil {
-		if !w.failing(err) {
-			w.t.Fatalf("open %s: %v", ws.name, err)
-		}
-		ws.mustOpen()
-	}
-	if now := ws.store.slots.freeSlots(); now != free && w.errno == 0 {
+	ws.mustOpen()
+	if now := ws.store.slots.freeSlots(); now != free && w.injected == nil {
 		w.t.Errorf("store %s: %d slots free after opening it again, %d before", ws.name, now, free)
 	}
 	ws.ghosts = nil
 	ws.reconcile(sinceAcked, false)
 	for _, l := range open {
-		if err := l.attach(LayerOptions{}); err != nil {
-			w.t.Fatalf("open %s: %v", l.name, err)
-		}
+		w.attach(l)
 	}
 	return true
 }
 
-// mustOpen opens a store after an opening that failed.
+// mustOpen opens a store, at the second try where the injected fault made the first one fail.
 func (ws *worldStore) mustOpen() {
-	ws.w.t.Helper()
-	if err := ws.open(); err != nil {
-		ws.w.t.Fatalf("open %s: %v", ws.name, err)
-	}
-}
-
-// recover opens a store that was not closed. With again, a fault may have hit the closing.
-func (ws *worldStore) recover(again bool) {
 	ws.w.t.Helper()
 	err := ws.open()
 	if err != nil && ws.w.failing(err) {
@@ -839,7 +842,13 @@ func (ws *worldStore) recover(again bool) {
 	if err != nil {
 		ws.w.t.Fatalf("open %s: %v", ws.name, err)
 	}
-	ws.reconcile(sinceAcked, again)
+}
+
+// recover opens a store that was not closed, though the machine went on.
+func (ws *worldStore) recover() {
+	ws.w.t.Helper()
+	ws.mustOpen()
+	ws.reconcile(sinceAcked, false)
 }
 
 // check runs the checker over a store that is not open.
@@ -876,12 +885,12 @@ func (w *world) kill(c choose) bool {
 	w.halt()
 	w.serve()
 	for _, ws := range w.stores {
-		if w.errno == 0 {
+		if w.injected == nil {
 			for range c("kills", 3) {
 				ws.cutOpeningCleanly(c)
 			}
 		}
-		ws.recover(false)
+		ws.recover()
 	}
 	return true
 }
@@ -901,7 +910,7 @@ func (w *world) powerCut(c choose) bool {
 	w.halt()
 	for _, ws := range w.stores {
 		ws.cut(c)
-		if w.errno == 0 {
+		if w.injected == nil {
 			for range c("cuts", 3) {
 				ws.cutOpening(c)
 				ws.cut(c)
@@ -910,13 +919,7 @@ func (w *world) powerCut(c choose) bool {
 	}
 	w.serve()
 	for _, ws := range w.stores {
-		err := ws.open()
-		if err != nil && w.failing(err) {
-			err = ws.open()
-		}
-		if err != nil {
-			w.t.Fatalf("open %s: %v", ws.name, err)
-		}
+		ws.mustOpen()
 		ws.reconcile(sinceFloor, true)
 	}
 	return true
@@ -1056,10 +1059,21 @@ func (w *world) finish() {
 	w.idle()
 	for _, ws := range w.stores {
 		for _, l := range ws.layers {
+			l.verify(sinceAcked, false, true)
+		}
+	}
+	w.shut()
+}
+
+// shut closes the stores and checks them.
+func (w *world) shut() {
+	w.t.Helper()
+	w.idle()
+	for _, ws := range w.stores {
+		for _, l := range ws.layers {
 			if l.block != nil {
 				l.detach()
 			}
-			l.verify(sinceAcked, false, true)
 		}
 		if err := ws.store.Close(); err != nil {
 			w.t.Fatalf("close %s: %v", ws.name, err)
