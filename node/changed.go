@@ -46,7 +46,7 @@ func (d *Daemon) Changed(ctx context.Context, name string, emit func(ChangedPart
 	if back == nil || back.layer == nil {
 		return fail(CodeBusy, "`coppice list` shows it", "device %s is %s", name, state)
 	}
-	next, stop := iter.Pull(back.layer.Changed())
+	next, stop := iter.Pull2(back.layer.Changed())
 	defer stop()
 	var total ChangedTotal
 	for ctx.Err() == nil {
@@ -68,16 +68,16 @@ func (d *Daemon) Changed(ctx context.Context, name string, emit func(ChangedPart
 }
 
 // nextChanged holds the device only for one part: who reads the answer may be slow.
-func (v *device) nextChanged(back *backing, next func() (union.ChangedExtent, bool)) (part ChangedPart, more bool, err error) {
+func (v *device) nextChanged(back *backing, next func() (union.ChangedExtent, error, bool)) (part ChangedPart, more bool, err error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.back != back {
 		return part, false, fail(CodeBusy, "`coppice list` shows it", "the device ended meanwhile")
 	}
 	for len(part.Extents) < changedPart {
-		x, ok := next()
-		if !ok {
-			return part, false, nil
+		x, err, ok := next()
+		if !ok || err != nil {
+			return part, false, err
 		}
 		part.Extents = append(part.Extents, x)
 	}

@@ -12,8 +12,10 @@ type ChangedExtent struct {
 // Changed goes through what the layer and those below it hold, in order, whole 4 KiB blocks joined where they
 // are neighbours of one kind; the last one ends with the device. A layer that is written to meanwhile is seen
 // region by region (4 MiB): freeze it for a consistent picture.
-func (l *Layer) Changed() iter.Seq[ChangedExtent] {
-	return func(yield func(ChangedExtent) bool) {
+//
+// The error, which comes with no extent and ends it, is of reading the store.
+func (l *Layer) Changed() iter.Seq2[ChangedExtent, error] {
+	return func(yield func(ChangedExtent, error) bool) {
 		size := l.SizeBytes()
 		var run ChangedExtent
 		emit := func() bool {
@@ -21,7 +23,7 @@ func (l *Layer) Changed() iter.Seq[ChangedExtent] {
 				return true
 			}
 			run.Len = min(run.Len, size-run.Off)
-			return yield(run)
+			return yield(run, nil)
 		}
 		maps := make([]mapping, regionBlocks)
 		sums := make([]uint32, regionBlocks)
@@ -30,7 +32,10 @@ func (l *Layer) Changed() iter.Seq[ChangedExtent] {
 				continue
 			}
 			n := min(regionBlocks, l.blocks()-first)
-			l.resolve(first, maps[:n], sums[:n])
+			if err := l.resolve(first, maps[:n], sums[:n]); err != nil {
+				yield(ChangedExtent{}, err)
+				return
+			}
 			for i, m := range maps[:n] {
 				off := int64(first+uint64(i)) << blockShift
 				switch {
@@ -56,7 +61,7 @@ func (l *Layer) touches(region uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m, p := l.m, l.parent
-	for m.dir[region] == 0 {
+	for !m.touches(region) {
 		if p == nil {
 			return false
 		}

@@ -17,7 +17,10 @@ func TestChanged(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := make([]int8, r.layer.blocks())
-			for e := range r.layer.Changed() {
+			for e, err := range r.layer.Changed() {
+				if err != nil {
+					t.Fatal(err)
+				}
 				if e.Len <= 0 || e.Off%blockSize != 0 || e.Off+e.Len > r.size {
 					t.Fatalf("seed %d: extent %+v of a device of %d bytes", seed, e, r.size)
 				}
@@ -34,7 +37,9 @@ func TestChanged(t *testing.T) {
 			for b := range want {
 				var m [1]mapping
 				var sum [1]uint32
-				r.layer.resolve(uint64(b), m[:], sum[:])
+				if err := r.layer.resolve(uint64(b), m[:], sum[:]); err != nil {
+					t.Fatal(err)
+				}
 				got := int8(0)
 				switch {
 				case m[0].isData():

@@ -101,7 +101,7 @@ func repair(path string, found *CheckReport, o CheckOptions) (*CheckReport, erro
 
 func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 	rep := &CheckReport{Path: path, Problems: []Problem{}, Repaired: []Problem{}}
-	s := &Store{path: path, disk: d, readOnly: true, layers: map[string]*Layer{}}
+	s := &Store{path: path, disk: d, readOnly: true, pager: newPager(), layers: map[string]*Layer{}}
 	if err := s.recover(StoreOptions{ReadOnly: true}); err != nil {
 		var c *CorruptError
 		if !errors.As(err, &c) {
@@ -116,11 +116,18 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 	if err := rep.checkLogCopies(s); err != nil {
 		return nil, err
 	}
-	if !o.NoData {
-		for _, l := range s.layers {
-			if err := rep.checkData(s, l); err != nil {
-				return nil, err
-			}
+	if err := rep.checkOwners(s); err != nil {
+		return nil, err
+	}
+	for _, l := range s.layers {
+		if err := rep.checkFlat(s, l); err != nil {
+			return nil, err
+		}
+		if o.NoData {
+			continue
+		}
+		if err := rep.checkData(s, l); err != nil {
+			return nil, err
 		}
 	}
 	return rep, nil
@@ -179,24 +186,111 @@ func (rep *CheckReport) checkLogCopies(s *Store) error {
 
 func (rep *CheckReport) checkData(s *Store, l *Layer) error {
 	buf := alignedBuffer(blockSize)
-	var records []record
-	for r := range uint64(len(l.m.dir)) {
-		records = l.m.region(r, l.entry.Number, records[:0])
+	return rep.eachMapped(s, l, l.m, func(e *record) {
+		if e.Kind != kindData {
+			return
+		}
+		rep.DataBlocks++
+		off := s.sb.slotOffset(e.Slot)
+		if _, err := s.disk.ReadAt(buf, off); err != nil {
+			rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: %v", l.entry.Name, e.Block, err), false})
+			return
+		}
+		if checksum(buf) != e.CRC {
+			rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: checksum wrong", l.entry.Name, e.Block), false})
+		}
+	})
+}
+
+// eachMapped calls f for what a map of the layer says. What of it cannot be read is a problem of the store's.
+func (rep *CheckReport) eachMapped(s *Store, l *Layer, m *sectorMap, f func(e *record)) error {
+	var failure error
+	_ = m.touched(func(region, _ uint64) error {
+		records, err := s.records(m, region, nil)
+		var c *CorruptError
+		switch {
+		case errors.As(err, &c):
+			rep.add(Problem{c.Structure, c.Offset, fmt.Sprintf("layer %q, device bytes %d to %d: %s", l.entry.Name,
+				region<<(regionShift+blockShift), (region+1)<<(regionShift+blockShift)-1, c.Detail), false})
+			return nil
+		case err != nil:
+			failure = err
+			return err
+		}
 		for i := range records {
-			e := &records[i]
+			f(&records[i])
+		}
+		return nil
+	})
+	return failure
+}
+
+// checkOwners compares the bitmap of owned slots with what the maps of the layers own.
+func (rep *CheckReport) checkOwners(s *Store) error {
+	seen := newSlotAllocator(s.sb.Slots)
+	var named uint64
+	unread := len(rep.Problems)
+	for _, l := range s.layers {
+		err := rep.eachMapped(s, l, l.m, func(e *record) {
 			if e.Kind != kindData {
-				continue
+				return
 			}
-			rep.DataBlocks++
 			off := s.sb.slotOffset(e.Slot)
-			if _, err := s.disk.ReadAt(buf, off); err != nil {
-				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: %v", l.entry.Name, e.Block, err), false})
-				continue
+			switch {
+			case !seen.claim(e.Slot):
+				rep.add(Problem{"map", off, fmt.Sprintf("layer %q block %d: slot %d has two owners", l.entry.Name, e.Block, e.Slot), false})
+			case !s.slots.isOwned(e.Slot):
+				rep.add(Problem{"bitmap", off, fmt.Sprintf("layer %q block %d: slot %d is owned by nobody", l.entry.Name, e.Block, e.Slot), false})
+			default:
+				named++
 			}
-			if checksum(buf) != e.CRC {
-				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: checksum wrong", l.entry.Name, e.Block), false})
-			}
+		})
+		if err != nil {
+			return err
 		}
 	}
+	if owned := s.slots.ownedSlots(); owned != named && len(rep.Problems) == unread {
+		rep.add(Problem{"bitmap", -1, fmt.Sprintf("%d slots are owned by no layer", owned-named), false})
+	}
 	return nil
+}
+
+// checkFlat compares the flat map of a sealed layer with the layers that it was made from.
+func (rep *CheckReport) checkFlat(s *Store, l *Layer) error {
+	if l.flat == nil {
+		return nil
+	}
+	var maps [1]mapping
+	var sums [1]uint32
+	compare := func(block uint64, to mapping, sum uint32) {
+		maps[0], sums[0] = mapAbsent, 0
+		if err := l.resolveBelow(block, maps[:], sums[:]); err != nil {
+			return // the layer's own map tells
+		}
+		if maps[0] != to || to.isData() && sums[0] != sum {
+			rep.add(Problem{"map", -1, fmt.Sprintf("layer %q block %d: its flat map differs from the layers below", l.entry.Name, block), false})
+		}
+	}
+	return rep.eachMapped(s, l, l.flat, func(e *record) {
+		if e.Kind == kindData {
+			compare(e.Block, dataMapping(e.Slot), e.CRC)
+			return
+		}
+		for b := e.Block; b < e.Block+e.Slot; b++ {
+			compare(b, mapZero, 0)
+		}
+	})
+}
+
+// resolveBelow resolves blocks that no layer above holds, by the layers' own maps until there are views.
+func (l *Layer) resolveBelow(first uint64, out []mapping, sums []uint32) error {
+	for {
+		want := l.fill(first, out, sums)
+		if want.m == nil {
+			return nil
+		}
+		if err := l.store.load(want.m, want.region); err != nil {
+			return err
+		}
+	}
 }

@@ -1,10 +1,16 @@
 package union
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+)
 
-// Checkpoint writes the sector map of every layer that has changed as a new run and moves the log's start to the
-// records that came after. Requests go on meanwhile: a run may hold mappings newer than its
-// start, which the log then repeats.
+// Checkpoint writes what changed of every sector map and of the bitmap of slots, and moves the log's start to the
+// records that came after. Requests go on meanwhile: what it writes may hold mappings newer than its
+// start, which the log then repeats. All of their records are durable in the log before the checkpoint counts, so that map and bitmap,
+// written at different moments, agree once the log has been repeated.
 func (s *Store) Checkpoint() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -25,22 +31,20 @@ func (s *Store) checkpointLocked() error {
 	start := l.next
 	l.mu.Unlock()
 
-	var old []extent
-	for _, layer := range s.layers {
-		replaced, err := s.writeRun(layer)
-		if err != nil {
-			s.fail()
-			return fmt.Errorf("write run of layer %q: %w", layer.entry.Name, err)
-		}
-		old = append(old, replaced...)
+	old, err := s.writeMaps()
+	if err == nil {
+		err = s.writePending()
 	}
-	if err := s.writeState(start); err != nil {
+	if err == nil {
+		err = s.writeState(start)
+	}
+	if err != nil {
 		s.fail()
-		return err
+		return fmt.Errorf("checkpoint: %w", err)
 	}
 	s.releaseAll(old)
-	s.releaseAll(s.staleRuns)
-	s.staleRuns = nil
+	s.releaseAll(s.stale)
+	s.stale = nil
 	l.mu.Lock()
 	l.start = start
 	var ready opList
@@ -48,6 +52,83 @@ func (s *Store) checkpointLocked() error {
 	l.mu.Unlock()
 	resumeAll(ready)
 	return nil
+}
+
+// writeMaps returns the slots that nothing names any more when the checkpoint is done.
+func (s *Store) writeMaps() (old []extent, err error) {
+	s.pager.pins.Add(1)
+	defer s.pager.pins.Add(-1)
+	for _, layer := range s.inOrder() {
+		for _, m := range [...]*sectorMap{layer.m, layer.flat} {
+			if m == nil {
+				continue
+			}
+			replaced, err := s.writeMap(m)
+			if err != nil {
+				return nil, fmt.Errorf("write map of layer %q: %w", layer.entry.Name, err)
+			}
+			old = append(old, replaced...)
+		}
+		layer.flatStored = layer.flatDone
+	}
+	replaced, err := s.writeBitmap()
+	if err != nil {
+		return nil, fmt.Errorf("write bitmap: %w", err)
+	}
+	return append(old, replaced...), nil
+}
+
+// inOrder lists the layers by their numbers, so that two stores with the same history are the same.
+func (s *Store) inOrder() []*Layer {
+	return slices.SortedFunc(maps.Values(s.layers), func(a, b *Layer) int { return cmp.Compare(a.entry.Number, b.entry.Number) })
+}
+
+// writePending writes to both copies of the log what maps and bitmap may have captured and no commit has written. The
+// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks.
+func (s *Store) writePending() error {
+	l := s.log
+	l.mu.Lock()
+	if l.failed {
+		l.mu.Unlock()
+		return errFailed
+	}
+	if l.count > 0 {
+		l.seal()
+		l.open()
+	}
+	from, to := l.written+1, l.next-1
+	if to < from {
+		l.mu.Unlock()
+		return nil
+	}
+	// A copy: the ring's blocks are used again as soon as that commit has ended.
+	buf := alignedBuffer(int(to-from+1) << blockShift)
+	p := buf
+	pieces, n := l.ringPieces(from, to)
+	for _, piece := range pieces[:n] {
+		p = p[copy(p, piece.p):]
+	}
+	l.mu.Unlock()
+	for _, piece := range pieces[:n] {
+		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			if _, err := s.disk.WriteAt(buf[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
+				return err
+			}
+		}
+		buf = buf[len(piece.p):]
+	}
+	return nil
+}
+
+// checkpointNeed is how many slots a checkpoint takes at most before it gives any back, once more blocks have been written.
+func (s *Store) checkpointNeed(more int) uint64 {
+	p := s.pager
+	regions := p.dirtyRegions.Load() + int64(more+regionBlocks-1)/regionBlocks + 1
+	bytes := p.dirtyBytes.Load() + int64(more*regionEntrySize) + 2*maxRegionBytes
+	segments := bytes/mapPayload + min(regions, p.count.Load()) + 1
+	pages := min(p.dirtyPages.Load()+regions, p.pages.Load()+2)
+	bitmap := min(s.slots.dirty.Load()+int64(more)/(pageGroups*groupSlots)+2, int64(len(s.slots.pages)))
+	return uint64(segments+pages+bitmap) + s.catalogNeed.Load()
 }
 
 func (s *Store) fail() {
@@ -58,136 +139,19 @@ func (s *Store) fail() {
 	resumeAll(ready)
 }
 
-// runBatch is how many blocks of a run are written at once.
-const runBatch = 256
-
-// writeRun writes the map of a layer if it has changed and returns the slots of the run that this replaces.
-func (s *Store) writeRun(layer *Layer) ([]extent, error) {
-	layer.mu.Lock()
-	dirty := layer.dirty
-	layer.dirty = false
-	regions := uint64(len(layer.m.dir))
-	most := layer.m.blocks/entriesPerRun + 1
-	layer.mu.Unlock()
-	if !dirty {
-		return nil, nil
-	}
-	w := runWriter{
-		s:   s,
-		buf: alignedBuffer(int(min(most, runBatch)) << blockShift),
-		h:   runHeader{UUID: s.sb.UUID, Layer: layer.entry.Number, Generation: s.sb.Generation + 1},
-	}
-	records := make([]record, 0, regionBlocks)
-	for r := range regions {
-		layer.mu.Lock()
-		if layer.m.dir[r] == 0 {
-			layer.mu.Unlock()
-			continue
-		}
-		records = layer.m.region(r, layer.entry.Number, records[:0])
-		layer.mu.Unlock()
-		for i := range records {
-			if err := w.add(&records[i]); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if err := w.finish(); err != nil {
-		return nil, err
-	}
-	old := layer.entry.Run
-	layer.entry.Run, layer.entry.RunLayer = w.slots, w.h.Layer
-	layer.entry.RunGeneration, layer.entry.RunEntries = w.h.Generation, w.entries
-	return old, nil
-}
-
-// runWriter packs entries into blocks and writes them to fresh slots.
-type runWriter struct {
-	s       *Store
-	h       runHeader
-	buf     []byte
-	blocks  int    // full blocks in buf
-	last    record // held back, to join zeros across regions
-	entries uint64
-	slots   []extent
-}
-
-func (w *runWriter) add(r *record) error {
-	if r.Kind == kindZero && w.last.Kind == kindZero && w.last.Block+w.last.Slot == r.Block {
-		w.last.Slot += r.Slot
-		return nil
-	}
-	err := w.put()
-	w.last = *r
-	return err
-}
-
-func (w *runWriter) put() error {
-	if w.last.Kind == 0 {
-		return nil
-	}
-	p := w.buf[w.blocks<<blockShift:][:blockSize]
-	encodeRunEntry(p[runHeaderSize+w.h.Count*runEntrySize:], &w.last)
-	w.last.Kind = 0
-	w.h.Count++
-	w.entries++
-	if w.h.Count == entriesPerRun {
-		w.sealBlock()
-		if w.blocks == runBatch {
-			return w.write()
-		}
-	}
-	return nil
-}
-
-func (w *runWriter) sealBlock() {
-	w.h.encode(w.buf[w.blocks<<blockShift:][:blockSize])
-	w.h.Index++
-	w.h.Count = 0
-	w.blocks++
-}
-
-func (w *runWriter) finish() error {
-	if err := w.put(); err != nil {
-		return err
-	}
-	if w.h.Count > 0 {
-		w.sealBlock()
-	}
-	return w.write()
-}
-
-func (w *runWriter) write() error {
-	exts, ok := w.s.slots.alloc(nil, w.blocks, 0)
-	if !ok {
-		return fmt.Errorf("%d blocks: %w", w.blocks, ErrNoSpace)
-	}
-	p := w.buf
-	for _, e := range exts {
-		n := int(e.Count) << blockShift
-		if _, err := w.s.disk.WriteAt(p[:n], w.s.sb.slotOffset(e.Slot)); err != nil {
-			return err
-		}
-		p = p[n:]
-		w.slots = appendExtent(w.slots, e.Slot, e.Count)
-	}
-	w.blocks = 0
-	return nil
-}
-
 // writeState writes a catalog of the layers as they are and then the superblocks, which make it and logStart the
 // state that a recovery begins from. The caller holds mu, or has the store to itself. B is durable
 // before A is touched, so one of them is whole at any time; what the old state named is
 // free only when both name the new one.
 func (s *Store) writeState(logStart uint64) error {
 	entries := make([]layerEntry, 0, len(s.layers))
-	for _, l := range s.layers {
-		entries = append(entries, l.entry)
+	for _, l := range s.inOrder() {
+		entries = append(entries, l.describe())
 	}
-	enc := encodeCatalog(entries)
+	enc := encodeCatalog(s.slots.bitmapEntries(), entries)
 	n := catalogBlockCount(len(enc))
 	if n > maxCatalogBlocks {
-		return fmt.Errorf("write catalog: %d layers with fragmented runs take %d blocks, at most %d fit: %w", len(entries), n, maxCatalogBlocks, ErrNoSpace)
+		return fmt.Errorf("write catalog: %d layers with fragmented maps take %d blocks, at most %d fit: %w", len(entries), n, maxCatalogBlocks, ErrNoSpace)
 	}
 	exts, ok := s.slots.alloc(nil, n, 0)
 	if !ok {
@@ -211,6 +175,7 @@ func (s *Store) writeState(logStart uint64) error {
 	s.sb.CatalogSlot, s.sb.CatalogBlocks, s.sb.CatalogGeneration = next.CatalogSlot, next.CatalogBlocks, next.CatalogGeneration
 	s.releaseAll(s.catalogSlots)
 	s.catalogSlots = exts
+	s.catalogNeed.Store(uint64(n) + 2)
 	return nil
 }
 

@@ -132,21 +132,49 @@ func (c *copier) alloc(n int) (err error) {
 func (c *copier) record() error {
 	l := c.dst
 	s := l.store
-	if err := s.lockRoom(l, len(c.records), s.Checkpoint); err != nil {
-		return err
+	for {
+		for i := range c.records {
+			if err := s.loadAll(l.m, c.records[i].Block, c.records[i].blocks()); err != nil {
+				return err
+			}
+		}
+		if err := s.lockRoom(l, len(c.records), s.Checkpoint); err != nil {
+			return err
+		}
+		done := c.apply()
+		busy := s.log.nearlyFull() || s.log.next-s.log.durable > flushAfterBlocks || s.pager.crowded()
+		s.log.mu.Unlock()
+		l.mu.Unlock()
+		if busy {
+			s.wakeBackground()
+		}
+		if done {
+			return nil
+		}
 	}
+}
+
+// apply reports false where entries were forgotten again before they could be changed.
+func (c *copier) apply() bool {
+	s, m := c.dst.store, c.dst.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for i := range c.records {
-		s.log.append(&c.records[i])
-		l.m.apply(&c.records[i], nothingFreed)
+		if _, found := m.paged(c.records[i].Block, c.records[i].blocks()); found {
+			return false
+		}
 	}
-	l.dirty = true
-	busy := s.log.nearlyFull() || s.log.next-s.log.durable > flushAfterBlocks
-	s.log.mu.Unlock()
-	l.mu.Unlock()
-	if busy {
-		s.wakeBackground()
+	s.slots.mu.Lock()
+	defer s.slots.mu.Unlock()
+	for i := range c.records {
+		r := &c.records[i]
+		s.log.append(r)
+		m.apply(r, nothingFreed)
+		if r.Kind == kindData {
+			s.slots.own(r.Slot)
+		}
 	}
-	return nil
+	return true
 }
 
 // pace holds background work back: to a rate, or, without one, to a part of the time, which is smaller

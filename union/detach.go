@@ -86,12 +86,20 @@ func (s *Store) dropUnfinished() error {
 		if !l.entry.Incoming || s.stoodOn(l) || l.isWork() && s.ownerOf(l) != nil {
 			continue
 		}
-		delete(s.layers, name)
-		// The state on the store names them until the recovery is done.
-		s.superseded = append(s.superseded, l.entry.Run...)
-		if err := l.eachSlot(func(slot uint64) error { s.supersededInLog(slot); return nil }); err != nil {
+		exts, err := l.ownSlots()
+		if err != nil {
 			return err
 		}
+		delete(s.layers, name)
+		// The state on the store names them until the recovery is done.
+		s.stale = append(s.stale, l.mapSlots()...)
+		s.volatile = true
+		for _, e := range exts {
+			for i := range uint64(e.Count) {
+				s.supersede(e.Slot + i)
+			}
+		}
+		l.m.drop()
 	}
 	return nil
 }
@@ -177,7 +185,7 @@ func (s *Store) beginDetach(name string, base Base, o DetachOptions) (*detach, e
 	d := &detach{owner: l, work: work, base: base, read: s.newReader(), pace: pace{bytesPerSecond: o.BytesPerSecond}}
 	d.copy = copier{dst: work, keep: s.copyKeep(), limit: d.withinQuota, copied: &d.copied}
 	work.mu.Lock()
-	d.copied.Store(int64(work.m.data) << blockShift)
+	d.copied.Store(int64(work.m.dataBlocks()) << blockShift)
 	work.mu.Unlock()
 	l.detach = d
 	return d, nil
@@ -279,7 +287,7 @@ func (d *detach) withinQuota(more int64) error {
 		return nil
 	}
 	l.mu.Lock()
-	have := int64(l.m.data) << blockShift
+	have := int64(l.m.dataBlocks()) << blockShift
 	l.mu.Unlock()
 	if need := have + d.copied.Load() + more; need > quota {
 		return fmt.Errorf("it would hold %d bytes or more, its quota is %d: %w", need, quota, ErrNoSpace)
@@ -368,8 +376,9 @@ func newChunk() *chunk {
 
 // copyChunk copies those of n blocks that neither the work layer nor the anchor holds, and returns how many bytes it read.
 func (d *detach) copyChunk(c *chunk, first, n uint64) (read int64, err error) {
-	d.work.own(first, c.own[:n], c.sums[:n])
-	d.anchor().own(first, c.anchor[:n], c.sums[:n])
+	if err := errors.Join(d.work.own(first, c.own[:n], c.sums[:n]), d.anchor().own(first, c.anchor[:n], c.sums[:n])); err != nil {
+		return 0, err
+	}
 	held := func(i int) bool { return c.own[i] != mapAbsent || c.anchor[i] != mapAbsent }
 	if err := d.work.readBlocks(d.read, d.base, c.buf[:n<<blockShift], int64(first)<<blockShift, c, held); err != nil {
 		return 0, err
@@ -457,12 +466,23 @@ func (s *Store) standOnWork(l, work *Layer) error {
 // foldSealed gives a sealed layer a map of all that it and the copy hold: one checkpoint. Nothing in it is superseded, so requests that
 // have found slots in the old map or in the views above it find the same ones.
 func (s *Store) foldSealed(owner, anchor, work *Layer) error {
-	m := newSectorMap(anchor.m.blocks)
-	m.applyAll(work.m, nothingFreed)
+	m := newSectorMap(s.pager, s.sb.NextLayer, anchor.m.blocks)
+	s.sb.NextLayer++
+	if err := s.copyMap(m, work.m, nothingFreed); err != nil {
+		m.drop()
+		return err
+	}
 	var garbage []extent // copied before the anchor's device wrote the block
-	m.applyAll(anchor.m, func(slot uint64) { garbage = appendExtent(garbage, slot, 1) })
+	if err := s.copyMap(m, anchor.m, func(slot uint64) { garbage = appendExtent(garbage, slot, 1) }); err != nil {
+		m.drop()
+		return err
+	}
+	s.slots.disownAll(garbage)
+	before := anchor.m
+	e := before.entry()
+	s.stale = append(append(s.stale, e.slots()...), work.mapSlots()...)
 	anchor.mu.Lock()
-	anchor.m, anchor.dirty = m, true
+	anchor.m = m
 	anchor.standOn(nil)
 	anchor.mu.Unlock()
 	for _, l := range s.layers {
@@ -470,7 +490,7 @@ func (s *Store) foldSealed(owner, anchor, work *Layer) error {
 			l.mu.Lock()
 			l.entry.Pin = Pin{}
 			l.mu.Unlock()
-			l.view.Store(nil)
+			s.dropView(l)
 		}
 	}
 	owner.entry.Detaching = false
@@ -478,7 +498,21 @@ func (s *Store) foldSealed(owner, anchor, work *Layer) error {
 	if err := s.checkpointLocked(); err != nil {
 		return err
 	}
-	s.epochs.retire(append(garbage, work.entry.Run...))
+	s.discard(before)
+	work.dropMaps()
+	s.epochs.retire(garbage)
 	s.wakeBackground()
 	return nil
+}
+
+// copyMap brings everything that one map holds into another, which nobody looks into yet.
+func (s *Store) copyMap(to, from *sectorMap, freed func(slot uint64)) error {
+	return s.eachRegion(from, func(_ uint64, records []record) error {
+		to.mu.Lock()
+		defer to.mu.Unlock()
+		for i := range records {
+			to.apply(&records[i], freed)
+		}
+		return nil
+	})
 }

@@ -220,7 +220,9 @@ func TestDetachGivesUp(t *testing.T) {
 		"damage": {func(r *rig) {
 			var m [1]mapping
 			var sum [1]uint32
-			r.layer.resolve(1<<20>>blockShift, m[:], sum[:])
+			if err := r.layer.resolve(1<<20>>blockShift, m[:], sum[:]); err != nil {
+				t.Fatal(err)
+			}
 			r.disk.Bytes()[r.store.sb.slotOffset(m[0].slot())]++
 		}, ErrCorrupt, "checksum"},
 		"other root": {func(r *rig) { r.layer.entry.Pin.SizeBytes++ }, ErrOtherRoot, "root"},

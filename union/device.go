@@ -2,6 +2,7 @@ package union
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -119,6 +120,8 @@ type op struct {
 	pieces []piece
 	left   int // pieces and asynchronous reads in flight
 	errno  syscall.Errno
+	redo   func(*op) // after entries of the sector map were loaded
+	unread error     // they could not be
 	async  atomic.Int32
 	failed atomic.Bool
 	waits  bool // asynchronous reads are being started
@@ -142,6 +145,7 @@ const (
 	stepWait               // a commit by another request
 	stepLog                // log blocks are written
 	stepFlush              // the device is flushed
+	stepMap                // entries of the sector map are being loaded
 )
 
 // edge is a block that a request covers only in part.
@@ -215,6 +219,7 @@ func (d *Device) Serve(r *ublk.Request) {
 	o.leads, o.retried = false, false
 	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
+	o.exts = o.exts[:0]
 	if d.readOnly && r.Op != ublk.OpRead && r.Op != ublk.OpFlush {
 		o.complete(syscall.EIO)
 		return
@@ -356,6 +361,32 @@ func (o *op) again() {
 	o.allocate()
 }
 
+// load brings entries of the sector map into memory, on a goroutine, and then goes on with redo.
+func (o *op) load(want missing, redo func(*op)) {
+	o.step, o.redo = stepMap, redo
+	store := o.q.d.layer.store
+	go func() {
+		o.unread = store.load(want.m, want.region)
+		o.r.Post(cookieWake, 0)
+	}()
+}
+
+func (o *op) loaded() {
+	if o.unread != nil {
+		slog.Error("part of a sector map cannot be read", "store", o.q.d.layer.store.path, "layer", o.q.d.layer.Name(), "error", o.unread)
+		o.giveBack()
+		o.complete(syscall.EIO)
+		return
+	}
+	o.redo(o)
+}
+
+// giveBack frees slots that the request has written to and will not record.
+func (o *op) giveBack() {
+	o.q.d.layer.store.releaseAll(o.exts)
+	o.exts = o.exts[:0]
+}
+
 // woken goes on after a commit of somebody else, an asynchronous read, or a checkpoint.
 func (o *op) woken() {
 	switch o.step {
@@ -365,6 +396,8 @@ func (o *op) woken() {
 		o.record()
 	case stepWait:
 		o.committed()
+	case stepMap:
+		o.loaded()
 	default:
 		o.rootsDone()
 		if o.left == 0 {

@@ -34,7 +34,7 @@ func (d *dumper) printf(format string, a ...any) {
 }
 
 func dumpDisk(w io.Writer, path string, dk disk) error {
-	d := &dumper{w: w, s: &Store{path: path, disk: dk, readOnly: true, layers: map[string]*Layer{}}}
+	d := &dumper{w: w, s: &Store{path: path, disk: dk, readOnly: true, pager: newPager(), layers: map[string]*Layer{}}}
 	d.superblocks()
 	if err := d.s.readSuperblocks(); err != nil {
 		d.printf("no superblock is usable: %v\n", err)
@@ -82,13 +82,41 @@ func (d *dumper) catalog() {
 		d.printf("  layer %d %q, UUID %s, device of %d bytes, made %s\n", l.entry.Number, info.Name, info.UUID, info.SizeBytes,
 			info.Created.Format("2006-01-02T15:04:05Z"))
 		d.printf("    pin: kind %d, %d bytes, digest %x\n", info.Pin.Kind, info.Pin.SizeBytes, info.Pin.Digest[:8])
-		d.printf("    run: generation %d, %d entries in %d extents, %d bytes of data\n",
-			l.entry.RunGeneration, l.entry.RunEntries, len(l.entry.Run), info.DataBytes)
-		for r := range uint64(len(l.m.dir)) {
-			for _, e := range l.m.region(r, l.entry.Number, nil) {
-				d.record("      ", &e)
-			}
+		d.sectorMap("own", l.m, &l.entry.Map)
+		if l.flat != nil {
+			d.sectorMap("flat", l.flat, &l.entry.Flat)
 		}
+	}
+	d.printf("bitmap of owned slots: %d of %d\n", s.slots.ownedSlots(), s.sb.Slots)
+	for _, p := range s.slots.bitmapEntries() {
+		if p.Slot == noSlot {
+			d.printf("  page %d: all owned\n", p.Index)
+			continue
+		}
+		d.printf("  page %d in slot %d, CRC-32C %#08x\n", p.Index, p.Slot, p.CRC)
+	}
+}
+
+func (d *dumper) sectorMap(what string, m *sectorMap, e *mapEntry) {
+	d.printf("    %s map %d: %d bytes of data\n", what, m.number, m.data<<blockShift)
+	for _, p := range e.Pages {
+		d.printf("      directory page %d in slot %d, CRC-32C %#08x\n", p.Index, p.Slot, p.CRC)
+	}
+	for i, seg := range e.Segments {
+		d.printf("      segment of generation %d: %d of %d records alive, in", seg.Generation, m.store.segments[i].live, seg.Records)
+		for _, x := range seg.Extents {
+			d.printf(" slots %d to %d", x.Slot, x.Slot+uint64(x.Count)-1)
+		}
+		d.printf("\n")
+	}
+	err := d.s.eachRegion(m, func(_ uint64, records []record) error {
+		for i := range records {
+			d.record("      ", &records[i])
+		}
+		return nil
+	})
+	if err != nil {
+		d.printf("      damaged: %v\n", err)
 	}
 }
 

@@ -14,6 +14,7 @@ type epochs struct {
 	mu      sync.Mutex
 	readers []*readers
 	retired [4][]extent
+	ending  [4][]func()
 	release func(slot uint64, count uint32)
 }
 
@@ -83,6 +84,15 @@ func (e *epochs) retire(slots []extent) {
 	e.advance()
 }
 
+// later calls end when no reader of today is left. It must not call back.
+func (e *epochs) later(end func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.now.Load() & 3
+	e.ending[now] = append(e.ending[now], end)
+	e.advance()
+}
+
 // collect releases what readers can no longer see and reports whether slots are left waiting.
 func (e *epochs) collect() (waiting bool) {
 	e.mu.Lock()
@@ -109,5 +119,10 @@ func (e *epochs) advance() {
 			e.release(x.Slot, x.Count)
 		}
 		*old = (*old)[:0]
+		ending := &e.ending[(now-1)&3]
+		for _, end := range *ending {
+			end()
+		}
+		*ending = nil
 	}
 }

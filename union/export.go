@@ -60,21 +60,23 @@ func (l *Layer) readBlocks(read *storeReader, base Base, p []byte, off int64, c 
 	n := (len(p) + blockSize - 1) >> blockShift
 	maps, sums := c.maps[:n], c.sums[:n]
 	epoch := read.enter()
-	l.resolve(uint64(off)>>blockShift, maps, sums)
-	for i := range maps {
-		if skip != nil && skip(i) {
-			maps[i] = mapZero
+	err := l.resolve(uint64(off)>>blockShift, maps, sums)
+	if err == nil {
+		for i := range maps {
+			if skip != nil && skip(i) {
+				maps[i] = mapZero
+			}
 		}
+		err = eachRun(maps, len(p), func(i, k, end int) error {
+			switch {
+			case maps[i].isData():
+				return l.readSlots(maps[i].slot(), sums[i:k], p[i<<blockShift:end], c.scratch)
+			case maps[i] == mapZero:
+				clear(p[i<<blockShift : end])
+			}
+			return nil
+		})
 	}
-	err := eachRun(maps, len(p), func(i, k, end int) error {
-		switch {
-		case maps[i].isData():
-			return l.readSlots(maps[i].slot(), sums[i:k], p[i<<blockShift:end], c.scratch)
-		case maps[i] == mapZero:
-			clear(p[i<<blockShift : end])
-		}
-		return nil
-	})
 	read.exit(epoch)
 	if err != nil {
 		return err

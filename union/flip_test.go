@@ -32,19 +32,33 @@ func (imageDisk) File() *os.File                     { return nil }
 func (imageDisk) Close() error                       { return nil }
 
 // summary is everything that a store maps, as text: two stores with the same have the same content.
-func (s *Store) summary() string {
+func (s *Store) summary() (string, error) {
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(s.layers)) {
 		l := s.layers[name]
 		e := l.entry
 		fmt.Fprintf(&b, "%d %s %v %d %d %v %d %v\n", e.Number, name, e.UUID, e.SizeBytes, e.Created, e.Pin, e.Parent, e.Sealed)
-		for r := range uint64(len(l.m.dir)) {
-			for _, x := range l.m.region(r, 0, nil) {
-				fmt.Fprintln(&b, x)
+		for _, m := range [...]*sectorMap{l.m, l.flat} {
+			if m == nil {
+				continue
+			}
+			err := s.eachRegion(m, func(_ uint64, records []record) error {
+				for _, x := range records {
+					fmt.Fprintln(&b, x)
+				}
+				return nil
+			})
+			if err != nil {
+				return "", err
 			}
 		}
 	}
-	return b.String()
+	for slot := range s.sb.Slots {
+		if s.slots.isOwned(slot) {
+			fmt.Fprintln(&b, "owned", slot)
+		}
+	}
+	return b.String(), nil
 }
 
 func summaryOf(b []byte) (string, error) {
@@ -52,7 +66,7 @@ func summaryOf(b []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.summary(), nil
+	return s.summary()
 }
 
 // structures returns the places of all live blocks of the image that are not data, with their kind.
@@ -67,8 +81,26 @@ func structures(t *testing.T, image []byte) map[int64]string {
 		at[s.sb.slotOffset(e.Slot)] = "catalog"
 	}
 	for name, l := range s.layers {
-		for _, e := range l.entry.Run {
-			at[s.sb.slotOffset(e.Slot)] = "run of " + name
+		for _, m := range [...]*sectorMap{l.m, l.flat} {
+			if m == nil {
+				continue
+			}
+			e := m.entry()
+			for _, p := range e.Pages {
+				at[s.sb.slotOffset(p.Slot)] = "directory of " + name
+			}
+			for _, seg := range e.Segments {
+				for _, x := range seg.Extents {
+					for i := range uint64(x.Count) {
+						at[s.sb.slotOffset(x.Slot+i)] = "segment of " + name
+					}
+				}
+			}
+		}
+	}
+	for _, p := range s.slots.bitmapEntries() {
+		if p.Slot != noSlot {
+			at[s.sb.slotOffset(p.Slot)] = "bitmap"
 		}
 	}
 	for seq := s.sb.LogStart; seq < s.sb.LogStart+uint64(s.recovery.LogBlocks); seq++ {
@@ -198,10 +230,10 @@ func directories(image []byte, at map[int64]string) (n uint64) {
 		if kind != "catalog" {
 			continue
 		}
-		layers, err := decodeCatalog(p[catalogHeaderSize:][:min(int(le.Uint16(p[36:])), catalogPayload)], ^uint64(0))
+		_, layers, err := decodeCatalog(p[catalogHeaderSize:][:min(int(le.Uint16(p[36:])), catalogPayload)], ^uint64(0))
 		if err == nil {
 			for _, l := range layers {
-				n += uint64(l.SizeBytes) >> (blockShift + regionShift) * 8
+				n += uint64(l.SizeBytes) >> (blockShift + regionShift) / dirWords * 8
 			}
 		}
 	}

@@ -12,8 +12,8 @@ import (
 
 // Leaf store format, version 1. All integers are little-endian, all structures are
 // whole 4 KiB blocks, and each block that is not a data slot carries the CRC-32C of itself
-// with the checksum field as zero. Data slots are covered by the CRC-32C in the record or run
-// entry that maps them.
+// with the checksum field as zero. Data slots are covered by the CRC-32C in the record or map
+// entry that maps them; pages of the slot bitmap by the one in the catalog.
 //
 //	block 0          superblock A
 //	block 16         superblock B
@@ -23,7 +23,7 @@ import (
 //
 // Torn writes: a superblock is written to B, flushed, then to A, flushed, and nothing that
 // the older one names is reused before both are done. A log block that tore is either not yet
-// covered by a flush, or there is its other copy. Slots, runs and catalogs are only ever
+// covered by a flush, or there is its other copy. Slots, maps, bitmaps and catalogs are only ever
 // written where nothing live is.
 const (
 	blockSize  = 4096
@@ -270,7 +270,7 @@ func (h *logHeader) decode(p []byte, id uuid.UUID) bool {
 	return h.decodeFields(p, id) && blockChecksum(p, logSumField) == le.Uint32(p[logSumField:])
 }
 
-// Kinds of records and run entries. Numbers are never used again for another meaning.
+// Kinds of records and map entries. Numbers are never used again for another meaning.
 const (
 	kindData  = 1 // block is in a slot
 	kindZero  = 2 // count blocks from block on read as zeros
@@ -330,6 +330,14 @@ func (r *record) valid(slots, layerBlocks uint64) bool {
 	return false
 }
 
+// blocks is how many blocks of the device a data or zero record is about.
+func (r *record) blocks() uint64 {
+	if r.Kind == kindZero {
+		return r.Slot
+	}
+	return 1
+}
+
 const textPerRecord = recordSize - 8
 
 func encodeText(p []byte, layer uint32, text []byte) {
@@ -339,84 +347,5 @@ func encodeText(p []byte, layer uint32, text []byte) {
 	copy(p[8:recordSize], text)
 }
 
-// runHeader begins each block of a run: the sector map of one layer, sorted by block.
-//
-//	 0  4  magic "CRUN"
-//	 4  4  CRC-32C of the block
-//	 8 16  UUID of the store
-//	24  4  layer number
-//	28  4  index of this block in the run
-//	32  8  generation of the run
-//	40  2  number of entries
-//	42     zero to 64
-//	64     entries of 16 bytes
-//
-// An entry:
-//
-//	 0  5  block
-//	 5  1  kind
-//	 6  5  slot (data) or count of blocks (zero)
-//	11  1  zero
-//	12  4  CRC-32C of the slot's content (data)
-type runHeader struct {
-	UUID       uuid.UUID
-	Layer      uint32
-	Index      uint32
-	Generation uint64
-	Count      int
-}
-
-const (
-	runMagic      = uint32('C') | uint32('R')<<8 | uint32('U')<<16 | uint32('N')<<24
-	runHeaderSize = 64
-	runEntrySize  = 16
-	entriesPerRun = (blockSize - runHeaderSize) / runEntrySize
-)
-
-func (h *runHeader) encode(p []byte) {
-	le.PutUint32(p, runMagic)
-	copy(p[8:24], h.UUID[:])
-	le.PutUint32(p[24:], h.Layer)
-	le.PutUint32(p[28:], h.Index)
-	le.PutUint64(p[32:], h.Generation)
-	le.PutUint16(p[40:], uint16(h.Count))
-	clear(p[42:runHeaderSize])
-	clear(p[runHeaderSize+h.Count*runEntrySize : blockSize])
-	le.PutUint32(p[logSumField:], blockChecksum(p, logSumField))
-}
-
-func (h *runHeader) decode(p []byte, off int64) error {
-	if le.Uint32(p) != runMagic {
-		return &CorruptError{"run", off, "magic missing"}
-	}
-	if got, want := blockChecksum(p, logSumField), le.Uint32(p[logSumField:]); got != want {
-		return &CorruptError{"run", off, fmt.Sprintf("checksum %#08x, stored %#08x", got, want)}
-	}
-	copy(h.UUID[:], p[8:24])
-	h.Layer = le.Uint32(p[24:])
-	h.Index = le.Uint32(p[28:])
-	h.Generation = le.Uint64(p[32:])
-	h.Count = int(le.Uint16(p[40:]))
-	if h.Count > entriesPerRun {
-		return &CorruptError{"run", off, "too many entries"}
-	}
-	return nil
-}
-
 func put40(p []byte, v uint64) { le.PutUint32(p, uint32(v)); p[4] = byte(v >> 32) }
 func get40(p []byte) uint64    { return uint64(le.Uint32(p)) | uint64(p[4])<<32 }
-
-func encodeRunEntry(p []byte, r *record) {
-	put40(p, r.Block)
-	p[5] = r.Kind
-	put40(p[6:], r.Slot)
-	p[11] = 0
-	le.PutUint32(p[12:], r.CRC)
-}
-
-func decodeRunEntry(p []byte, r *record) {
-	r.Block = get40(p)
-	r.Kind = p[5]
-	r.Slot = get40(p[6:])
-	r.CRC = le.Uint32(p[12:])
-}

@@ -68,22 +68,14 @@ var recordLayout = []layoutField{
 	{28, 4, "", uint32(0)},
 }
 
-var runHeaderLayout = []layoutField{
-	{0, 4, "", []byte("CRUN")},
+var mapHeaderLayout = []layoutField{
+	{0, 4, "Magic", segmentMagic},
 	{4, 4, "", nil},
 	{8, 16, "UUID", testUUID},
-	{24, 4, "Layer", uint32(0x11121314)},
+	{24, 4, "Map", uint32(0x11121314)},
 	{28, 4, "Index", uint32(0x21222324)},
 	{32, 8, "Generation", uint64(0x3132333435363738)},
-	{40, 2, "Count", 0xfb},
-}
-
-var runEntryLayout = []layoutField{
-	{0, 5, "Block", uint64(0x2122232425)},
-	{5, 1, "Kind", uint8(1)},
-	{6, 5, "Slot", uint64(0x3132333435)},
-	{11, 1, "", uint8(0)},
-	{12, 4, "CRC", uint32(0x41424344)},
+	{40, 2, "Used", 0xfb},
 }
 
 // bytesOf is the little-endian form of a field's value.
@@ -138,9 +130,9 @@ func TestLayouts(t *testing.T) {
 		{"record", &record{}, recordLayout, recordSize,
 			func(p []byte, v any) { v.(*record).encode(p) },
 			func(p []byte) (any, error) { var r record; r.decode(p); return &r, nil }},
-		{"runHeader", &runHeader{}, runHeaderLayout, runHeaderSize,
-			func(p []byte, v any) { v.(*runHeader).encode(p) },
-			func(p []byte) (any, error) { var h runHeader; err := h.decode(p, 0); return &h, err }},
+		{"mapHeader", &mapHeader{}, mapHeaderLayout, mapHeaderSize,
+			func(p []byte, v any) { v.(*mapHeader).encode(p) },
+			func(p []byte) (any, error) { var h mapHeader; err := h.decode(p, 0); return &h, err }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fillFields(c.of, c.layout)
@@ -168,15 +160,26 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
-func TestRunEntryLayout(t *testing.T) {
-	var r, got record
-	fillFields(&r, runEntryLayout)
-	p := bytes.Repeat([]byte{0xff}, runEntrySize)
-	encodeRunEntry(p, &r)
-	checkLayout(t, p, runEntryLayout)
-	decodeRunEntry(p, &got)
-	if got != r {
-		t.Errorf("decoded %+v, want %+v", got, r)
+// TestRegionRecordLayout compares a record with the diagram beside its decoder.
+func TestRegionRecordLayout(t *testing.T) {
+	m := newSectorMap(newPager(), 1, 4*regionBlocks)
+	m.zero(2*regionBlocks, regionBlocks, nothingFreed)
+	m.set(2*regionBlocks+0x123, dataMapping(0x1112131415), 0x21222324)
+	m.set(3*regionBlocks-3, mapZero, 0)
+	m.set(3*regionBlocks-2, mapZero, 0)
+	got, data := m.encodeRegion(2, nil)
+	want := []byte{2, 0, 0, 0, 2, 0x80,
+		0x23, 0x01 | kindData<<2, 0x15, 0x14, 0x13, 0x12, 0x11, 0x24, 0x23, 0x22, 0x21,
+		0xfd, 0x03 | kindZero<<2, 2, 0, 0, 0, 0, 0, 0, 0, 0}
+	if !bytes.Equal(got, want) || data != 1 {
+		t.Fatalf("%d blocks of data in\n%x, want\n%x", data, got, want)
+	}
+	r := regionRecord{b: got}
+	if covered, data, err := r.check(2, regionBlocks, maxBlock); covered != 3 || data != 1 || err != nil {
+		t.Errorf("%d blocks, %d of data, %v", covered, data, err)
+	}
+	if p := newPlace(0x1112131415, 4094, 1024); p.slot() != 0x1112131415 || p.off() != 4094 || p.data() != 1024 {
+		t.Errorf("place %#x", uint64(p))
 	}
 }
 
@@ -209,7 +212,7 @@ var diagramLine = regexp.MustCompile(`(?m)^\s*(\d+)\s+(\d+)\s\s`)
 // checkDiagram compares the layout with the lines "offset size content" in the comment on the Go type.
 func checkDiagram(t *testing.T, name string, layout []layoutField) {
 	t.Helper()
-	f, err := parser.ParseFile(token.NewFileSet(), "format.go", nil, parser.ParseComments)
+	f, err := parser.ParseFile(token.NewFileSet(), map[bool]string{true: "mapstore.go", false: "format.go"}[name == "mapHeader"], nil, parser.ParseComments)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,21 +292,29 @@ func catalogExample() []layerEntry {
 	}
 	return []layerEntry{
 		{Number: 0x21222324, UUID: testUUID, Name: "web1", SizeBytes: 0x3132333435 << 9, Created: 0x4142434445464748, QuotaBytes: 0x5152535455565758, Pin: pin,
-			Parent: 7, RunLayer: 0x25262728, RunGeneration: 0x5152535455565758, RunEntries: 700, Run: []extent{{0x61, 2}, {0x71, 1}}},
-		{Number: 7, UUID: otherUUID, Name: "_", SizeBytes: 0x3132333435 << 9, Sealed: true},
+			Parent: 7, Map: mapEntry{Number: 0x25262728, Pages: []dirEntry{{0x31, 0x32, 0x33343536}, {0x41, 0x42, 0x43444546}},
+				Segments: []segmentEntry{{0x6162636465666768, 0x71727374, []extent{{0x61, 2}, {0x71, 1}}}}}},
+		{Number: 7, UUID: otherUUID, Name: "_", SizeBytes: 0x3132333435 << 9, Sealed: true, FlatDone: true,
+			Map: mapEntry{Number: 7}, Flat: mapEntry{Number: 8}},
 	}
 }
 
+func bitmapExample() []bitmapEntry { return []bitmapEntry{{0, 0x22, 0x23242526}} }
+
 func TestCatalogRoundTrip(t *testing.T) {
 	layers := catalogExample()
-	enc := encodeCatalog(layers)
-	got, err := decodeCatalog(enc, 0x80)
-	if err != nil || !reflect.DeepEqual(got, layers) {
+	enc := encodeCatalog(bitmapExample(), layers)
+	bitmap, got, err := decodeCatalog(enc, 0x80)
+	if err != nil || !reflect.DeepEqual(got, layers) || !reflect.DeepEqual(bitmap, bitmapExample()) {
 		t.Fatalf("decoded %+v: %v", got, err)
 	}
 	// The order of the comment.
 	p := &layers[0].Pin
 	var want []byte
+	want = le.AppendUint32(want, 1)
+	want = le.AppendUint32(want, 0)
+	want = le.AppendUint64(want, 0x22)
+	want = le.AppendUint32(want, 0x23242526)
 	want = le.AppendUint32(want, 2)
 	want = le.AppendUint32(want, 0x21222324)
 	want = append(want, 0)
@@ -317,26 +328,35 @@ func TestCatalogRoundTrip(t *testing.T) {
 	want = le.AppendUint64(want, 0x1112131415161718)
 	want = append(want, p.Digest[:]...)
 	want = append(want, "\x04web1"...)
+	own := &layers[0].Map
 	want = le.AppendUint32(want, 0x25262728)
-	want = le.AppendUint64(want, 0x5152535455565758)
-	want = le.AppendUint64(want, 700)
 	want = le.AppendUint32(want, 2)
-	for _, e := range layers[0].Run {
+	for _, x := range own.Pages {
+		want = le.AppendUint32(want, x.Index)
+		want = le.AppendUint64(want, x.Slot)
+		want = le.AppendUint32(want, x.CRC)
+	}
+	want = le.AppendUint32(want, 1)
+	want = le.AppendUint64(want, 0x6162636465666768)
+	want = le.AppendUint32(want, 0x71727374)
+	want = le.AppendUint32(want, 2)
+	for _, e := range own.Segments[0].Extents {
 		want = le.AppendUint64(want, e.Slot)
 		want = le.AppendUint32(want, e.Count)
 	}
+	want = le.AppendUint32(want, 0) // no flat map
 	if !bytes.HasPrefix(enc, want) {
 		t.Errorf("encoded\n%x, want it to begin with\n%x", enc, want)
 	}
-	if flags := enc[len(want)+4]; flags != layerSealed {
+	if flags := enc[len(want)+4]; flags != layerSealed|layerFlatDone {
 		t.Errorf("flags of the sealed layer %#x", flags)
 	}
 	for n := range enc {
-		if _, err := decodeCatalog(enc[:n], 0x80); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := decodeCatalog(enc[:n], 0x80); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("cut to %d bytes: %v", n, err)
 		}
 	}
-	if _, err := decodeCatalog(append(enc, 0), 0x80); !errors.Is(err, ErrCorrupt) {
+	if _, _, err := decodeCatalog(append(enc, 0), 0x80); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("with a byte more: %v", err)
 	}
 }
@@ -351,18 +371,24 @@ func TestCatalogRefuses(t *testing.T) {
 		"name too long":         func(l []layerEntry) { l[0].Name = string(bytes.Repeat([]byte("a"), 65)) },
 		"name twice":            func(l []layerEntry) { l[1].Name = l[0].Name },
 		"number twice":          func(l []layerEntry) { l[1].Number = l[0].Number },
-		"empty extent":          func(l []layerEntry) { l[0].Run[1].Count = 0 },
-		"extent beyond the end": func(l []layerEntry) { l[0].Run[1] = extent{0x7f, 2} },
-		"extent far beyond":     func(l []layerEntry) { l[0].Run[1].Slot = ^uint64(0) },
+		"empty extent":          func(l []layerEntry) { l[0].Map.Segments[0].Extents[1].Count = 0 },
+		"extent beyond the end": func(l []layerEntry) { l[0].Map.Segments[0].Extents[1] = extent{0x7f, 2} },
+		"extent far beyond":     func(l []layerEntry) { l[0].Map.Segments[0].Extents[1].Slot = ^uint64(0) },
 		"parent missing":        func(l []layerEntry) { l[0].Parent = 8 },
 		"parent not sealed":     func(l []layerEntry) { l[1].Sealed = false },
 		"parent of other size":  func(l []layerEntry) { l[1].SizeBytes += 512 },
 		"own parent":            func(l []layerEntry) { l[1].Parent = 7 },
-		"run too short":         func(l []layerEntry) { l[0].RunEntries = 3*entriesPerRun + 1 },
+		"empty segment":         func(l []layerEntry) { l[0].Map.Segments[0].Extents = nil },
+		"page beyond the end":   func(l []layerEntry) { l[0].Map.Pages[0].Slot = 0x80 },
+		"pages out of order":    func(l []layerEntry) { l[0].Map.Pages[0].Index = 0x41 },
+		"no map":                func(l []layerEntry) { l[0].Map = mapEntry{} },
+		"map twice":             func(l []layerEntry) { l[0].Map.Number = 7 },
+		"flat map is its own":   func(l []layerEntry) { l[1].Flat.Number = 7 },
+		"no flat map":           func(l []layerEntry) { l[1].Flat = mapEntry{} },
 	} {
 		layers := catalogExample()
 		change(layers)
-		if _, err := decodeCatalog(encodeCatalog(layers), 0x80); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := decodeCatalog(encodeCatalog(bitmapExample(), layers), 0x80); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -136,12 +137,11 @@ func (s *Store) split(l *Layer, number uint32, id uuid.UUID, as string, created 
 	e := l.entry
 	e.Number, e.UUID, e.Name, e.Created, e.Sealed = number, id, as, created, true
 	e.Detaching = false // that stays with the layer above
-	sealed := &Layer{store: s, entry: e, m: l.m, dirty: l.dirty}
+	sealed := &Layer{store: s, entry: e, m: l.m}
 	sealed.standOn(l.parent)
 	s.layers[as] = sealed
-	l.m = newSectorMap(l.m.blocks)
-	l.entry.Run, l.entry.RunGeneration, l.entry.RunEntries = nil, 0, 0
-	l.dirty = false
+	// The layer's old map goes on under the old number, so the number of the sealed layer is free for the new one.
+	l.m = newSectorMap(s.pager, number, l.m.blocks)
 	l.standOn(sealed)
 	return sealed
 }
@@ -179,25 +179,64 @@ func (s *Store) merge(l *Layer) error {
 		}
 	}
 	s.moveWork(l, below)
-	if err := s.lockWithRoom(l, 1); err != nil {
-		return err
+	s.pager.pins.Add(1)
+	defer s.pager.pins.Add(-1)
+	for {
+		if err := s.loadForJoin(l, below); err != nil {
+			return err
+		}
+		if err := s.lockWithRoom(l, 1); err != nil {
+			return err
+		}
+		ready := s.readyToJoin(l, below)
+		if ready {
+			s.log.append(&record{Kind: kindMerge, Layer: l.entry.Number, Block: uint64(below.entry.Number)})
+			var freed []extent
+			s.join(l, below, func(slot uint64) { freed = appendExtent(freed, slot, 1) })
+			s.slots.disownAll(freed)
+			s.log.limbo = append(s.log.limbo, freed...)
+		}
+		s.log.mu.Unlock()
+		l.mu.Unlock()
+		if ready {
+			return nil
+		}
 	}
-	s.log.append(&record{Kind: kindMerge, Layer: l.entry.Number, Block: uint64(below.entry.Number)})
-	s.join(l, below, s.log.supersede)
-	s.log.mu.Unlock()
-	l.mu.Unlock()
-	return nil
 }
 
-// join applies what l holds to the map of the layer below and makes that l's own. Where l had a run, no
-// run holds both until the next checkpoint, and the catalog alone must not be written before.
+// loadForJoin loads what l holds, and of the layer below the same regions. The pager is pinned.
+func (s *Store) loadForJoin(l, below *Layer) error {
+	return l.m.touched(func(region, _ uint64) error {
+		if err := s.load(l.m, region); err != nil {
+			return err
+		}
+		return s.load(below.m, region)
+	})
+}
+
+// readyToJoin tells whether everything is loaded: a write may have touched another region since. The caller holds the layer's lock.
+func (s *Store) readyToJoin(l, below *Layer) bool {
+	return l.m.touched(func(region, word uint64) error {
+		below.m.mu.Lock()
+		defer below.m.mu.Unlock()
+		if word>>wordState == wordPaged || below.m.word(region)>>wordState == wordPaged {
+			return errNotLoaded
+		}
+		return nil
+	}) == nil
+}
+
+var errNotLoaded = errors.New("entries are not loaded")
+
+// join applies what l holds to the map of the layer below and makes that l's own. Where the store has a part of
+// l's map, nothing there holds both until the next checkpoint, and the catalog alone must not be written before.
 func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
 	below.m.applyAll(l.m, freed)
+	e := l.m.entry()
+	s.stale = append(s.stale, e.slots()...)
+	l.m.drop()
 	l.m = below.m
-	s.staleRuns = append(s.staleRuns, l.entry.Run...)
-	l.entry.Run, l.entry.RunLayer = below.entry.Run, below.entry.RunLayer
-	l.entry.RunGeneration, l.entry.RunEntries = below.entry.RunGeneration, below.entry.RunEntries
-	l.dirty = true
+	s.dropView(below)
 	l.standOn(below.parent)
 	if below.isWork() { // complete, and now a part of l
 		l.entry.Detaching = false
@@ -206,37 +245,33 @@ func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
 	delete(s.layers, below.entry.Name)
 }
 
-// applyAll brings everything that another map holds into this one.
+// applyAll brings everything that another map holds into this one. All that it needs is loaded.
 func (m *sectorMap) applyAll(from *sectorMap, freed func(slot uint64)) {
 	var records []record
-	for r := range uint64(len(from.dir)) {
-		records = from.region(r, 0, records[:0])
+	_ = from.touched(func(region, _ uint64) error {
+		from.mu.Lock()
+		records = from.region(region, 0, records[:0])
+		from.mu.Unlock()
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		for i := range records {
 			m.apply(&records[i], freed)
 		}
-	}
+		return nil
+	})
 }
 
-// replaySeal repeats a freeze. Where the catalog has the sealed layer already, what the layer above holds at
-// this point of the log belongs to it.
+// replaySeal repeats a freeze that the catalog does not know.
 func (s *Store) replaySeal(l *Layer, r *record, text []byte, byNumber map[uint32]*Layer) error {
 	number := uint32(r.Block)
-	sealed := byNumber[number]
-	if sealed == l || sealed != nil && sealed.m.blocks != l.m.blocks {
+	if byNumber[number] != nil {
 		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was sealed as layer %d, which is another", r.Layer, number)}
-	}
-	if sealed != nil {
-		sealed.m.applyAll(l.m, s.supersededInLog)
-		l.m = newSectorMap(l.m.blocks)
-		sealed.dirty, l.dirty = true, true
-		return nil
 	}
 	var id uuid.UUID
 	if copy(id[:], text) != len(id) || ValidLayerName(string(text[len(id):])) != nil || s.layers[string(text[len(id):])] != nil {
 		return &CorruptError{"log", -1, fmt.Sprintf("name of sealed layer %d not valid", number)}
 	}
 	byNumber[number] = s.split(l, number, id, string(text[len(id):]), int64(r.Slot))
-	byNumber[number].dirty, l.dirty = true, true
 	s.sb.NextLayer = max(s.sb.NextLayer, number+1)
 	return nil
 }
@@ -251,7 +286,10 @@ func (s *Store) replayMerge(l *Layer, r *record, byNumber map[uint32]*Layer) err
 		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was merged with layer %d, which it does not stand on", r.Layer, r.Block)}
 	}
 	s.moveWork(l, below)
-	s.join(l, below, s.supersededInLog)
+	if err := s.loadForJoin(l, below); err != nil {
+		return err
+	}
+	s.join(l, below, s.supersede)
 	delete(byNumber, uint32(r.Block))
 	return nil
 }

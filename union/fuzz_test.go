@@ -3,7 +3,6 @@ package union
 import (
 	"bytes"
 	"errors"
-	"reflect"
 	"runtime"
 	"testing"
 )
@@ -67,26 +66,27 @@ func FuzzSuperblock(f *testing.F) {
 }
 
 func FuzzCatalog(f *testing.F) {
-	f.Add(encodeCatalog(nil))
-	f.Add(encodeCatalog(catalogExample()))
+	f.Add(encodeCatalog(nil, nil))
+	f.Add(encodeCatalog(bitmapExample(), catalogExample()))
 	f.Add([]byte{0xff, 0xff, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		var bitmap []bitmapEntry
 		var layers []layerEntry
 		var err error
 		// Each layer takes 100 bytes of the string at least, and each extent 12.
-		limit(t, uint64(len(b))*32+64<<10, func() { layers, err = decodeCatalog(b, 0x80) })
+		limit(t, uint64(len(b))*32+64<<10, func() { bitmap, layers, err = decodeCatalog(b, 0x80) })
 		known(t, err)
 		if err != nil {
 			return
 		}
-		if again := encodeCatalog(layers); !bytes.Equal(again, b) {
+		if again := encodeCatalog(bitmap, layers); !bytes.Equal(again, b) {
 			t.Errorf("%x came back as %x", b, again)
 		}
 		for _, l := range layers {
 			if ValidLayerName(l.Name) != nil || l.SizeBytes <= 0 {
 				t.Errorf("accepted %+v", l)
 			}
-			for _, e := range l.Run {
+			for _, e := range append(l.Map.slots(), l.Flat.slots()...) {
 				if e.Slot+uint64(e.Count) > 0x80 {
 					t.Errorf("accepted extent %+v", e)
 				}
@@ -189,47 +189,65 @@ func checkRecord(t *testing.T, r *record) {
 	}
 }
 
-// FuzzRunBlock loads a run of one block into a layer.
-func FuzzRunBlock(f *testing.F) {
-	p := make([]byte, blockSize)
-	h := runHeader{UUID: testUUID, Layer: 3, Generation: 5, Count: 2}
-	encodeRunEntry(p[runHeaderSize:], &record{Kind: kindData, Block: 1, Slot: 2, CRC: 3})
-	encodeRunEntry(p[runHeaderSize+runEntrySize:], &record{Kind: kindZero, Block: 2, Slot: 5})
-	h.encode(p)
-	f.Add(p[:256])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		p := blockOf(b)
-		for range 2 {
-			s := &Store{sb: superblock{UUID: testUUID, Slots: 1000}}
-			l := newLayer(s, layerEntry{Number: 3, RunLayer: 3, RunGeneration: 5, SizeBytes: 3000 << blockShift})
-			var after uint64
-			n, err := s.loadRunBlock(l, p, 0, &after, 0)
-			known(t, err)
-			if err == nil && (n < 0 || n > entriesPerRun || after > 3000) {
-				t.Errorf("%d entries up to block %d", n, after)
+// FuzzMap opens and reads a map of one directory page and one segment of four blocks, whatever they hold.
+func FuzzMap(f *testing.F) {
+	page, blocks := mapExample(f)
+	f.Add(page[mapHeaderSize:128], blocks[mapHeaderSize:256])
+	f.Fuzz(func(t *testing.T, page, content []byte) {
+		image := make([]byte, 8<<blockShift)
+		copy(image[mapHeaderSize:blockSize], page)
+		h := mapHeader{Magic: dirMagic, UUID: testUUID, Map: 3}
+		h.encode(image)
+		for i := range uint32(4) {
+			p := image[(i+1)<<blockShift:][:blockSize]
+			content = content[copy(p[mapHeaderSize:], content):]
+			h = mapHeader{segmentMagic, testUUID, 3, i, 5, mapPayload}
+			h.encode(p)
+		}
+		s := &Store{disk: imageDisk{image}, sb: superblock{UUID: testUUID, Slots: 1000}, pager: newPager()}
+		m, err := s.openMap(&mapEntry{3, []dirEntry{{0, 0, le.Uint32(image[logSumField:])}}, []segmentEntry{{5, 9, []extent{{1, 4}}}}}, 3000)
+		known(t, err)
+		if err != nil {
+			return
+		}
+		err = s.eachRegion(m, func(region uint64, records []record) error {
+			for i := range records {
+				if !records[i].valid(1000, 3000) || records[i].Block>>regionShift != region {
+					t.Errorf("accepted %+v in region %d", records[i], region)
+				}
 			}
-			le.PutUint32(p, runMagic)
-			copy(p[8:], testUUID[:])
-			le.PutUint32(p[24:], 3)
-			le.PutUint32(p[28:], 0)
-			le.PutUint64(p[32:], 5)
-			le.PutUint32(p[logSumField:], blockChecksum(p, logSumField))
+			return nil
+		})
+		known(t, err)
+		r := segmentReader{s: s, m: m, seg: m.store.segments[0]}
+		for {
+			_, rec, err := r.next()
+			known(t, err)
+			if err != nil || rec.b == nil {
+				break
+			}
 		}
 	})
 }
 
-// TestRunEntriesComeBack packs and reads entries with the extremes of each field.
-func TestRunEntriesComeBack(t *testing.T) {
-	p := make([]byte, runEntrySize)
-	for _, v := range []uint64{0, 1, 255, 1 << 31, 1 << 32, maxBlock} {
-		for _, kind := range []uint8{kindData, kindZero} {
-			r := record{Kind: kind, Block: v, Slot: maxBlock - v, CRC: uint32(v*3 + 1)}
-			encodeRunEntry(p, &r)
-			var got record
-			decodeRunEntry(p, &got)
-			if !reflect.DeepEqual(got, r) {
-				t.Errorf("%+v came back as %+v", r, got)
-			}
-		}
+// mapExample returns a directory page and a segment of four blocks.
+func mapExample(tb testing.TB) (page, blocks []byte) {
+	tb.Helper()
+	disk := imageDisk{make([]byte, 8<<blockShift)}
+	s := &Store{disk: writableImage{disk}, sb: superblock{UUID: testUUID, Slots: 8}, pager: newPager(), slots: newSlotAllocator(8)}
+	m := newSectorMap(s.pager, 3, 3000)
+	for b := range uint64(900) {
+		m.set(b, dataMapping(b%8), uint32(b))
 	}
+	m.zero(1024, 1024, nothingFreed)
+	m.zero(2048, 100, nothingFreed)
+	if _, err := s.writeMap(m); err != nil {
+		tb.Fatal(err)
+	}
+	return disk.b[3<<blockShift : 4<<blockShift], disk.b[:3<<blockShift]
 }
+
+// writableImage is an image that takes writes.
+type writableImage struct{ imageDisk }
+
+func (d writableImage) WriteAt(p []byte, off int64) (int, error) { return copy(d.b[off:], p), nil }

@@ -20,11 +20,14 @@ type Layer struct {
 	readers int        // of a sealed layer; guarded by Store.mu
 	detach  *detach    // under way; guarded by Store.mu
 
-	mu     sync.Mutex // guards what follows; of a sealed layer m does not change, but may be replaced by an equal one
+	mu     sync.Mutex // guards what follows, and the content of m where the layer is not sealed; of a sealed one m may be replaced by an equal one
 	m      *sectorMap // what the layer itself holds
 	parent *Layer     // sealed; nil: the root
-	dirty  bool       // changed since its run was written
 
+	flatDone   bool // flat is complete; guarded by Store.mu, as flatStored is
+	flatStored bool // and the store has all of it
+
+	flat *sectorMap           // of a sealed layer, what it and those below it hold of regions that several touch, or nil; guarded by Store.mu
 	view atomic.Pointer[view] // of a sealed layer and all below it, once it is built
 }
 
@@ -42,7 +45,7 @@ type LayerInfo struct {
 	UUID        string    `json:"uuid"`
 	SizeBytes   int64     `json:"size_bytes"` // of the device
 	DataBytes   int64     `json:"data_bytes"` // in slots of its own
-	MapBytes    int64     `json:"map_bytes"`  // its run on the store
+	MapBytes    int64     `json:"map_bytes"`  // its maps on the store
 	MemoryBytes int64     `json:"memory_bytes"`
 	Parent      string    `json:"parent,omitempty"` // the sealed layer below
 	Sealed      bool      `json:"sealed"`
@@ -55,8 +58,17 @@ type LayerInfo struct {
 	Unfinished bool            `json:"unfinished,omitempty"` // a copy of another layer's content that is not complete yet
 }
 
-func newLayer(s *Store, e layerEntry) *Layer {
-	return &Layer{store: s, entry: e, m: newSectorMap((uint64(e.SizeBytes) + blockSize - 1) >> blockShift)}
+func newLayer(s *Store, e layerEntry) *Layer { return &Layer{store: s, entry: e} }
+
+// describe is what the catalog is to say of the layer. The caller holds Store.mu.
+func (l *Layer) describe() layerEntry {
+	e := l.entry
+	e.Map = l.m.entry()
+	e.Flat, e.FlatDone = mapEntry{}, false
+	if l.flat != nil {
+		e.Flat, e.FlatDone = l.flat.entry(), l.flatStored
+	}
+	return e
 }
 
 // OpenLayer opens a layer for a device, or makes it. Making one takes a catalog write and three
@@ -124,11 +136,13 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 		Number: s.sb.NextLayer, UUID: uuid.New(), Name: name,
 		SizeBytes: size, Created: time.Now().Unix(), Pin: o.Pin,
 	})
+	l.m = newSectorMap(s.pager, l.entry.Number, l.blocks())
 	l.standOn(parent)
 	s.layers[name] = l
 	s.sb.NextLayer++
 	if err := s.changeLayers(); err != nil {
 		delete(s.layers, name)
+		l.m.drop()
 		return nil, fmt.Errorf("make layer %q: %w", name, err)
 	}
 	l.opened, l.made = true, true
@@ -180,23 +194,49 @@ func (l *Layer) depth() int {
 	return n
 }
 
-// resolve finds where blocks are: in this layer, in one below, or in none.
-func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) {
-	l.mu.Lock()
-	l.resolveLocked(first, out, sums)
-	l.mu.Unlock()
+// missing is a region that has to be loaded before a look-up can be answered. The zero value is none.
+type missing struct {
+	m      *sectorMap
+	region uint64
 }
 
-func (l *Layer) resolveLocked(first uint64, out []mapping, sums []uint32) {
-	l.m.lookup(first, out, sums)
-	if l.parent != nil {
-		l.parent.fill(first, out, sums)
+// resolve finds where blocks are: in this layer, in one below, or in none. It may read the store. It is not for requests.
+func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) error {
+	for {
+		want := l.lookup(first, out, sums)
+		if want.m == nil {
+			return nil
+		}
+		if err := l.store.load(want.m, want.region); err != nil {
+			return err
+		}
 	}
+}
+
+// lookup is resolve for requests: where something has to be loaded, it says what.
+func (l *Layer) lookup(first uint64, out []mapping, sums []uint32) missing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lookupLocked(first, out, sums)
+}
+
+func (l *Layer) lookupLocked(first uint64, out []mapping, sums []uint32) missing {
+	m := l.m
+	m.mu.Lock()
+	region, ok := m.lookup(first, out, sums)
+	m.mu.Unlock()
+	if !ok {
+		return missing{m, region}
+	}
+	if l.parent != nil {
+		return l.parent.fill(first, out, sums)
+	}
+	return missing{}
 }
 
 // fill resolves from sealed layers what the layers above do not hold. The view of all of them costs one look-up; until
 // it is built, they are asked one by one.
-func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
+func (l *Layer) fill(first uint64, out []mapping, sums []uint32) missing {
 	for p := l; p != nil; {
 		v := p.view.Load()
 		var m *sectorMap
@@ -204,7 +244,7 @@ func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
 		if v == nil {
 			m, below = p.content()
 		}
-		missing := false
+		absent := false
 		for i := 0; i < len(out); i++ {
 			k := i
 			for k < len(out) && out[k] == mapAbsent {
@@ -213,19 +253,33 @@ func (l *Layer) fill(first uint64, out []mapping, sums []uint32) {
 			if k == i {
 				continue
 			}
+			var want missing
 			if v != nil {
-				v.lookup(first+uint64(i), out[i:k], sums[i:k])
+				want = v.lookup(first+uint64(i), out[i:k], sums[i:k])
 			} else {
-				m.lookup(first+uint64(i), out[i:k], sums[i:k])
+				want = m.lookupOwn(first+uint64(i), out[i:k], sums[i:k])
 			}
-			missing = true
+			if want.m != nil {
+				return want
+			}
+			absent = true
 			i = k
 		}
-		if !missing || v != nil {
-			return
+		if !absent || v != nil {
+			return missing{}
 		}
 		p = below
 	}
+	return missing{}
+}
+
+func (m *sectorMap) lookupOwn(first uint64, out []mapping, sums []uint32) missing {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if region, ok := m.lookup(first, out, sums); !ok {
+		return missing{m, region}
+	}
+	return missing{}
 }
 
 // content returns what a sealed layer itself holds, and the layer below, as they belong together.
@@ -236,10 +290,18 @@ func (l *Layer) content() (*sectorMap, *Layer) {
 }
 
 // own finds blocks in the layer itself only.
-func (l *Layer) own(first uint64, out []mapping, sums []uint32) {
-	l.mu.Lock()
-	l.m.lookup(first, out, sums)
-	l.mu.Unlock()
+func (l *Layer) own(first uint64, out []mapping, sums []uint32) error {
+	for {
+		l.mu.Lock()
+		want := l.m.lookupOwn(first, out, sums)
+		l.mu.Unlock()
+		if want.m == nil {
+			return nil
+		}
+		if err := l.store.load(want.m, want.region); err != nil {
+			return err
+		}
+	}
 }
 
 // changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
@@ -251,7 +313,7 @@ func (s *Store) changeLayers() error {
 	if failed {
 		return errFailed
 	}
-	if len(s.staleRuns) > 0 {
+	if len(s.stale) > 0 {
 		return s.checkpointLocked()
 	}
 	err := s.writeState(s.sb.LogStart)
@@ -318,9 +380,20 @@ func (s *Store) leftover(p, l *Layer) bool {
 // dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them
 // before may be reading them still, where they belonged to a layer that others stood on until lately. The caller holds mu.
 func (s *Store) dropLayers(layers ...*Layer) error {
+	var freed, mapSlots []extent
+	for _, l := range layers {
+		exts, err := l.ownSlots()
+		if err != nil {
+			return err
+		}
+		freed = append(freed, exts...)
+		mapSlots = append(mapSlots, l.mapSlots()...)
+	}
 	for _, l := range layers {
 		delete(s.layers, l.entry.Name)
 	}
+	s.slots.disownAll(freed)
+	s.stale = append(s.stale, mapSlots...)
 	// A checkpoint, and not the catalog alone: the log may hold the record that sealed the layer, and
 	// would bring it back.
 	if err := s.checkpointLocked(); err != nil {
@@ -329,15 +402,52 @@ func (s *Store) dropLayers(layers ...*Layer) error {
 		}
 		return err
 	}
-	var slots []extent
 	for _, l := range layers {
-		slots = append(slots, l.entry.Run...)
-		if err := l.eachSlot(func(slot uint64) error { slots = appendExtent(slots, slot, 1); return nil }); err != nil {
-			return err
-		}
+		l.dropMaps()
 	}
-	s.epochs.retire(slots)
+	s.epochs.retire(freed)
 	return nil
+}
+
+// ownSlots lists the slots with the layer's own data.
+func (l *Layer) ownSlots() (exts []extent, err error) {
+	err = l.store.eachRegion(l.m, func(_ uint64, records []record) error {
+		for i := range records {
+			if records[i].Kind == kindData {
+				exts = appendExtent(exts, records[i].Slot, 1)
+			}
+		}
+		return nil
+	})
+	return exts, err
+}
+
+// mapSlots lists the slots that the layer's maps take since the last checkpoint. The caller holds Store.mu.
+func (l *Layer) mapSlots() []extent {
+	e := l.describe()
+	return append(e.Map.slots(), e.Flat.slots()...)
+}
+
+// dropMaps gives up the maps of a layer that is gone. Their slots are stale by now.
+func (l *Layer) dropMaps() {
+	l.store.discard(l.m)
+	l.dropFlat()
+}
+
+func (l *Layer) dropFlat() {
+	if l.flat != nil {
+		l.store.discard(l.flat)
+		l.flat = nil
+	}
+}
+
+// discard gives the memory of a map back when no request that found it in a view can look into it any more.
+func (s *Store) discard(m *sectorMap) {
+	if s.epochs == nil {
+		m.drop()
+		return
+	}
+	s.epochs.later(m.drop)
 }
 
 // Name returns the layer's name in its store.
@@ -369,9 +479,9 @@ func (s *Store) LayerInfo(name string) (LayerInfo, error) {
 
 func (l *Layer) infoLocked() LayerInfo {
 	e := &l.entry
-	var run int64
-	for _, x := range e.Run {
-		run += int64(x.Count) << blockShift
+	var onStore int64
+	for _, x := range l.mapSlots() {
+		onStore += int64(x.Count) << blockShift
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -379,11 +489,14 @@ func (l *Layer) infoLocked() LayerInfo {
 	if l.parent != nil {
 		parent = l.parent.entry.Name
 	}
+	memory := l.flat.memory() + l.m.memory()
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
 	return LayerInfo{
 		Parent: parent, Sealed: e.Sealed,
 		Name: e.Name, UUID: e.UUID.String(), SizeBytes: e.SizeBytes,
-		DataBytes: int64(l.m.data) << blockShift, MapBytes: run,
-		MemoryBytes: l.m.arena.bytes() + int64(len(l.m.dir))*8,
+		DataBytes: int64(l.m.data) << blockShift, MapBytes: onStore,
+		MemoryBytes: memory,
 		Open:        l.opened, Created: time.Unix(e.Created, 0).UTC(), Pin: e.Pin,
 		Detaching: e.Detaching && !e.Incoming, Detach: l.detachProgress(), Unfinished: e.Incoming,
 	}
@@ -402,25 +515,4 @@ func (l *Layer) Release() {
 	l.store.mu.Lock()
 	l.opened, l.made = false, false
 	l.store.mu.Unlock()
-}
-
-// eachSlot calls f for every slot that the map names.
-func (l *Layer) eachSlot(f func(slot uint64) error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var records []record
-	for r := range uint64(len(l.m.dir)) {
-		if l.m.dir[r]&dirArray == 0 {
-			continue
-		}
-		records = l.m.region(r, 0, records[:0])
-		for i := range records {
-			if records[i].Kind == kindData {
-				if err := f(records[i].Slot); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
 }

@@ -189,18 +189,18 @@ func (l *modLog) drop() (all opList) {
 	return all
 }
 
-// segment is a range of blocks that lies in one piece in the ring and in each copy.
-type segment struct {
+// ringPiece is a range of blocks that lies in one piece in the ring and in each copy.
+type ringPiece struct {
 	seq uint64
 	p   []byte
 }
 
-// segments returns the pieces, one or two, of a range of at most the ring's blocks.
-func (l *modLog) segments(from, to uint64) (s [2]segment, n int) {
+// ringPieces returns the pieces, one or two, of a range of at most the ring's blocks.
+func (l *modLog) ringPieces(from, to uint64) (s [2]ringPiece, n int) {
 	for seq := from; seq <= to; n++ {
 		end := min(to+1, (seq/l.size+1)*l.size)
 		at := seq % l.size << blockShift
-		s[n] = segment{seq, l.ring[at : at+(end-seq)<<blockShift]}
+		s[n] = ringPiece{seq, l.ring[at : at+(end-seq)<<blockShift]}
 		seq = end
 	}
 	return s, n

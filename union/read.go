@@ -40,7 +40,10 @@ func (o *op) read() {
 	d := o.q.d
 	o.span()
 	o.pin()
-	o.lookup(o.first, o.n)
+	if want := o.lookup(o.first, o.n); want.m != nil {
+		o.load(want, (*op).read)
+		return
+	}
 	o.pieces = o.pieces[:0]
 	o.left = 0
 	for i := 0; i < o.n; {
@@ -71,8 +74,8 @@ func (o *op) read() {
 	o.issueAll(stepRead)
 }
 
-func (o *op) lookup(first uint64, n int) {
-	o.q.d.layer.resolve(first, o.maps[:n], o.sums[:n])
+func (o *op) lookup(first uint64, n int) missing {
+	return o.q.d.layer.lookup(first, o.maps[:n], o.sums[:n])
 }
 
 // bytes returns the part of the request's buffer that blocks i to k of it cover, and where on the device it lies.

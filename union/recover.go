@@ -1,8 +1,13 @@
 package union
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -35,6 +40,12 @@ func (s *Store) recover(o StoreOptions) error {
 		return fmt.Errorf("%w: a process of this boot had it open and did not close it, and the records that it acknowledged last are not in %q: "+
 			"start the daemon with the run directory that it had then; after a reboot the store opens without them", ErrPendingLost, o.RunDir)
 	}
+	if !o.ReadOnly {
+		// What a process that died left in the device's cache is read below, and counts as durable from then on.
+		if err := s.disk.Sync(); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
+	}
 	seen, err := s.replay(pending)
 	if err != nil {
 		return err
@@ -52,7 +63,6 @@ func (s *Store) recover(o StoreOptions) error {
 		s.recovery.DurationSeconds = time.Since(began).Seconds()
 		return nil
 	}
-	s.keepSuperseded()
 	if err := s.levelSuperblocks(); err != nil {
 		return fmt.Errorf("write superblock: %w", err)
 	}
@@ -182,14 +192,18 @@ func (s *Store) loadCatalog() error {
 	if slot != noSlot {
 		return &CorruptError{"catalog", -1, "chain goes on beyond its length"}
 	}
-	entries, err := decodeCatalog(enc, s.sb.Slots)
+	bitmap, entries, err := decodeCatalog(enc, s.sb.Slots)
 	if err != nil {
 		return err
+	}
+	s.catalogNeed.Store(uint64(s.sb.CatalogBlocks) + 2)
+	if err := s.readBitmap(bitmap); err != nil {
+		return fmt.Errorf("read bitmap: %w", err)
 	}
 	byNumber := make(map[uint32]*Layer, len(entries))
 	for _, e := range entries {
 		l := newLayer(s, e)
-		if err := s.loadRun(l); err != nil {
+		if err := l.openMaps(); err != nil {
 			return fmt.Errorf("layer %q: %w", e.Name, err)
 		}
 		s.layers[e.Name] = l
@@ -201,66 +215,25 @@ func (s *Store) loadCatalog() error {
 	return nil
 }
 
+// openMaps reads the directories of the layer's maps. A flat map that is not complete is made anew.
+func (l *Layer) openMaps() (err error) {
+	e := &l.entry
+	if l.m, err = l.store.openMap(&e.Map, l.blocks()); err != nil {
+		return err
+	}
+	if e.Flat.Number == 0 {
+		return nil
+	}
+	if !e.FlatDone {
+		l.store.stale = append(l.store.stale, e.Flat.slots()...)
+		return nil
+	}
+	l.flatDone, l.flatStored = true, true
+	l.flat, err = l.store.openMap(&e.Flat, l.blocks())
+	return err
+}
+
 func nothingFreed(uint64) {}
-
-func (s *Store) loadRun(l *Layer) error {
-	var longest uint32
-	for _, e := range l.entry.Run {
-		longest = max(longest, e.Count)
-	}
-	buf := alignedBuffer(int(min(longest, runBatch)) << blockShift)
-	var index uint32
-	var entries, after uint64
-	for _, e := range l.entry.Run {
-		for done := uint32(0); done < e.Count; {
-			n := min(e.Count-done, runBatch)
-			off := s.sb.slotOffset(e.Slot + uint64(done))
-			p := buf[:n<<blockShift]
-			if _, err := s.disk.ReadAt(p, off); err != nil {
-				return fmt.Errorf("read run: %w", err)
-			}
-			for len(p) > 0 {
-				count, err := s.loadRunBlock(l, p[:blockSize], index, &after, off)
-				if err != nil {
-					return err
-				}
-				entries += uint64(count)
-				index++
-				off += blockSize
-				p = p[blockSize:]
-			}
-			done += n
-		}
-	}
-	if entries != l.entry.RunEntries {
-		return &CorruptError{"run", -1, fmt.Sprintf("%d entries, the catalog says %d", entries, l.entry.RunEntries)}
-	}
-	return nil
-}
-
-func (s *Store) loadRunBlock(l *Layer, p []byte, index uint32, after *uint64, off int64) (int, error) {
-	var h runHeader
-	if err := h.decode(p, off); err != nil {
-		return 0, err
-	}
-	want := runHeader{s.sb.UUID, l.entry.RunLayer, index, l.entry.RunGeneration, h.Count}
-	if h != want {
-		return 0, &CorruptError{"run", off, "block of another run"}
-	}
-	var r record
-	for i := range h.Count {
-		decodeRunEntry(p[runHeaderSize+i*runEntrySize:], &r)
-		if r.Kind > kindZero || !r.valid(s.sb.Slots, l.m.blocks) || r.Block < *after {
-			return 0, &CorruptError{"run", off, fmt.Sprintf("entry %d out of range or out of order", i)}
-		}
-		l.m.apply(&r, nothingFreed)
-		*after = r.Block + 1
-		if r.Kind == kindZero {
-			*after = r.Block + r.Slot
-		}
-	}
-	return h.Count, nil
-}
 
 // logSource is one copy of the log's ring.
 type logSource struct {
@@ -326,16 +299,139 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 		// not fall back to what it held before.
 		arrived = seen
 	}
-	return seen, s.applyLog(best, arrived, seen)
+	blocks := logBlocks{s, best, s.sb.LogStart, seen}
+	if err := s.loadForReplay(blocks); err != nil {
+		return 0, err
+	}
+	return seen, s.applyLog(blocks, func(seq uint64) bool { return copies[seq] == 0 }, arrived)
 }
 
-// logMemory is memory that a large log gives back to the system at once.
-func logMemory(n int) (mem []byte, release func(), err error) {
-	if n <= minLogBlocks<<blockShift {
-		return alignedBuffer(n), func() {}, nil
+// replayer applies the records of the log in their order, which the owners of slots depend on.
+type replayer struct {
+	s        *Store
+	byNumber map[uint32]*Layer
+	// seals are, by number of the layer that was sealed, the sealed layers that the catalog has already and whose seal lies
+	// ahead in the log. Records before it belong to them.
+	seals map[uint32][]*Layer
+}
+
+// newReplayer looks for seals in the log that the catalog knows.
+func (s *Store) newReplayer(blocks logBlocks) *replayer {
+	p := &replayer{s: s, byNumber: make(map[uint32]*Layer, len(s.layers)), seals: map[uint32][]*Layer{}}
+	for _, l := range s.layers {
+		p.byNumber[l.entry.Number] = l
 	}
-	mem, err = unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	return mem, func() { _ = unix.Munmap(mem) }, err
+	blocks.each(func(_ uint64, r *record, _ []byte) error {
+		if sealed := p.byNumber[uint32(r.Block)]; r.Kind == kindSeal && r.Block <= math.MaxUint32 && sealed != nil {
+			p.seals[r.Layer] = append(p.seals[r.Layer], sealed)
+		}
+		return nil
+	})
+	return p
+}
+
+// target is the map that a layer's records go to at this point of the log.
+func (p *replayer) target(l *Layer) *sectorMap {
+	if ahead := p.seals[l.entry.Number]; len(ahead) > 0 {
+		return ahead[0].m
+	}
+	return l.m
+}
+
+// logBlocks are the blocks of the log to apply.
+type logBlocks struct {
+	s           *Store
+	best        map[uint64][]byte // by sequence number
+	first, last uint64
+}
+
+// each calls f for each record, with what follows it in its block.
+func (b *logBlocks) each(f func(seq uint64, r *record, rest []byte) error) error {
+	var h logHeader
+	var r record
+	for seq := b.first; seq <= b.last; seq++ {
+		p := b.best[seq]
+		if p == nil {
+			continue
+		}
+		h.decodeFields(p, b.s.sb.UUID)
+		records := p[logHeaderSize:][:h.Count*recordSize]
+		for len(records) > 0 {
+			r.decode(records)
+			records = records[recordSize:]
+			if r.Kind == kindText {
+				continue
+			}
+			if err := f(seq, &r, records); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// loadForReplay loads the regions that records of the log are about, many at once.
+func (s *Store) loadForReplay(blocks logBlocks) error {
+	p := s.newReplayer(blocks)
+	var wanted []replayRegion
+	last := replayRegion{}
+	_ = blocks.each(func(_ uint64, r *record, _ []byte) error {
+		l := p.byNumber[r.Layer]
+		switch {
+		case l == nil || !r.valid(s.sb.Slots, l.m.blocks):
+		case r.Kind == kindSeal:
+			p.passSeal(l, r)
+		case r.Kind == kindData:
+			x := replayRegion{p.target(l), r.Block >> regionShift}
+			if x != last && r.Block < x.m.blocks && x.m.word(x.region)>>wordState == wordPaged {
+				wanted = append(wanted, x)
+			}
+			last = x
+		}
+		return nil
+	})
+	return s.loadMany(wanted)
+}
+
+// passSeal notes that a seal which the catalog knows lies behind, and reports whether this is one, or one that was undone before
+// the next.
+func (p *replayer) passSeal(l *Layer, r *record) bool {
+	ahead := p.seals[r.Layer]
+	if len(ahead) == 0 {
+		return false
+	}
+	if p.byNumber[uint32(r.Block)] == ahead[0] {
+		p.seals[r.Layer] = ahead[1:]
+	}
+	return true
+}
+
+type replayRegion struct {
+	m      *sectorMap
+	region uint64
+}
+
+// loadMany loads regions in the order in which their records lie on the store, several at a time.
+func (s *Store) loadMany(wanted []replayRegion) error {
+	at := func(x replayRegion) uint64 { return x.m.word(x.region) }
+	slices.SortFunc(wanted, func(a, b replayRegion) int { return cmp.Compare(at(a), at(b)) })
+	const workers = 8
+	var next atomic.Int64
+	var group sync.WaitGroup
+	errs := make([]error, workers)
+	for w := range errs {
+		group.Go(func() {
+			for errs[w] == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(wanted) {
+					return
+				}
+				errs[w] = s.load(wanted[i].m, wanted[i].region)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
 }
 
 func (s *Store) readLog() (sources []logSource, release func(), err error) {
@@ -353,6 +449,15 @@ func (s *Store) readLog() (sources []logSource, release func(), err error) {
 		sources = append(sources, logSource{p, s.sb.LogBlocks, false})
 	}
 	return sources, release, nil
+}
+
+// logMemory is memory that a large log gives back to the system at once.
+func logMemory(n int) (mem []byte, release func(), err error) {
+	if n <= minLogBlocks<<blockShift {
+		return alignedBuffer(n), func() {}, nil
+	}
+	mem, err = unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	return mem, func() { _ = unix.Munmap(mem) }, err
 }
 
 // readCopy reads a copy of the log. A block that cannot be read stays zero: the other copy
@@ -374,56 +479,71 @@ func (s *Store) readCopy(p []byte, off int64) error {
 	return nil
 }
 
-func (s *Store) applyLog(best map[uint64][]byte, durable, seen uint64) error {
-	byNumber := make(map[uint32]*Layer, len(s.layers))
-	for _, l := range s.layers {
-		byNumber[l.entry.Number] = l
-	}
+// applyLog applies the records of the blocks. Those that are pending are in the memory of a process that died, and nowhere else.
+func (s *Store) applyLog(blocks logBlocks, pending func(seq uint64) bool, durable uint64) error {
+	p := s.newReplayer(blocks)
 	data := alignedBuffer(blockSize)
-	var h logHeader
-	var r record
-	for seq := s.sb.LogStart; seq <= seen; seq++ {
-		p := best[seq]
-		if p == nil {
-			continue
+	s.recovery.LogBlocks = len(blocks.best)
+	return blocks.each(func(seq uint64, r *record, rest []byte) error {
+		l := p.byNumber[r.Layer]
+		if l == nil { // removed since
+			return nil
 		}
-		h.decodeFields(p, s.sb.UUID)
-		s.recovery.LogBlocks++
-		for i := range h.Count {
-			r.decode(p[logHeaderSize+i*recordSize:])
-			l := byNumber[r.Layer]
-			if l == nil { // removed since
-				continue
-			}
-			if r.Kind == kindText {
-				continue
-			}
-			if !r.valid(s.sb.Slots, l.m.blocks) {
-				return &CorruptError{"log", s.logOffset(s.sb.LogA, seq), fmt.Sprintf("record %d out of range", i)}
-			}
-			if r.Kind == kindSeal || r.Kind == kindMerge {
-				if err := s.replayLayers(l, &r, p[logHeaderSize+(i+1)*recordSize:][:(h.Count-i-1)*recordSize], byNumber); err != nil {
-					return err
-				}
-				s.recovery.Records++
-				continue
-			}
-			if seq > durable && r.Kind == kindData && !s.arrived(&r, data) {
-				s.recovery.Dropped++
-				continue
-			}
-			l.m.apply(&r, s.supersededInLog)
-			l.dirty = true
-			s.recovery.Records++
+		if !r.valid(s.sb.Slots, l.m.blocks) {
+			return &CorruptError{"log", s.logOffset(s.sb.LogA, seq), "record out of range"}
 		}
+		s.volatile = pending(seq)
+		switch {
+		case r.Kind == kindSeal || r.Kind == kindMerge:
+			if err := p.layers(l, r, rest); err != nil {
+				return err
+			}
+		case seq > durable && r.Kind == kindData && !s.arrived(r, data):
+			s.recovery.Dropped++
+			// The bitmap may have been written when the record counted, and another may have superseded it since.
+			s.slots.disown(r.Slot)
+			return nil
+		default:
+			if err := s.replayRecord(p.target(l), r); err != nil {
+				return err
+			}
+		}
+		s.recovery.Records++
+		return nil
+	})
+}
+
+// replayRecord repeats a write or a zeroing.
+func (s *Store) replayRecord(m *sectorMap, r *record) error {
+	if err := s.loadAll(m, r.Block, r.blocks()); err != nil {
+		return err
+	}
+	m.apply(r, s.supersede)
+	if r.Kind == kindData {
+		s.slots.own(r.Slot)
 	}
 	return nil
 }
 
-// replayLayers repeats a change of layers. rest is what follows its record in the block: the text.
-func (s *Store) replayLayers(l *Layer, r *record, rest []byte, byNumber map[uint32]*Layer) error {
+// supersede notes a slot that a replayed record leaves without an owner. Where the record was pending, nothing may be written
+// there before the recovered state is durable: until then another recovery may begin from the old one, without it.
+func (s *Store) supersede(slot uint64) {
+	s.slots.disown(slot)
+	if s.volatile {
+		s.superseded = append(s.superseded, slot)
+	}
+}
+
+// layers repeats a change of layers. rest is what follows its record in the block: the text.
+func (p *replayer) layers(l *Layer, r *record, rest []byte) error {
 	if r.Kind == kindMerge {
-		return s.replayMerge(l, r, byNumber)
+		return p.s.replayMerge(l, r, p.byNumber)
+	}
+	if sealed := p.byNumber[uint32(r.Block)]; sealed == l || sealed != nil && sealed.m.blocks != l.m.blocks {
+		return &CorruptError{"log", -1, fmt.Sprintf("layer %d was sealed as layer %d, which is another", r.Layer, r.Block)}
+	}
+	if p.passSeal(l, r) {
+		return nil
 	}
 	var text []byte
 	for n := int(r.CRC); n > 0; n -= textPerRecord {
@@ -433,7 +553,7 @@ func (s *Store) replayLayers(l *Layer, r *record, rest []byte, byNumber map[uint
 		text = append(text, rest[8:8+min(n, textPerRecord)]...)
 		rest = rest[recordSize:]
 	}
-	return s.replaySeal(l, r, text, byNumber)
+	return p.s.replaySeal(l, r, text, p.byNumber)
 }
 
 // arrived tells whether the data of a record has reached its slot. Where that cannot be read it counts as there: a FUA
@@ -447,25 +567,10 @@ func (s *Store) arrived(r *record, buf []byte) bool {
 	return true
 }
 
-// supersededInLog notes a slot that a record of the log replaced.
-func (s *Store) supersededInLog(slot uint64) { s.superseded = appendExtent(s.superseded, slot, 1) }
-
-// keepSuperseded keeps the slots that replayed records replaced from being used before the recovered state is durable. After
-// the death of the process those records may be in its pending ring alone: if the power fails now, what they replaced is live again.
-func (s *Store) keepSuperseded() {
-	for _, e := range s.superseded {
-		for i := range uint64(e.Count) {
-			if s.slots.claim(e.Slot + i) { // or a later record uses it again
-				s.staleRuns = appendExtent(s.staleRuns, e.Slot+i, 1)
-			}
-		}
-	}
-	s.superseded = nil
-}
-
-// claimSlots builds the slot bitmap from everything that names slots. Two owners of one slot are damage.
+// claimSlots builds the bitmap of used slots: those that maps own, as the bitmap on the store and the log have it, and those that
+// hold the store's own structures. Two owners of one slot are damage.
 func (s *Store) claimSlots() error {
-	s.slots = newSlotAllocator(s.sb.Slots)
+	s.slots.useOwned()
 	s.epochs = newEpochs(s.slots.release)
 	claim := func(what string, exts []extent) error {
 		for _, e := range exts {
@@ -480,16 +585,33 @@ func (s *Store) claimSlots() error {
 	if err := claim("catalog", s.catalogSlots); err != nil {
 		return err
 	}
-	if err := claim("run", s.staleRuns); err != nil {
+	for _, p := range s.slots.bitmapEntries() {
+		if p.Slot == noSlot {
+			continue
+		}
+		if err := claim("bitmap", []extent{{p.Slot, 1}}); err != nil {
+			return err
+		}
+	}
+	if err := claim("map", s.stale); err != nil {
 		return err
 	}
 	for _, l := range s.layers {
-		if err := claim("run", l.entry.Run); err != nil {
-			return err
-		}
-		if err := l.eachSlot(func(slot uint64) error { return claim("data", []extent{{slot, 1}}) }); err != nil {
-			return err
+		for _, m := range [...]*sectorMap{l.m, l.flat} {
+			if m == nil {
+				continue
+			}
+			e := m.entry()
+			if err := claim("map", e.slots()); err != nil {
+				return err
+			}
 		}
 	}
+	for _, slot := range s.superseded {
+		if s.slots.claim(slot) {
+			s.stale = appendExtent(s.stale, slot, 1)
+		}
+	}
+	s.superseded = nil
 	return nil
 }

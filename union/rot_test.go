@@ -24,7 +24,9 @@ func TestRotIsNoticed(t *testing.T) {
 		}
 		var m [1]mapping
 		var sum [1]uint32
-		r.layer.m.lookup(at>>blockShift+block, m[:], sum[:])
+		if _, ok := r.layer.m.lookup(at>>blockShift+block, m[:], sum[:]); !ok {
+			t.Fatal("not loaded")
+		}
 		off := r.store.sb.slotOffset(m[0].slot())
 		r.disk.Bytes()[off+1000] ^= 4
 

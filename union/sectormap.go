@@ -1,20 +1,42 @@
 package union
 
-// sectorMap says for each 4 KiB block of a device whether the layer holds it, and where: it
-// is the layer's whole map in memory.
+import (
+	"fmt"
+	"sync"
+)
+
+// sectorMap says for each 4 KiB block of a device whether a layer holds it, and where.
 //
-// The device is divided into regions of 4 MiB (1,024 blocks). A directory of one word per region
-// tells whether blocks without an entry come from below or read as zeros, so that discarding
-// 10 TiB costs no entries at all, and points to the region's entries: a sorted array
-// that doubles as it grows, or an array indexed by block once it holds more than 256.
-// An entry takes 12 bytes. Arrays hold no pointers, and the garbage collector does not look into them.
+// The device is divided into regions of 4 MiB (1,024 blocks). A directory of one word per region tells whether the
+// layer holds nothing of it, reads as zeros all over, so that discarding 10 TiB costs no entries at all, or has entries. Those
+// of a region lie in memory, in an array, or only on the store, in a record, from which they are loaded when they are asked for: see
+// pager. An array is sorted by block and doubles as it grows, or is indexed by block once it holds more than 256. An entry takes 12
+// bytes in memory and 11 in a record.
 //
-// It is not safe for concurrent use; [Layer] guards it.
+// mu guards everything in it. A map of a layer that is written to is changed only under the layer's lock as well.
 type sectorMap struct {
-	dir    []uint64
-	arena  arena
+	number uint32 // of the map in its store, in the headers of its blocks
 	blocks uint64 // device size in blocks
-	data   uint64 // blocks that lie in slots
+	pager  *pager
+
+	mu         sync.Mutex
+	pages      []*dirPage // nil: no region of the page has anything
+	data       uint64     // blocks that lie in slots
+	words      int64      // of arrays in memory
+	dirty      []uint64   // regions with arrays newer than their records; may name one twice, or one that is not dirty any more
+	dirtyBytes int64      // that the records of those arrays will take
+	store      mapStore   // where records and directory lie
+	loading    map[uint64]*loading
+	hand       uint64 // region at which eviction goes on
+}
+
+// dirPage is a part of the directory: what is written to the store as one block.
+type dirPage struct {
+	words [dirWords]uint64
+	used  int    // words that are not 0
+	dirty bool   // differs from the block on the store
+	slot  uint64 // of that block, or noSlot
+	sum   uint32 // its checksum
 }
 
 // mapping is where a block is: kind in bits 40 and 41, the slot below. Zero means that the
@@ -36,26 +58,108 @@ func (m mapping) slot() uint64 { return uint64(m) & mapSlotMask }
 const (
 	regionShift  = 10
 	regionBlocks = 1 << regionShift
-
-	dirZero  = 1 << 63 // blocks without an entry read as zeros
-	dirArray = 1 << 62 // the region has entries, at the handle in the low 48 bits
-	dirMask  = 1<<48 - 1
 )
 
-func newSectorMap(blocks uint64) *sectorMap {
-	return &sectorMap{dir: make([]uint64, (blocks+regionBlocks-1)>>regionShift), blocks: blocks}
+// A word of the directory has a state in its two highest bits.
+const (
+	wordState = 62
+
+	wordNone  = 0 // the layer holds nothing of the region; the word is 0
+	wordZero  = 1 // all its blocks read as zeros
+	wordArray = 2 // has an array in memory, at the handle in the low 48 bits
+	wordPaged = 3 // has a record on the store, at the place in the low 62 bits, and no array
+
+	arrayZero  = 1 << 61 // with wordArray: blocks without an entry read as zeros
+	handleMask = 1<<48 - 1
+	placeMask  = 1<<62 - 1
+)
+
+// place is where the record of a region begins: slot in bits 22 up, half of the offset in that slot in bits 11 up, number of
+// blocks with data below. No place is 0.
+type place uint64
+
+func newPlace(slot uint64, off int, data uint64) place {
+	return place(slot<<22 | uint64(off/2)<<11 | data)
 }
 
-// An entry array in the arena: one word of header (count in the low 16 bits, class above), then a word per
-// entry (index in the region in bits 48 up, mapping below), then the checksums, two to a word.
+func (p place) slot() uint64 { return uint64(p) >> 22 }
+func (p place) off() int     { return int(p>>11&0x7ff) * 2 }
+func (p place) data() uint64 { return uint64(p) & 0x7ff }
+
+func newSectorMap(p *pager, number uint32, blocks uint64) *sectorMap {
+	regions := (blocks + regionBlocks - 1) >> regionShift
+	m := &sectorMap{
+		number: number, blocks: blocks, pager: p,
+		pages:   make([]*dirPage, (regions+dirWords-1)/dirWords),
+		loading: map[uint64]*loading{},
+	}
+	p.add(m)
+	return m
+}
+
+func (m *sectorMap) regions() uint64 { return (m.blocks + regionBlocks - 1) >> regionShift }
+
+// regionLen is the number of blocks of a region: fewer in the last.
+func (m *sectorMap) regionLen(region uint64) uint64 {
+	return min(regionBlocks, m.blocks-region<<regionShift)
+}
+
+func (m *sectorMap) word(region uint64) uint64 {
+	if p := m.pages[region/dirWords]; p != nil {
+		return p.words[region%dirWords]
+	}
+	return 0
+}
+
+func (m *sectorMap) setWord(region, w uint64) {
+	p := m.pages[region/dirWords]
+	if p == nil {
+		p = &dirPage{slot: noSlot}
+		m.pages[region/dirWords] = p
+		m.pager.pages.Add(1)
+	}
+	old := &p.words[region%dirWords]
+	if *old == 0 && w != 0 {
+		p.used++
+	}
+	if *old != 0 && w == 0 {
+		p.used--
+	}
+	*old = w
+}
+
+// changed notes that what the store's directory has to say of the region differs from what it says.
+func (m *sectorMap) changed(region uint64) {
+	if p := m.pages[region/dirWords]; !p.dirty {
+		p.dirty = true
+		m.pager.dirtyPages.Add(1)
+	}
+}
+
+// An entry array in the arena: a word of header (count in the low 16 bits, class above, flags), the place of the region's record on
+// the store or 0, then a word per entry (index in the region in bits 48 up, mapping below), then the checksums, two to
+// a word.
 const (
-	denseClass = 7
-	idxShift   = 48
+	denseClass  = 7
+	idxShift    = 48
+	headerWords = 2
+
+	flagDirty = 1 << 32 // newer than the record
+	flagRead  = 1 << 33 // looked into since eviction last came by
 )
 
 var classCap = [denseClass + 1]int{4, 8, 16, 32, 64, 128, 256, regionBlocks}
 
-func classWords(class int) int { return 1 + classCap[class] + classCap[class]/2 }
+func classWords(class int) int { return headerWords + classCap[class] + classCap[class]/2 }
+
+// classFor is the smallest class for n entries.
+func classFor(n int) int {
+	class := 0
+	for classCap[class] < n {
+		class++
+	}
+	return class
+}
 
 // array is a view of a region's entries.
 type array struct {
@@ -64,24 +168,30 @@ type array struct {
 }
 
 func (m *sectorMap) arrayAt(handle uint64) array {
-	w := m.arena.at(handle)
-	class := int(w[0] >> 16)
+	w := m.pager.arena.at(handle)
+	class := int(w[0] >> 16 & 0xff)
 	return array{w[:classWords(class)], classCap[class]}
 }
 
 func (a array) dense() bool { return a.cap == regionBlocks }
 func (a array) count() int  { return int(a.words[0] & 0xffff) }
-func (a array) class() int  { return int(a.words[0] >> 16) }
+func (a array) class() int  { return int(a.words[0] >> 16 & 0xff) }
+func (a array) dirty() bool { return a.words[0]&flagDirty != 0 }
+
+func (a array) place() place     { return place(a.words[1]) }
+func (a array) setPlace(p place) { a.words[1] = uint64(p) }
 
 func (a array) setCount(n int) { a.words[0] = uint64(n) | a.words[0]&^0xffff }
 
-func (a array) entry(i int) uint64       { return a.words[1+i] }
-func (a array) setEntry(i int, e uint64) { a.words[1+i] = e }
-func (a array) mapping(i int) mapping    { return mapping(a.words[1+i] & (1<<idxShift - 1)) }
-func (a array) index(i int) uint64       { return a.words[1+i] >> idxShift }
-func (a array) checksum(i int) uint32    { return uint32(a.words[1+a.cap+i/2] >> (i % 2 * 32)) }
+func (a array) entry(i int) uint64       { return a.words[headerWords+i] }
+func (a array) setEntry(i int, e uint64) { a.words[headerWords+i] = e }
+func (a array) mapping(i int) mapping    { return mapping(a.words[headerWords+i] & (1<<idxShift - 1)) }
+func (a array) index(i int) uint64       { return a.words[headerWords+i] >> idxShift }
+func (a array) checksum(i int) uint32 {
+	return uint32(a.words[headerWords+a.cap+i/2] >> (i % 2 * 32))
+}
 func (a array) setChecksum(i int, c uint32) {
-	w := &a.words[1+a.cap+i/2]
+	w := &a.words[headerWords+a.cap+i/2]
 	shift := i % 2 * 32
 	*w = *w&^(0xffffffff<<shift) | uint64(c)<<shift
 }
@@ -100,29 +210,42 @@ func (a array) search(idx uint64) (int, bool) {
 	return lo, lo < a.count() && a.index(lo) == idx
 }
 
-// lookup resolves len(out) blocks from first on. They must lie within the device.
-func (m *sectorMap) lookup(first uint64, out []mapping, sums []uint32) {
+// lookup resolves len(out) blocks from first on. They must lie within the device. Where it returns false, the entries of
+// region have to be loaded first.
+func (m *sectorMap) lookup(first uint64, out []mapping, sums []uint32) (region uint64, ok bool) {
 	for len(out) > 0 {
 		n := int(min(uint64(len(out)), regionBlocks-first%regionBlocks))
-		m.lookupRegion(first, out[:n], sums[:n])
+		if !m.lookupRegion(first, out[:n], sums[:n]) {
+			return first >> regionShift, false
+		}
 		first += uint64(n)
 		out, sums = out[n:], sums[n:]
 	}
+	return 0, true
 }
 
-func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) {
-	d := m.dir[first>>regionShift]
+func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) bool {
+	w := m.word(first >> regionShift)
 	rest := mapAbsent
-	if d&dirZero != 0 {
+	switch w >> wordState {
+	case wordPaged:
+		return false
+	case wordZero:
 		rest = mapZero
 	}
-	if d&dirArray == 0 {
+	if w>>wordState != wordArray {
 		for i := range out {
 			out[i] = rest
 		}
-		return
+		return true
 	}
-	a := m.arrayAt(d & dirMask)
+	if w&arrayZero != 0 {
+		rest = mapZero
+	}
+	a := m.arrayAt(w & handleMask)
+	if a.words[0]&flagRead == 0 {
+		a.words[0] |= flagRead
+	}
 	idx := first % regionBlocks
 	if a.dense() {
 		for i := range out {
@@ -133,7 +256,7 @@ func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) {
 				out[i] = rest
 			}
 		}
-		return
+		return true
 	}
 	pos, _ := a.search(idx)
 	for i := range out {
@@ -144,9 +267,25 @@ func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) {
 			out[i] = rest
 		}
 	}
+	return true
 }
 
-// set maps one block and returns the slot mapping that it had; one that is not data where there was none.
+// paged returns the first region that has to be loaded before blocks from first to first+count can be changed, and whether there is one.
+func (m *sectorMap) paged(first, count uint64) (region uint64, found bool) {
+	for r := first >> regionShift; r <= (first+count-1)>>regionShift; r++ {
+		if m.pages[r/dirWords] == nil {
+			r += dirWords - 1 - r%dirWords
+			continue
+		}
+		if m.word(r)>>wordState == wordPaged {
+			return r, true
+		}
+	}
+	return 0, false
+}
+
+// set maps one block and returns the mapping that the layer had; not data where there was none. The region must not be
+// paged, here and below.
 func (m *sectorMap) set(block uint64, to mapping, sum uint32) mapping {
 	old := m.replace(block, to, sum)
 	if to.isData() {
@@ -159,16 +298,26 @@ func (m *sectorMap) set(block uint64, to mapping, sum uint32) mapping {
 }
 
 func (m *sectorMap) replace(block uint64, to mapping, sum uint32) mapping {
-	d := &m.dir[block>>regionShift]
+	region := block >> regionShift
+	w := m.word(region)
 	idx := block % regionBlocks
-	if *d&dirArray == 0 {
-		*d |= dirArray | m.newArray(0)
+	switch w >> wordState {
+	case wordPaged:
+		panic(fmt.Sprintf("union: region %d is changed before it is loaded", region))
+	case wordNone, wordZero:
+		h := m.newArray(0)
+		if w != 0 {
+			h |= arrayZero
+		}
+		w = wordArray<<wordState | h
+		m.setWord(region, w)
 	}
-	a := m.arrayAt(*d & dirMask)
+	a := m.arrayAt(w & handleMask)
+	m.markDirty(region, a)
 	if a.dense() {
 		old := a.mapping(int(idx))
 		if old == mapAbsent {
-			a.setCount(a.count() + 1)
+			m.counted(a, a.count()+1)
 		}
 		a.setEntry(int(idx), idx<<idxShift|uint64(to))
 		a.setChecksum(int(idx), sum)
@@ -182,27 +331,63 @@ func (m *sectorMap) replace(block uint64, to mapping, sum uint32) mapping {
 		return old
 	}
 	if a.count() == a.cap {
-		handle := m.grow(a, *d&dirMask)
-		*d = *d&^uint64(dirMask) | handle
+		m.setWord(region, w&^handleMask|m.grow(a, w&handleMask))
 		return m.replace(block, to, sum)
 	}
 	n := a.count()
-	copy(a.words[1+pos+1:1+n+1], a.words[1+pos:1+n])
+	copy(a.words[headerWords+pos+1:headerWords+n+1], a.words[headerWords+pos:headerWords+n])
 	for i := n; i > pos; i-- {
 		a.setChecksum(i, a.checksum(i-1))
 	}
 	a.setEntry(pos, idx<<idxShift|uint64(to))
 	a.setChecksum(pos, sum)
-	a.setCount(n + 1)
+	m.counted(a, n+1)
 	return mapAbsent
 }
 
+// markDirty notes that an array is about to become newer than its record.
+func (m *sectorMap) markDirty(region uint64, a array) {
+	if a.dirty() {
+		return
+	}
+	a.words[0] |= flagDirty
+	m.dirty = append(m.dirty, region)
+	m.pager.dirtyRegions.Add(1)
+	m.addDirtyBytes(regionBytes(a.count()))
+}
+
+// counted sets the number of entries of a dirty array.
+func (m *sectorMap) counted(a array, n int) {
+	m.addDirtyBytes((n - a.count()) * regionEntrySize)
+	a.setCount(n)
+}
+
+func (m *sectorMap) addDirtyBytes(n int) {
+	m.dirtyBytes += int64(n)
+	m.pager.dirtyBytes.Add(int64(n))
+}
+
+// markClean takes an array off the dirty ones.
+func (m *sectorMap) markClean(a array) {
+	if a.dirty() {
+		a.words[0] &^= flagDirty
+		m.pager.dirtyRegions.Add(-1)
+		m.addDirtyBytes(-regionBytes(a.count()))
+	}
+}
+
 func (m *sectorMap) newArray(class int) uint64 {
-	handle := m.arena.alloc(class)
-	w := m.arena.at(handle)[:classWords(class)]
+	handle := m.pager.arena.alloc(class)
+	m.words += int64(classWords(class))
+	w := m.pager.arena.at(handle)[:classWords(class)]
 	clear(w)
-	w[0] = uint64(class) << 16
+	w[0] = uint64(class)<<16 | flagRead
 	return handle
+}
+
+func (m *sectorMap) freeArray(handle uint64, class int) {
+	m.words -= int64(classWords(class))
+	m.pager.arena.free(handle, class)
 }
 
 // grow moves an array into one of the next class.
@@ -218,8 +403,10 @@ func (m *sectorMap) grow(a array, handle uint64) uint64 {
 		b.setEntry(at, a.entry(i))
 		b.setChecksum(at, a.checksum(i))
 	}
+	b.words[0] |= a.words[0] & (flagDirty | flagRead)
+	b.setPlace(a.place())
 	b.setCount(a.count())
-	m.arena.free(handle, a.class())
+	m.freeArray(handle, a.class())
 	return to
 }
 
@@ -228,10 +415,9 @@ func (m *sectorMap) grow(a array, handle uint64) uint64 {
 func (m *sectorMap) zero(first, count uint64, freed func(slot uint64)) {
 	for count > 0 {
 		n := min(count, regionBlocks-first%regionBlocks)
-		whole := n == regionBlocks || first%regionBlocks == 0 && first+n == m.blocks
-		if whole {
-			m.dropRegion(first>>regionShift, freed)
-			m.dir[first>>regionShift] = dirZero
+		region := first >> regionShift
+		if n == m.regionLen(region) {
+			m.dropRegion(region, wordZero<<wordState, freed)
 		} else {
 			m.zeroPart(first, n, freed)
 		}
@@ -241,8 +427,7 @@ func (m *sectorMap) zero(first, count uint64, freed func(slot uint64)) {
 }
 
 func (m *sectorMap) zeroPart(first, n uint64, freed func(slot uint64)) {
-	d := m.dir[first>>regionShift]
-	if d&(dirZero|dirArray) == dirZero {
+	if m.word(first>>regionShift)>>wordState == wordZero {
 		return
 	}
 	for b := first; b < first+n; b++ {
@@ -252,42 +437,54 @@ func (m *sectorMap) zeroPart(first, n uint64, freed func(slot uint64)) {
 	}
 }
 
-func (m *sectorMap) dropRegion(region uint64, freed func(slot uint64)) {
-	d := m.dir[region]
-	if d&dirArray == 0 {
+// dropRegion forgets the entries of a region and leaves the word to, which has none.
+func (m *sectorMap) dropRegion(region, to uint64, freed func(slot uint64)) {
+	w := m.word(region)
+	if w == to {
 		return
 	}
-	a := m.arrayAt(d & dirMask)
-	n := a.count()
-	if a.dense() {
-		n = a.cap
-	}
-	for i := range n {
-		if e := a.mapping(i); e.isData() {
-			m.data--
-			freed(e.slot())
+	switch w >> wordState {
+	case wordPaged:
+		panic(fmt.Sprintf("union: region %d is dropped before it is loaded", region))
+	case wordArray:
+		a := m.arrayAt(w & handleMask)
+		n := a.count()
+		if a.dense() {
+			n = a.cap
 		}
+		for i := range n {
+			if e := a.mapping(i); e.isData() {
+				m.data--
+				freed(e.slot())
+			}
+		}
+		m.markClean(a)
+		m.store.forget(a.place())
+		m.freeArray(w&handleMask, a.class())
 	}
-	m.arena.free(d&dirMask, a.class())
+	m.setWord(region, to)
+	m.changed(region)
 }
 
 // region appends what the layer holds of one region, sorted by block; neighbouring
 // blocks of zeros make one record. A region that the layer does not touch appends nothing.
 func (m *sectorMap) region(r uint64, layer uint32, dst []record) []record {
-	d := m.dir[r]
-	if d == 0 {
-		return dst
-	}
+	w := m.word(r)
 	first := r << regionShift
-	n := min(regionBlocks, m.blocks-first)
-	if d&dirArray == 0 {
+	n := m.regionLen(r)
+	switch w >> wordState {
+	case wordNone:
+		return dst
+	case wordZero:
 		return append(dst, record{Kind: kindZero, Layer: layer, Block: first, Slot: n})
 	}
 	var out [64]mapping
 	var sums [64]uint32
 	for b := uint64(0); b < n; b += uint64(len(out)) {
 		k := int(min(uint64(len(out)), n-b))
-		m.lookupRegion(first+b, out[:k], sums[:k])
+		if !m.lookupRegion(first+b, out[:k], sums[:k]) {
+			panic(fmt.Sprintf("union: region %d is listed before it is loaded", r))
+		}
 		for i, e := range out[:k] {
 			block := first + b + uint64(i)
 			switch {
@@ -310,71 +507,81 @@ func appendZero(dst []record, layer uint32, block, count uint64) []record {
 	return append(dst, record{Kind: kindZero, Layer: layer, Block: block, Slot: count})
 }
 
+// holdsAll tells whether every block of a region has an entry.
+func (m *sectorMap) holdsAll(region uint64) bool {
+	w := m.word(region)
+	switch w >> wordState {
+	case wordNone:
+		return false
+	case wordZero:
+		return true
+	}
+	if w&arrayZero != 0 {
+		return true
+	}
+	return uint64(m.arrayAt(w&handleMask).count()) == m.regionLen(region)
+}
+
 // apply brings one record into the map and calls freed for each slot that it supersedes.
 func (m *sectorMap) apply(r *record, freed func(slot uint64)) {
 	if r.Kind == kindZero {
 		m.zero(r.Block, r.Slot, freed)
 		return
 	}
-	if old := m.set(r.Block, dataMapping(r.Slot), r.CRC); old.isData() {
+	if old := m.set(r.Block, dataMapping(r.Slot), r.CRC); old.isData() && old.slot() != r.Slot {
 		freed(old.slot())
 	}
 }
 
-// arena holds the entry arrays of a map in large chunks without pointers. Freed arrays are kept
-// for the next of their class.
-type arena struct {
-	chunks [][]uint64
-	next   int // first free word of the last chunk
-	lists  [denseClass + 1]uint64
-}
-
-const (
-	chunkShift = 14
-	chunkWords = 1 << chunkShift
-)
-
-func (a *arena) at(handle uint64) []uint64 {
-	return a.chunks[handle>>chunkShift][handle&(chunkWords-1):]
-}
-
-// alloc returns the handle of an array of the class with undefined content. Handle 0 is never given
-// out, so that a list can end with it.
-func (a *arena) alloc(class int) uint64 {
-	if h := a.lists[class]; h != 0 {
-		a.lists[class] = a.at(h)[0]
-		return h
+// drop gives the memory of a map that nothing looks into any more back.
+func (m *sectorMap) drop() {
+	m.pager.remove(m)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, p := range m.pages {
+		if p == nil {
+			continue
+		}
+		for _, w := range p.words {
+			if w>>wordState == wordArray {
+				a := m.arrayAt(w & handleMask)
+				m.markClean(a)
+				m.freeArray(w&handleMask, a.class())
+			}
+		}
+		if p.dirty {
+			m.pager.dirtyPages.Add(-1)
+		}
+		m.pages[i] = nil
+		m.pager.pages.Add(-1)
 	}
-	n := classWords(class)
-	if len(a.chunks) == 0 || a.next+n > chunkWords {
-		a.retire()
-		a.chunks = append(a.chunks, make([]uint64, chunkWords))
-		a.next = 0
-		if len(a.chunks) == 1 {
-			a.next = 1
+}
+
+// memory is what the map takes in bytes; nothing where there is none.
+func (m *sectorMap) memory() int64 {
+	if m == nil {
+		return 0
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.words*8 + int64(len(m.pages))*8
+	for _, p := range m.pages {
+		if p != nil {
+			n += dirWords*8 + 32
 		}
 	}
-	h := uint64(len(a.chunks)-1)<<chunkShift | uint64(a.next)
-	a.next += n
-	return h
+	return n
 }
 
-// retire gives what is left of the last chunk to the lists of smaller classes.
-func (a *arena) retire() {
-	if len(a.chunks) == 0 {
-		return
-	}
-	for class := denseClass - 1; class >= 0; class-- {
-		for a.next+classWords(class) <= chunkWords {
-			a.free(uint64(len(a.chunks)-1)<<chunkShift|uint64(a.next), class)
-			a.next += classWords(class)
-		}
-	}
+// touches tells whether the layer holds anything of a region.
+func (m *sectorMap) touches(region uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.word(region) != 0
 }
 
-func (a *arena) free(handle uint64, class int) {
-	a.at(handle)[0] = a.lists[class]
-	a.lists[class] = handle
+func (m *sectorMap) dataBlocks() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.data
 }
-
-func (a *arena) bytes() int64 { return int64(len(a.chunks)) * chunkWords * 8 }

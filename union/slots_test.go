@@ -43,17 +43,17 @@ func (m *slotModel) check(t *rapid.T, a *slotAllocator) {
 	}
 	free := make([]uint16, len(a.groups))
 	for s := range a.slots {
-		used := a.used[s/64]&(1<<(s%64)) != 0
+		used := a.isUsed(s)
 		if used != m.used[s] {
 			t.Fatalf("slot %d: used %v, want %v", s, used, m.used[s])
 		}
 		if !used {
-			free[s/64/groupWords]++
+			free[s/groupSlots]++
 		}
 	}
 	for g := range free {
-		if a.groups[g] != free[g] {
-			t.Fatalf("group %d counts %d free slots, has %d", g, a.groups[g], free[g])
+		if a.groups[g].free != free[g] {
+			t.Fatalf("group %d counts %d free slots, has %d", g, a.groups[g].free, free[g])
 		}
 	}
 }

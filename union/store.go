@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,18 +23,21 @@ type Store struct {
 	log      *modLog
 	slots    *slotAllocator
 	epochs   *epochs
+	pager    *pager
 	pending  *pendingRing
 	recovery Recovery
 	// flattening is held while sealed layers' maps are read without their locks. It is taken before mu.
-	flattening sync.Mutex
-	flattener  sync.Mutex // held while a goroutine flattens
-	superseded []extent   // slots that records of the log replaced, while opening
-	behind     []int64    // blocks of superblock copies that do not hold sb, while opening
+	flattening  sync.Mutex
+	flattener   sync.Mutex    // held while a goroutine flattens
+	catalogNeed atomic.Uint64 // slots that the next catalog may take
+	volatile    bool          // the records under replay are pending ones
+	superseded  []uint64      // slots that lost their owner by those
+	behind      []int64       // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
 	catalogSlots []extent
-	staleRuns    []extent // slots of runs that only the state on the store names
+	stale        []extent // slots of maps that only the state on the store names
 	layers       map[string]*Layer
 	closed       bool
 
@@ -174,7 +178,7 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 	if sb.UUID == uuid.Nil {
 		sb.UUID = uuid.New()
 	}
-	s := &Store{path: path, disk: d, sb: *sb, slots: newSlotAllocator(sb.Slots), layers: map[string]*Layer{}}
+	s := &Store{path: path, disk: d, sb: *sb, slots: newSlotAllocator(sb.Slots), pager: newPager(), layers: map[string]*Layer{}}
 	if err := s.writeState(sb.LogStart); err != nil {
 		return nil, err
 	}
@@ -232,7 +236,7 @@ func OpenStore(path string, o StoreOptions) (*Store, error) {
 // openOn opens a store without its background work.
 func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 	s := &Store{
-		path: path, disk: d, readOnly: o.ReadOnly, layers: map[string]*Layer{},
+		path: path, disk: d, readOnly: o.ReadOnly, pager: newPager(), layers: map[string]*Layer{},
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if err := s.recover(o); err != nil {
@@ -319,8 +323,9 @@ func (s *Store) maintain() {
 		slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
 	}
 	s.epochs.collect()
+	s.pager.trim()
 	s.log.mu.Lock()
-	due := s.log.nearlyFull() && !s.log.failed
+	due := (s.log.nearlyFull() || s.pager.crowded()) && !s.log.failed
 	s.log.mu.Unlock()
 	if !due {
 		return
@@ -369,7 +374,7 @@ func (s *Store) commit() error {
 }
 
 func (s *Store) writeLog(from, to uint64) error {
-	segs, n := s.log.segments(from, to)
+	segs, n := s.log.ringPieces(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
 			if _, err := s.disk.WriteAt(seg.p, s.logOffset(first, seg.seq)); err != nil {

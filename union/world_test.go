@@ -343,7 +343,9 @@ func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno) outcome {
 		w.tally["requests answered"]++
 		return acknowledged
 	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && !errors.Is(w.injected, errno):
-		if free := ws.store.slots.freeSlots(); free > ws.store.sb.Slots/2 {
+		n := int(d.Len>>blockShift) + 2
+		keep := ws.store.reserve() + ws.store.overwriteReserve() + ws.store.checkpointNeed(n)
+		if free := ws.store.slots.freeSlots(); free > keep+uint64(n) {
 			w.t.Errorf("%s: no space for op %d at %d with %d slots free", l.name, d.Op, d.Off, free)
 		}
 		w.tally["requests refused"]++

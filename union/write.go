@@ -53,12 +53,18 @@ func (o *op) blockAt(i int) uint64 {
 func (o *op) readEdges() {
 	d := o.q.d
 	o.pin()
+	for i := range o.nEdges {
+		e := &o.edges[i]
+		if want := o.lookup(e.block, 1); want.m != nil {
+			o.load(want, (*op).readEdges)
+			return
+		}
+		e.was, e.sum = o.maps[0], o.sums[0]
+	}
 	o.pieces = o.pieces[:0]
 	o.left = 0
 	for i := range o.nEdges {
 		e := &o.edges[i]
-		o.lookup(e.block, 1)
-		e.was, e.sum = o.maps[0], o.sums[0]
 		d.stats.copied.Add(uint64(blockSize - (e.to - e.from)))
 		switch {
 		case e.was.isData():
@@ -97,10 +103,18 @@ func (o *op) edgesDone() {
 // commit would free are waited for once.
 func (o *op) allocate() {
 	s := o.q.d.layer.store
+	overwrites := false
+	var want missing
 	var ok bool
-	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+s.overwriteReserve())
-	if !ok && o.overwrites() {
-		o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()/2)
+	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+s.overwriteReserve()+s.checkpointNeed(o.n))
+	if !ok {
+		if overwrites, want = o.overwrites(); want.m != nil {
+			o.load(want, (*op).allocate)
+			return
+		}
+	}
+	if !ok && overwrites {
+		o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()/2+s.checkpointNeed(o.n))
 	}
 	if !ok {
 		o.unpin() // or the slots that this waits for could not be freed
@@ -176,9 +190,15 @@ func (o *op) record() {
 		records++
 	}
 	layer.mu.Lock()
-	if o.edgesChanged() {
+	changed, want := o.edgesChanged()
+	if want.m != nil {
 		layer.mu.Unlock()
-		s.releaseAll(o.exts) // written and never recorded
+		o.load(want, (*op).record)
+		return
+	}
+	if changed {
+		layer.mu.Unlock()
+		o.giveBack() // written and never recorded
 		o.readEdges()
 		return
 	}
@@ -198,13 +218,20 @@ func (o *op) record() {
 		s.wakeBackground()
 		return
 	}
-	o.apply(layer, l)
-	layer.dirty = true
-	busy := l.nearlyFull() || l.next-l.durable > flushAfterBlocks
+	want = o.apply(layer, l)
+	busy := l.nearlyFull() || l.next-l.durable > flushAfterBlocks || s.pager.crowded()
 	l.mu.Unlock()
 	layer.mu.Unlock()
+	if want.m != nil {
+		o.load(want, (*op).record)
+		return
+	}
 	if busy {
 		s.wakeBackground()
+	}
+	if o.zeroes > 0 {
+		o.record()
+		return
 	}
 	if o.fua {
 		o.flush()
@@ -216,36 +243,71 @@ func (o *op) record() {
 // edgesChanged tells whether a block that this request completed from its old content was
 // written by another since: then that content must be merged again. No slot is used
 // again while this request has its epoch entered, so an equal mapping means equal content.
-func (o *op) edgesChanged() bool {
+func (o *op) edgesChanged() (bool, missing) {
 	var m [1]mapping
 	var sum [1]uint32
 	for i := range o.nEdges {
 		e := &o.edges[i]
-		o.q.d.layer.resolveLocked(e.block, m[:], sum[:])
+		if want := o.q.d.layer.lookupLocked(e.block, m[:], sum[:]); want.m != nil {
+			return false, want
+		}
 		if m[0] != e.was {
-			return true
+			return true, missing{}
 		}
 	}
-	return false
+	return false, missing{}
 }
 
-func (o *op) apply(layer *Layer, l *modLog) {
+// apply brings the request's blocks into the map and the log; of a range to zero, as much as is loaded. Where
+// it has to wait for entries, it changes nothing.
+func (o *op) apply(layer *Layer, l *modLog) missing {
+	m := layer.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range o.n {
+		if region, found := m.paged(o.blockAt(i), 1); found {
+			return missing{m, region}
+		}
+	}
+	zeroes := o.zeroes
+	if zeroes > 0 {
+		if region, found := m.paged(o.zero, zeroes); found {
+			if zeroes = region<<regionShift - min(o.zero, region<<regionShift); zeroes == 0 {
+				return missing{m, region}
+			}
+		}
+	}
+	slots := layer.store.slots
+	slots.mu.Lock()
+	defer slots.mu.Unlock()
+	free := func(slot uint64) {
+		l.supersede(slot)
+		slots.disown(slot)
+	}
 	i := 0
 	for _, e := range o.exts[:min(len(o.exts), o.n)] {
 		for j := range uint64(e.Count) {
 			r := record{kindData, layer.entry.Number, o.blockAt(i), e.Slot + j, o.sums[i]}
 			l.append(&r)
-			if old := layer.m.set(r.Block, dataMapping(r.Slot), r.CRC); old.isData() {
-				l.supersede(old.slot())
+			slots.own(r.Slot)
+			if old := m.set(r.Block, dataMapping(r.Slot), r.CRC); old.isData() {
+				free(old.slot())
 			}
 			i++
 		}
 	}
-	if o.zeroes > 0 {
-		r := record{Kind: kindZero, Layer: layer.entry.Number, Block: o.zero, Slot: o.zeroes}
+	if zeroes > 0 {
+		r := record{Kind: kindZero, Layer: layer.entry.Number, Block: o.zero, Slot: zeroes}
 		l.append(&r)
-		layer.m.zero(r.Block, r.Slot, l.supersede)
+		m.zero(r.Block, r.Slot, free)
+		o.zero += zeroes
+		o.zeroes -= zeroes
 	}
+	// What is left to zero goes on as a request without blocks of its own.
+	if o.zeroes > 0 {
+		o.n, o.nEdges, o.exts = 0, 0, o.exts[:0]
+	}
+	return missing{}
 }
 
 // flush makes everything recorded so far durable: with one commit, which is this request's own or,
@@ -289,7 +351,7 @@ func (o *op) lead() {
 	o.to = to
 	o.pieces = o.pieces[:0]
 	o.left = 0
-	segs, n := l.segments(from, to)
+	segs, n := l.ringPieces(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
 			o.pieces = append(o.pieces, piece{p: seg.p, off: s.logOffset(first, seg.seq), file: o.q.leaf, write: true})
@@ -334,18 +396,21 @@ func (o *op) committed() {
 
 // overwrites tells whether the layer itself holds every block that the request is about to write: such a
 // write gives back as many slots as it takes.
-func (o *op) overwrites() bool {
+func (o *op) overwrites() (bool, missing) {
 	l := o.q.d.layer
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var m [1]mapping
 	var sum [1]uint32
 	for i := range o.n {
-		if l.m.lookup(o.blockAt(i), m[:], sum[:]); !m[0].isData() {
-			return false
+		if want := l.m.lookupOwn(o.blockAt(i), m[:], sum[:]); want.m != nil {
+			return false, want
+		}
+		if !m[0].isData() {
+			return false, missing{}
 		}
 	}
-	return true
+	return true, missing{}
 }
 
 // overwriteReserve is what first-touch writes leave for overwrites, beside half of the reserve: two requests of
