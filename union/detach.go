@@ -206,12 +206,14 @@ func (s *Store) makeWork(l *Layer) (*Layer, error) {
 		return nil, fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
 	}
 	work := newLayer(s, e)
+	work.m = newSectorMap(s.pager, e.Number, work.blocks())
 	work.standOn(l.parent)
 	s.layers[e.Name] = work
 	s.sb.NextLayer++
 	l.entry.Detaching = true
 	if err := s.changeLayers(); err != nil {
 		delete(s.layers, e.Name)
+		work.m.drop()
 		l.entry.Detaching = false
 		return nil, err
 	}
