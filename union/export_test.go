@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -159,7 +160,11 @@ func TestFreezeRefuses(t *testing.T) {
 
 // readAt is readBlocks once.
 func (l *Layer) readAt(base Base, p []byte, off int64, _ []byte) error {
-	read, c := l.store.newReader(), newChunk()
+	read := l.store.newReader()
 	defer read.close()
+	c := chunks.Get().(*chunk)
+	defer chunks.Put(c)
 	return l.readBlocks(read, base, p, off, c, nil)
 }
+
+var chunks = sync.Pool{New: func() any { return newChunk() }}
