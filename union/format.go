@@ -49,8 +49,10 @@ const (
 	// MinStoreBytes is the smallest store that can be formatted.
 	MinStoreBytes = 32 << 20
 
-	// maxBlock bounds block and slot numbers: they are stored in 40 bits, 4 PiB of 4 KiB blocks.
+	// maxBlock bounds block numbers: 4 PiB of 4 KiB blocks.
 	maxBlock = 1<<40 - 1
+	// maxSlots bounds slot numbers, which sector maps store in 36 bits: 256 TiB of 4 KiB blocks.
+	maxSlots = 1 << 36
 )
 
 // superBlocks are the places of the superblock's copies A and B.
@@ -183,7 +185,7 @@ func (s *superblock) validate(off int64) error {
 	case s.LogA <= superBBlock || s.LogA > logABlock || s.LogB < s.LogA+s.LogBlocks ||
 		s.LogB > s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
 		return bad("regions out of place")
-	case s.Slots == 0 || s.SlotBase >= s.SizeBlocks || s.Slots > s.SizeBlocks-s.SlotBase:
+	case s.Slots == 0 || s.Slots > maxSlots || s.SlotBase >= s.SizeBlocks || s.Slots > s.SizeBlocks-s.SlotBase:
 		return bad("slots beyond the end of the store")
 	case s.CatalogBlocks == 0 || s.CatalogBlocks > maxCatalogBlocks || s.CatalogSlot >= s.Slots:
 		return bad("catalog out of range")
@@ -205,7 +207,7 @@ func layoutOf(blocks, n, a, gap uint64) superblock {
 	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: a, LogStart: 1, NextLayer: 1}
 	s.LogB = s.LogA + n + gap
 	s.SlotBase = s.LogB + n
-	s.Slots = blocks - s.SlotBase
+	s.Slots = min(blocks-s.SlotBase, maxSlots)
 	return s
 }
 
@@ -346,6 +348,3 @@ func encodeText(p []byte, layer uint32, text []byte) {
 	le.PutUint32(p[4:], layer)
 	copy(p[8:recordSize], text)
 }
-
-func put40(p []byte, v uint64) { le.PutUint32(p, uint32(v)); p[4] = byte(v >> 32) }
-func get40(p []byte) uint64    { return uint64(le.Uint32(p)) | uint64(p[4])<<32 }

@@ -64,16 +64,17 @@ const (
 	dirWords      = mapPayload / 8
 
 	regionHeaderSize = 6
-	regionEntrySize  = 11
+	regionEntrySize  = 10
 	regionZero       = 1 << 15
 	regionKind       = 10
+	regionValue      = 12
 	maxRegionBytes   = regionHeaderSize + regionBlocks*regionEntrySize
 	// maxRecordBlocks is how many blocks a record can touch.
 	maxRecordBlocks = (maxRegionBytes+mapPayload-1)/mapPayload + 1
 )
 
 // regionBytes is the size of a record with n entries at most: neighbouring blocks of zeros make one.
-func regionBytes(n int) int { return regionHeaderSize + n*regionEntrySize + 1 }
+func regionBytes(n int) int { return regionHeaderSize + n*regionEntrySize }
 
 // encode writes the header and the checksum of the block.
 func (h *mapHeader) encode(p []byte) {
@@ -144,46 +145,47 @@ type regionEntry struct {
 
 func (r *regionRecord) entry(i int) regionEntry {
 	p := r.b[regionHeaderSize+i*regionEntrySize:]
-	head := le.Uint16(p)
-	e := regionEntry{index: uint64(head & (regionBlocks - 1)), count: 1, sum: le.Uint32(p[7:])}
-	if kind := head >> regionKind; kind == kindZero {
-		e.to, e.count = mapZero, get40(p[2:])
-	} else if kind == kindData {
-		e.to = dataMapping(get40(p[2:]))
+	v := uint64(le.Uint32(p)) | uint64(le.Uint16(p[4:]))<<32
+	e := regionEntry{index: v & (regionBlocks - 1), count: 1, sum: le.Uint32(p[6:])}
+	switch v >> regionKind & 3 {
+	case kindZero:
+		e.to, e.count = mapZero, v>>regionValue
+	case kindData:
+		e.to = dataMapping(v >> regionValue)
 	}
 	return e
 }
 
 func (e *regionEntry) encode(p []byte) {
-	kind, value := uint16(kindData), e.to.slot()
+	kind, value := uint64(kindData), e.to.slot()
 	if !e.to.isData() {
 		kind, value = kindZero, e.count
 	}
-	le.PutUint16(p, uint16(e.index)|kind<<regionKind)
-	put40(p[2:], value)
-	le.PutUint32(p[7:], e.sum)
+	v := e.index | kind<<regionKind | value<<regionValue
+	le.PutUint32(p, uint32(v))
+	le.PutUint16(p[4:], uint16(v>>32))
+	le.PutUint32(p[6:], e.sum)
 }
 
-// check bounds a record's numbers, and returns how many blocks its entries cover and how many of them have data.
-func (r *regionRecord) check(region, length, slots uint64) (covered, data uint64, err error) {
+// check bounds a record's numbers, and returns how many blocks of data it has.
+func (r *regionRecord) check(region, length, slots uint64) (data uint64, err error) {
 	if r.region() != region {
-		return 0, 0, fmt.Errorf("record of region %d, not %d", r.region(), region)
+		return 0, fmt.Errorf("record of region %d, not %d", r.region(), region)
 	}
 	next := uint64(0)
 	for i := range r.entries() {
 		e := r.entry(i)
 		switch {
 		case e.to == mapAbsent || e.index < next || e.count == 0 || e.count > length || e.index > length-e.count:
-			return 0, 0, fmt.Errorf("entry %d of region %d out of range or out of order", i, region)
+			return 0, fmt.Errorf("entry %d of region %d out of range or out of order", i, region)
 		case e.to.isData() && e.to.slot() >= slots:
-			return 0, 0, fmt.Errorf("entry %d of region %d beyond the store", i, region)
+			return 0, fmt.Errorf("entry %d of region %d beyond the store", i, region)
 		case e.to.isData():
 			data++
 		}
-		covered += e.count
 		next = e.index + e.count
 	}
-	return covered, data, nil
+	return data, nil
 }
 
 // encodeRegion appends the record of a region that has an array.
@@ -393,14 +395,19 @@ func (s *Store) readRecord(m *sectorMap, region uint64, at place, from recordBlo
 		}
 		want = need
 	}
-	_, data, err := r.check(region, m.regionLen(region), s.sb.Slots)
-	switch {
-	case err != nil:
+	if err := m.checkRecord(&r, region, at, s.sb.Slots); err != nil {
 		return r, s.recordError(from, err.Error())
-	case data != at.data():
-		return r, s.recordError(from, fmt.Sprintf("region %d has %d blocks of data, the directory says %d", region, data, at.data()))
 	}
 	return r, nil
+}
+
+// checkRecord compares a record with the directory's word.
+func (m *sectorMap) checkRecord(r *regionRecord, region uint64, at place, slots uint64) error {
+	data, err := r.check(region, m.regionLen(region), slots)
+	if err == nil && data != at.data() {
+		err = fmt.Errorf("region %d has %d blocks of data, the directory says %d", region, data, at.data())
+	}
+	return err
 }
 
 func (s *Store) recordError(from recordBlocks, detail string) error {

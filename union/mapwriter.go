@@ -72,9 +72,6 @@ func slotAt(exts []extent, i int) uint64 {
 // put adds a record, at the place that was told last.
 func (w *mapWriter) put(b []byte) error {
 	w.seg.records++
-	if len(b)%2 != 0 {
-		b = append(b, 0)
-	}
 	for len(b) > 0 {
 		if w.at == w.n {
 			if err := w.begin(); err != nil {
@@ -181,7 +178,7 @@ func (s *Store) writeMap(m *sectorMap) (old []extent, err error) {
 func (s *Store) writeSegment(m *sectorMap, regions []uint64, victims []*segment, size int64) error {
 	w := s.newMapWriter(m, size)
 	slices.Sort(regions)
-	scratch := make([]byte, 0, maxRegionBytes+1)
+	scratch := make([]byte, 0, maxRegionBytes)
 	for _, r := range regions {
 		b, err := w.capture(r, scratch)
 		if err != nil {
@@ -296,7 +293,7 @@ const (
 	spareSegments = 8
 )
 
-// victims chooses segments to give up: those with the smallest live part, until the dead part of all is less than a quarter, or there are few
+// victims chooses segments to give up: those with the smallest live part, until the dead part of all is less than an eighth, or there are few
 // enough. What they have alive is at most about what the checkpoint writes anyway.
 func (st *mapStore) victims(size int64) []*segment {
 	var blocks, dead float64
@@ -305,11 +302,11 @@ func (st *mapStore) victims(size int64) []*segment {
 		dead += float64(seg.blocks) * seg.deadPart()
 	}
 	count := len(st.segments)
-	if count < spareSegments && dead < blocks/2 || dead <= blocks/4 && count <= maxSegments {
+	if count < spareSegments && dead < blocks/2 || dead <= blocks/8 && count <= maxSegments {
 		return nil
 	}
 	all := slices.Clone(st.segments)
-	if dead <= blocks/4 {
+	if dead <= blocks/8 {
 		sort.SliceStable(all, func(i, j int) bool { return all[i].blocks < all[j].blocks })
 	} else {
 		sort.SliceStable(all, func(i, j int) bool { return all[i].deadPart() > all[j].deadPart() })
@@ -318,7 +315,7 @@ func (st *mapStore) victims(size int64) []*segment {
 	var victims []*segment
 	for _, seg := range all {
 		alive := float64(seg.blocks) * (1 - seg.deadPart())
-		if dead <= blocks/8 && count <= maxSegments/2 || alive > budget {
+		if dead <= blocks/16 && count <= maxSegments/2 || alive > budget {
 			break
 		}
 		if seg.live == 0 {
@@ -444,12 +441,10 @@ func (r *segmentReader) next() (place, regionRecord, error) {
 			if rec.entries() > regionBlocks {
 				return 0, rec, &CorruptError{"map", r.s.sb.slotOffset(r.slots[0]), "record too long"}
 			}
-			n := regionHeaderSize + rec.entries()*regionEntrySize
-			padded := n + n%2
-			if len(r.b) >= padded {
+			if n := regionBytes(rec.entries()); len(r.b) >= n {
 				at := newPlace(r.slots[0], r.off, 0)
 				rec.b = r.b[:n:n]
-				r.advance(padded)
+				r.advance(n)
 				return at, rec, nil
 			}
 		}

@@ -28,9 +28,9 @@ type pager struct {
 const (
 	// mapMemory is the size in bytes of the entries in memory, of all layers of a store, that is tried to stay below. What a
 	// checkpoint has not written yet comes on top where it must.
-	mapMemory = 96 << 20
+	mapMemory = 64 << 20
 	// maxDirtyRegions asks for a checkpoint: a recovery has to load the records of as many regions.
-	maxDirtyRegions = 64 << 10
+	maxDirtyRegions = 256 << 10
 	// trimWords is more than any load brings in.
 	trimWords = 8 << 10
 	// evictionBatch is how many directory pages are looked at under a map's lock.
@@ -63,7 +63,7 @@ func (p *pager) remove(m *sectorMap) {
 
 // crowded tells that a checkpoint should write what is dirty.
 func (p *pager) crowded() bool {
-	return p.dirtyRegions.Load() > maxDirtyRegions || p.arena.words.Load() > p.limit && p.dirtyRegions.Load() > maxDirtyRegions/16
+	return p.dirtyRegions.Load() > maxDirtyRegions || p.arena.words.Load() > p.limit && p.dirtyRegions.Load() > maxDirtyRegions/64
 }
 
 // trim forgets entries until they fit the limit, trimWords at most, or until it has looked at each once: what was just loaded is

@@ -411,27 +411,91 @@ type replayRegion struct {
 	region uint64
 }
 
-// loadMany loads regions in the order in which their records lie on the store, several at a time.
+// loadMany loads regions, several at a time: from segments of which it wants much by reading them from end to end, from others
+// in the order in which the records lie on the store.
 func (s *Store) loadMany(wanted []replayRegion) error {
-	at := func(x replayRegion) uint64 { return x.m.word(x.region) }
-	slices.SortFunc(wanted, func(a, b replayRegion) int { return cmp.Compare(at(a), at(b)) })
+	at := func(x replayRegion) place { return place(x.m.word(x.region) & placeMask) }
+	slices.SortFunc(wanted, func(a, b replayRegion) int {
+		if c := cmp.Compare(a.m.number, b.m.number); c != 0 {
+			return c
+		}
+		return cmp.Compare(at(a), at(b))
+	})
+	wanted = slices.Compact(wanted)
+	bySegment := map[*segment][]replayRegion{}
+	for _, x := range wanted {
+		if e, ok := x.m.store.find(at(x).slot()); ok {
+			bySegment[e.seg] = append(bySegment[e.seg], x)
+		}
+	}
+	var jobs []func() error
+	for seg, regions := range bySegment {
+		if len(regions) > int(seg.records/8) {
+			jobs = append(jobs, func() error { return s.loadSegment(regions[0].m, seg, regions) })
+			continue
+		}
+		for part := range slices.Chunk(regions, 256) {
+			jobs = append(jobs, func() error {
+				for _, x := range part {
+					if err := s.load(x.m, x.region); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return inParallel(jobs)
+}
+
+func inParallel(jobs []func() error) error {
 	const workers = 8
 	var next atomic.Int64
 	var group sync.WaitGroup
-	errs := make([]error, workers)
+	errs := make([]error, min(workers, len(jobs)))
 	for w := range errs {
 		group.Go(func() {
 			for errs[w] == nil {
 				i := int(next.Add(1)) - 1
-				if i >= len(wanted) {
+				if i >= len(jobs) {
 					return
 				}
-				errs[w] = s.load(wanted[i].m, wanted[i].region)
+				errs[w] = jobs[i]()
 			}
 		})
 	}
 	group.Wait()
 	return errors.Join(errs...)
+}
+
+// loadSegment loads regions whose records lie in a segment by reading all of it.
+func (s *Store) loadSegment(m *sectorMap, seg *segment, regions []replayRegion) error {
+	want := make(map[uint64]bool, len(regions))
+	for _, x := range regions {
+		want[x.region] = true
+	}
+	r := segmentReader{s: s, m: m, seg: seg}
+	for {
+		at, record, err := r.next()
+		if err != nil || record.b == nil {
+			return err
+		}
+		region := record.region()
+		if !want[region] {
+			continue
+		}
+		m.mu.Lock()
+		w := m.word(region)
+		if w>>wordState == wordPaged && place(w&placeMask)>>11 == at>>11 {
+			if err = m.checkRecord(&record, region, place(w&placeMask), s.sb.Slots); err == nil {
+				m.fill(region, place(w&placeMask), record)
+			}
+		}
+		m.mu.Unlock()
+		if err != nil {
+			return &CorruptError{"map", s.sb.slotOffset(at.slot()), err.Error()}
+		}
+	}
 }
 
 func (s *Store) readLog() (sources []logSource, release func(), err error) {
