@@ -95,3 +95,17 @@ func (c *Client) MoveLayer(ctx context.Context, r MoveRequest, progress func(don
 	}
 	return report, about("move layer "+r.Layer, err)
 }
+
+// Scrub has a store that the daemon has open read all over, and follows the progress until the end. To end ctx ends only that.
+func (c *Client) Scrub(ctx context.Context, r ScrubRequest, progress func(ScrubReport)) (ScrubReport, error) {
+	var last ScrubReport
+	err := receive(ctx, c, http.MethodPost, "scrubs", r, func(rep ScrubReport) error {
+		last = rep
+		progress(rep)
+		return nil
+	})
+	if err == nil && !last.Complete && !r.Status {
+		err = errCutShort
+	}
+	return last, about("scrub "+r.Store, err)
+}

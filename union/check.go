@@ -117,10 +117,8 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 		return nil, err
 	}
 	if !o.NoData {
-		for _, l := range s.layers {
-			if err := rep.checkData(s, l); err != nil {
-				return nil, err
-			}
+		if err := rep.checkData(s); err != nil {
+			return nil, err
 		}
 	}
 	return rep, nil
@@ -171,30 +169,6 @@ func (rep *CheckReport) checkLogCopies(s *Store) error {
 				case pass == 1 && !ok && live[i]:
 					rep.add(Problem{"log", int64(first+i) << blockShift, fmt.Sprintf("copy %c lacks a block that the other has", 'A'+c), true})
 				}
-			}
-		}
-	}
-	return nil
-}
-
-func (rep *CheckReport) checkData(s *Store, l *Layer) error {
-	buf := alignedBuffer(blockSize)
-	var records []record
-	for r := range uint64(len(l.m.dir)) {
-		records = l.m.region(r, l.entry.Number, records[:0])
-		for i := range records {
-			e := &records[i]
-			if e.Kind != kindData {
-				continue
-			}
-			rep.DataBlocks++
-			off := s.sb.slotOffset(e.Slot)
-			if _, err := s.disk.ReadAt(buf, off); err != nil {
-				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: %v", l.entry.Name, e.Block, err), false})
-				continue
-			}
-			if checksum(buf) != e.CRC {
-				rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: checksum wrong", l.entry.Name, e.Block), false})
 			}
 		}
 	}

@@ -28,7 +28,8 @@ type Store struct {
 	flattening sync.Mutex
 	flattener  sync.Mutex // held while a goroutine flattens
 	superseded []extent   // slots that records of the log replaced, while opening
-	behind     []int64    // blocks of superblock copies that do not hold sb, while opening
+	scrub      scrubState
+	behind     []int64 // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
@@ -85,6 +86,7 @@ type StoreInfo struct {
 	LogUsed    int64       `json:"log_used_bytes"` // since the last checkpoint
 	Failed     bool        `json:"failed"`         // a write or flush of the device failed
 	Recovery   Recovery    `json:"recovery"`
+	Scrub      ScrubStatus `json:"scrub"`
 	Layers     []LayerInfo `json:"layers"`
 }
 
@@ -258,7 +260,7 @@ func (s *Store) Info() StoreInfo {
 		Path: s.path, UUID: s.sb.UUID.String(), Version: formatVersion, Generation: s.sb.Generation,
 		SizeBytes: int64(s.sb.SizeBlocks) << blockShift, SlotBytes: int64(s.sb.Slots) << blockShift,
 		FreeBytes: int64(s.slots.freeSlots()) << blockShift, LogBytes: int64(s.sb.LogBlocks) << blockShift,
-		Recovery: s.recovery,
+		Recovery: s.recovery, Scrub: s.ScrubStatus(),
 	}
 	s.log.mu.Lock()
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift
