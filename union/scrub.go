@@ -131,7 +131,7 @@ func (p *scrubbing) run(layers []*Layer) error {
 		if err := p.maps(l); err != nil {
 			return err
 		}
-		if err := l.dataRecords(func(records []record) error { return p.data(l, records) }); err != nil {
+		if err := p.data(l); err != nil {
 			return err
 		}
 	}
@@ -280,44 +280,48 @@ func (p *scrubbing) catalog() error {
 	return s.checkpointLocked()
 }
 
-// data reads blocks of a layer. Between enter and exit a slot that the map names is not used again, so that what is wrong then is
-// damage.
-func (p *scrubbing) data(l *Layer, records []record) error {
-	if err := p.ctx.Err(); err != nil {
-		return err
+// data reads the blocks of a layer.
+func (p *scrubbing) data(l *Layer) error {
+	var records []record
+	for r := range l.regions() {
+		if err := p.ctx.Err(); err != nil {
+			return err
+		}
+		began := time.Now()
+		n := p.region(l, r, &records)
+		if n == 0 {
+			continue
+		}
+		size := int64(n) << blockShift
+		p.s.scrub.update(func(st *ScrubStatus) { st.DoneBytes += size; st.TotalBytes = max(st.TotalBytes, st.DoneBytes) })
+		p.pace.wait(p.ctx, p.s, size, time.Since(began))
 	}
-	began := time.Now()
-	n := p.read.enter()
-	records = l.still(records)
-	sortBySlot(records)
-	for rest := records; len(rest) > 0; {
-		k := slotRun(rest)
-		p.s.checkRun(rest[:k], p.buf, func(r *record, why string) {
-			name := p.names[l.entry.Number]
-			p.found(p.s.dataProblem(name, r, why), name)
-		})
-		rest = rest[k:]
-	}
-	p.read.exit(n)
-	size := int64(len(records)) << blockShift
-	p.s.scrub.update(func(st *ScrubStatus) { st.DoneBytes += size; st.TotalBytes = max(st.TotalBytes, st.DoneBytes) })
-	p.pace.wait(p.ctx, p.s, size, time.Since(began))
 	return nil
 }
 
-// still returns the records that the layer holds as they are. They are of one region.
-func (l *Layer) still(records []record) []record {
-	kept := records[:0]
-	var m [1]mapping
-	var sum [1]uint32
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, r := range records {
-		if l.m.lookup(r.Block, m[:], sum[:]); m[0] == dataMapping(r.Slot) && sum[0] == r.CRC {
-			kept = append(kept, r)
-		}
+// region reads the blocks of one region, and returns how many. Between enter and exit no slot that the map names is used again, so what is
+// wrong then is damage. The map of a layer that was removed, or merged with another, is not its own any more.
+func (p *scrubbing) region(l *Layer, region uint64, buf *[]record) int {
+	s := p.s
+	epoch := p.read.enter()
+	defer p.read.exit(epoch)
+	s.mu.Lock()
+	records := (*buf)[:0]
+	if s.layers[l.entry.Name] == l {
+		records = l.dataIn(region, records)
 	}
-	return kept
+	s.mu.Unlock()
+	*buf = records
+	sortBySlot(records)
+	for rest := records; len(rest) > 0; {
+		k := slotRun(rest)
+		s.checkRun(rest[:k], p.buf, func(r *record, why string) {
+			name := p.names[l.entry.Number]
+			p.found(s.dataProblem(name, r, why), name)
+		})
+		rest = rest[k:]
+	}
+	return len(records)
 }
 
 // maps reads the run of a layer, and has the next checkpoint write another where it is damaged: the map is in memory.

@@ -47,51 +47,44 @@ func (s *Store) checkRun(run []record, buf []byte, bad func(r *record, why strin
 	}
 }
 
-// dataRecords calls f with the records of the data blocks of the layer itself, without those of zeros, region by region.
-func (l *Layer) dataRecords(f func(records []record) error) error {
-	var records []record
-	for r := range (l.blocks() + regionBlocks - 1) >> regionShift {
-		l.mu.Lock()
-		records = l.m.region(r, l.entry.Number, records[:0])
-		l.mu.Unlock()
-		data := records[:0]
-		for _, e := range records {
-			if e.Kind == kindData {
-				data = append(data, e)
-			}
-		}
-		if len(data) == 0 {
-			continue
-		}
-		if err := f(data); err != nil {
-			return err
+// dataIn returns the records of the data blocks of the layer itself in a region, without those of zeros.
+func (l *Layer) dataIn(region uint64, dst []record) []record {
+	l.mu.Lock()
+	dst = l.m.region(region, l.entry.Number, dst)
+	l.mu.Unlock()
+	data := dst[:0]
+	for _, e := range dst {
+		if e.Kind == kindData {
+			data = append(data, e)
 		}
 	}
-	return nil
+	return data
 }
 
+func (l *Layer) regions() uint64 { return (l.blocks() + regionBlocks - 1) >> regionShift }
+
 // checkData reads every data block of a store that nobody writes to.
-func (rep *CheckReport) checkData(s *Store) error {
+func (rep *CheckReport) checkData(s *Store) {
 	c := dataChecker{s: s, rep: rep, runs: make(chan []record, slotCheckers)}
 	var workers sync.WaitGroup
 	for range slotCheckers {
 		workers.Go(c.work)
 	}
-	var err error
 	names := make(map[uint32]string, len(s.layers))
 	for _, l := range s.layers {
 		names[l.entry.Number] = l.entry.Name
 	}
+	var records []record
 	for _, l := range s.layers {
-		if err = l.dataRecords(c.add); err != nil {
-			break
+		for r := range l.regions() {
+			records = l.dataIn(r, records[:0])
+			c.add(records)
 		}
 	}
 	c.flush()
 	close(c.runs)
 	workers.Wait()
 	rep.addData(s, c.bad, names)
-	return err
 }
 
 // dataChecker puts records in order and has several goroutines read them.
@@ -110,13 +103,12 @@ type badBlock struct {
 	why string
 }
 
-func (c *dataChecker) add(records []record) error {
+func (c *dataChecker) add(records []record) {
 	c.rep.DataBlocks += uint64(len(records))
 	c.batch = append(c.batch, records...)
 	if len(c.batch) >= slotCheckBatch {
 		c.flush()
 	}
-	return nil
 }
 
 func (c *dataChecker) flush() {
