@@ -78,3 +78,34 @@ func (c *Client) Detach(ctx context.Context, r DetachRequest, progress func(Deta
 	}
 	return last, about("detach "+what, err)
 }
+
+// MoveLayer moves a layer to another store. To end ctx cancels that.
+func (c *Client) MoveLayer(ctx context.Context, r MoveRequest, progress func(done, total int64)) (*MoveReport, error) {
+	var report *MoveReport
+	err := receive(ctx, c, http.MethodPost, "layers/move", r, func(e MoveEvent) error {
+		if e.Report != nil {
+			report = e.Report
+			return nil
+		}
+		progress(e.Done, e.Total)
+		return nil
+	})
+	if err == nil && report == nil {
+		err = errCutShort
+	}
+	return report, about("move layer "+r.Layer, err)
+}
+
+// Scrub has a store that the daemon has open read all over, and follows the progress until the end. To end ctx ends only that.
+func (c *Client) Scrub(ctx context.Context, r ScrubRequest, progress func(ScrubReport)) (ScrubReport, error) {
+	var last ScrubReport
+	err := receive(ctx, c, http.MethodPost, "scrubs", r, func(rep ScrubReport) error {
+		last = rep
+		progress(rep)
+		return nil
+	})
+	if err == nil && !last.Complete && !r.Status {
+		err = errCutShort
+	}
+	return last, about("scrub "+r.Store, err)
+}

@@ -42,6 +42,9 @@ type Config struct {
 	// VerifyLeaf checks the CRC-32C of each block read from a leaf. On unless set to
 	// false.
 	VerifyLeaf *bool `toml:"verify_leaf"`
+	// ScrubBytesPerSecond is how fast each open store is read in the background, over and over, to find damage. 0
+	// means never; by default a store is read once a week, at [DefaultScrubRate] at most.
+	ScrubBytesPerSecond *int64 `toml:"scrub_bytes_per_second"`
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 
@@ -160,6 +163,7 @@ func (c Config) Validate() error {
 	check(c.LogFormat == "text" || c.LogFormat == "json", "log_format %q is not text or json", c.LogFormat)
 	check(c.SocketGroup >= 0, "socket_gid %d is negative", c.SocketGroup)
 	check(c.MaxConnections > 0, "max_connections %d is not positive", c.MaxConnections)
+	check(c.ScrubBytesPerSecond == nil || *c.ScrubBytesPerSecond >= 0, "scrub_bytes_per_second is negative")
 	check(c.OperationSeconds > 0, "operation_seconds %d is not positive", c.OperationSeconds)
 	if err := checkGeometry(c.Device.Queues, c.Device.Depth, c.Device.BlockSize); err != nil {
 		errs = append(errs, fmt.Errorf("device: %w", err))

@@ -26,6 +26,7 @@ socket_gid = 12
 max_connections = 3
 operation_seconds = 7
 verify_leaf = false
+scrub_bytes_per_second = 1048576
 [device]
 queues = 2
 depth = 64
@@ -39,7 +40,7 @@ block_size = 4096
 	}
 	want := DeviceConfig{Queues: 2, Depth: 64, BlockSize: 4096}
 	if c.RunDir != "/run/other" || c.LogLevel != "debug" || c.SocketGroup != 12 || c.MaxConnections != 3 ||
-		c.OperationSeconds != 7 || *c.VerifyLeaf || c.Device != want {
+		c.OperationSeconds != 7 || *c.VerifyLeaf || *c.ScrubBytesPerSecond != 1<<20 || c.Device != want {
 		t.Errorf("read %+v", c)
 	}
 }

@@ -63,7 +63,7 @@ func New(cfg Config) (*Daemon, error) {
 		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
-		stores:   newStores(cfg.RunDir),
+		stores:   newStores(cfg),
 		restored: make(chan struct{}),
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),

@@ -216,6 +216,9 @@ func (d *Daemon) detachBase(r *DetachRequest, st *sharedStore) (union.Base, erro
 		return nil, nil
 	}
 	setDefault(&r.Root, d.rootWith(info.Pin))
+	if begun, err := readDetach(d.detachPath(st, r.Layer)); err == nil {
+		setDefault(&r.Root, begun.Root)
+	}
 	if r.Root == "" {
 		return nil, fail(CodeBadRequest, "give it: --root REF", "layer %s stands on a root that no device has", r.Layer)
 	}
@@ -356,8 +359,16 @@ func (d *Daemon) forgetRoots(st *sharedStore) {
 // detachRecords is where requests lie that a later daemon goes on with.
 func (d *Daemon) detachRecords() string { return filepath.Join(d.cfg.RunDir, detachesName) }
 
-func (d *Daemon) detachPath(j *detachJob) string {
-	return filepath.Join(d.detachRecords(), j.store.UUID().String()+"-"+j.request.Layer+recordSuffix)
+func (d *Daemon) detachPath(st *sharedStore, layer string) string {
+	return filepath.Join(d.detachRecords(), st.UUID().String()+"-"+layer+recordSuffix)
+}
+
+func readDetach(path string) (r DetachRequest, err error) {
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	return r, err
 }
 
 func (d *Daemon) saveDetach(j *detachJob) error {
@@ -366,7 +377,7 @@ func (d *Daemon) saveDetach(j *detachJob) error {
 		err = os.MkdirAll(d.detachRecords(), 0o750)
 	}
 	if err == nil {
-		err = writeAtomically(d.detachPath(j), append(data, '\n'))
+		err = writeAtomically(d.detachPath(j.store, j.request.Layer), append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("save record of the detach of %s: %w", j.request.Layer, err)
@@ -375,7 +386,7 @@ func (d *Daemon) saveDetach(j *detachJob) error {
 }
 
 func (d *Daemon) removeDetach(j *detachJob) error {
-	if err := os.Remove(d.detachPath(j)); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(d.detachPath(j.store, j.request.Layer)); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("remove record of the detach of %s: %w", j.request.Layer, err)
 	}
 	return nil
@@ -394,11 +405,7 @@ func (d *Daemon) resumeDetaches() {
 			_ = os.Remove(path)
 			continue
 		}
-		var r DetachRequest
-		data, err := os.ReadFile(path)
-		if err == nil {
-			err = json.Unmarshal(data, &r)
-		}
+		r, err := readDetach(path)
 		if err != nil {
 			d.log.Error("record of a detach cannot be used; ask for it again", "record", path, "error", oneLine(err))
 			continue

@@ -70,30 +70,6 @@ func RemoveLayerOffline(runDir string, r LayerRequest) error {
 	return withStoreOffline(runDir, r.Store, refuse, func(st *union.Store) error { return removeLayer(st, r.Layer) })
 }
 
-// withStoreOffline opens a store where no daemon has runDir, which need not exist, and closes it after do. Where runDir exists, check is
-// called first, if not nil.
-func withStoreOffline(runDir, path string, check func() error, do func(*union.Store) error) (err error) {
-	o := union.StoreOptions{}
-	if _, err := os.Stat(runDir); !errors.Is(err, fs.ErrNotExist) {
-		o.RunDir = runDir
-		lock, err := takeRunLock(runDir, 0)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, lock.release()) }()
-		if check != nil {
-			if err := check(); err != nil {
-				return err
-			}
-		}
-	}
-	st, err := union.OpenStore(path, o)
-	if err != nil {
-		return err
-	}
-	return errors.Join(do(st), st.Close())
-}
-
 // refuseRecorded refuses to remove the layer of a device that a daemon left. What it left before a reboot is gone.
 func refuseRecorded(runDir string, r LayerRequest) error {
 	boot, err := bootID()

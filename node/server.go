@@ -90,6 +90,8 @@ func (s *server) routes() http.Handler {
 	mux.Handle("DELETE "+one+"/export/{token}", s.guard(s.cancelExport, true))
 	mux.Handle("GET "+one+"/changed", s.admit(false, s.changed))
 	mux.Handle("DELETE /"+APIVersion+"/layers", s.guard(s.removeLayer, true))
+	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
+	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))
 	mux.Handle("POST /"+APIVersion+"/detaches", s.admit(true, s.detach))
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ import (
 // whatever path each came by.
 type stores struct {
 	runDir string
+	scrub  *int64 // bytes per second; 0: never, nil: once a week
+	log    *slog.Logger
 
 	mu   sync.Mutex // guards open and the users of each; taken after a sharedStore's
 	open map[storeKey]*sharedStore
@@ -36,10 +39,11 @@ type sharedStore struct {
 
 	mu           sync.Mutex // held while the store is opened or closed
 	*union.Store            // nil before and after
+	scrubber     *scrubber  // with Store
 }
 
-func newStores(runDir string) *stores {
-	return &stores{runDir: runDir, open: make(map[storeKey]*sharedStore)}
+func newStores(cfg Config) *stores {
+	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, open: make(map[storeKey]*sharedStore)}
 }
 
 // acquire opens the store at path, or adds a user to the open one. Where another process
@@ -61,6 +65,7 @@ func (s *stores) acquire(ctx context.Context, path string, patience time.Duratio
 		s.leave(st)
 		return nil, fmt.Errorf("open leaf: %w", err)
 	}
+	st.scrubber = startScrubber(st.Store, s.scrub, s.log)
 	return st, nil
 }
 
@@ -114,8 +119,9 @@ func (s *stores) release(st *sharedStore) error {
 		s.leave(st)
 		return nil
 	}
+	st.scrubber.stop()
 	err := st.Close()
-	st.Store = nil
+	st.Store, st.scrubber = nil, nil
 	s.leave(st)
 	if err != nil {
 		return fmt.Errorf("close leaf store: %w", err)

@@ -55,3 +55,33 @@ func (s *server) detach(w http.ResponseWriter, r *http.Request) {
 	}
 	s.end(st, s.d.Detach(r.Context(), req, func(status DetachStatus) error { return st.emit(status) }))
 }
+
+// moveLayer goes on for as long as the client stays.
+func (s *server) moveLayer(w http.ResponseWriter, r *http.Request) {
+	var req MoveRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	st, err := newStream(w)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.end(st, s.d.MoveLayer(r.Context(), req, func(e MoveEvent) error { return st.emit(e) }))
+}
+
+// scrub tells the progress for as long as the client stays; the pass goes on without it.
+func (s *server) scrub(w http.ResponseWriter, r *http.Request) {
+	var req ScrubRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	st, err := newStream(w)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.end(st, s.d.Scrub(r.Context(), req, func(rep ScrubReport) error { return st.emit(rep) }))
+}

@@ -123,10 +123,9 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 		if err := rep.checkFlat(s, l); err != nil {
 			return nil, err
 		}
-		if o.NoData {
-			continue
-		}
-		if err := rep.checkData(s, l); err != nil {
+	}
+	if !o.NoData {
+		if err := rep.checkData(s); err != nil {
 			return nil, err
 		}
 	}
@@ -182,24 +181,6 @@ func (rep *CheckReport) checkLogCopies(s *Store) error {
 		}
 	}
 	return nil
-}
-
-func (rep *CheckReport) checkData(s *Store, l *Layer) error {
-	buf := alignedBuffer(blockSize)
-	return rep.eachMapped(s, l, l.m, func(e *record) {
-		if e.Kind != kindData {
-			return
-		}
-		rep.DataBlocks++
-		off := s.sb.slotOffset(e.Slot)
-		if _, err := s.disk.ReadAt(buf, off); err != nil {
-			rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: %v", l.entry.Name, e.Block, err), false})
-			return
-		}
-		if checksum(buf) != e.CRC {
-			rep.add(Problem{"data", off, fmt.Sprintf("layer %q block %d: checksum wrong", l.entry.Name, e.Block), false})
-		}
-	})
 }
 
 // eachMapped calls f for what a map of the layer says. What of it cannot be read is a problem of the store's.

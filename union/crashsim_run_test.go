@@ -81,6 +81,7 @@ type simConfig struct {
 	oneQueue   bool
 	fileRoot   bool
 	exhaustive int  // up to how many pending writes every subset of them is a state
+	damage     int  // a damaged disk is looked at after one event in so many
 	faultAt    int  // which write or flush of the disk fails, if not 0
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
 	deaf       bool // the oracle takes what is acknowledged for flushed: to prove that violations are found
@@ -92,7 +93,7 @@ func newSimConfig(seed uint64) simConfig {
 	c := simConfig{
 		seed: seed, geometry: simGeometries[rng.IntN(len(simGeometries))],
 		runDir: rng.IntN(2) == 0, fileRoot: rng.IntN(2) == 0, mix: opMixes[rng.IntN(len(opMixes))],
-		exhaustive: 4,
+		exhaustive: 4, damage: 4,
 	}
 	if rng.IntN(16) == 0 {
 		c.exhaustive = 12
@@ -265,9 +266,16 @@ func (r *simRun) fault(flush bool) bool {
 // acknowledgedLate notices what is acknowledged though the store has failed. A flush that was under way when a write
 // failed may still tell the truth.
 func (r *simRun) acknowledgedLate(flush bool) {
-	if r.faulty && r.store.Info().Failed && (!flush || r.unsafe) {
+	if r.faulty && r.failedStore() && (!flush || r.unsafe) {
 		r.fail(errors.New("acknowledged after the store had failed"), "")
 	}
+}
+
+// failedStore tells whether the store takes no more writes, without its lock, which a call that waits may hold.
+func (r *simRun) failedStore() bool {
+	r.store.log.mu.Lock()
+	defer r.store.log.mu.Unlock()
+	return r.store.log.failed
 }
 
 func (r *simRun) name(kind string) string {
@@ -352,6 +360,10 @@ func (r *simRun) play(script []simOp) {
 
 // end forgets the store as the death of the process does.
 func (r *simRun) end() {
+	defer r.close()
+	if r.sim == nil {
+		return
+	}
 	r.sim.Halt()
 	r.gate.halt()
 	l := r.store.log
@@ -366,7 +378,12 @@ func (r *simRun) end() {
 		}
 	}
 	r.store.pending.close()
-	r.disk.Close()
+}
+
+func (r *simRun) close() {
+	if r.disk != nil {
+		r.disk.Close()
+	}
 	if r.base.disk != nil && r.life == 0 {
 		r.base.disk.Close()
 	}
@@ -444,7 +461,7 @@ func (r *simRun) drain() {
 		return
 	}
 	r.fail(r.sim.Run(), "")
-	if failed := r.store.Info().Failed; failed != r.faulty {
+	if failed := r.failedStore(); failed != r.faulty {
 		r.fail(fmt.Errorf("a write or flush has failed: %v; the store takes no more writes: %v", r.faulty, failed), "")
 	}
 }

@@ -96,7 +96,7 @@ func (lk *looker) after(r *simRun) {
 	r.stats.Deepest = max(r.stats.Deepest, uint64(lk.had))
 	lk.cuts(r, grown)
 	lk.maybeKill(r)
-	if !r.cfg.scope && r.pick.IntN(4) == 0 {
+	if r.cfg.damage > 0 && r.pick.IntN(r.cfg.damage) == 0 {
 		lk.damage(r)
 	}
 }
@@ -475,6 +475,7 @@ func (lk *looker) live(r *simRun) error {
 	lk.img.copyTo(l.disk.Bytes())
 	l.disk.Settle()
 	if err := l.serve(l.openOptions()); err != nil {
+		l.end()
 		return fmt.Errorf("second life: %w", err)
 	}
 	l.live(drawScript(l.rng, &l.cfg, 3+l.rng.IntN(7)), 0)

@@ -378,7 +378,8 @@ func newChunk() *chunk {
 
 // copyChunk copies those of n blocks that neither the work layer nor the anchor holds, and returns how many bytes it read.
 func (d *detach) copyChunk(c *chunk, first, n uint64) (read int64, err error) {
-	if err := errors.Join(d.work.own(first, c.own[:n], c.sums[:n]), d.anchor().own(first, c.anchor[:n], c.sums[:n])); err != nil {
+	err = errors.Join(d.work.own(first, c.own[:n], c.sums[:n]), d.anchored(first, c.anchor[:n], c.sums[:n]))
+	if err != nil {
 		return 0, err
 	}
 	held := func(i int) bool { return c.own[i] != mapAbsent || c.anchor[i] != mapAbsent }
@@ -403,12 +404,12 @@ func (d *detach) copyChunk(c *chunk, first, n uint64) (read int64, err error) {
 	return read, nil
 }
 
-// anchor returns the layer that the copy is for at present.
-func (d *detach) anchor() *Layer {
+// anchored looks blocks up in the layer that the copy is for at present. Under mu, no merge changes which that is.
+func (d *detach) anchored(first uint64, out []mapping, sums []uint32) error {
 	s := d.owner.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return anchorOf(d.owner, d.work)
+	return anchorOf(d.owner, d.work).own(first, out, sums)
 }
 
 func anchorOf(owner, work *Layer) *Layer {

@@ -187,8 +187,23 @@ func TestDetachUnderLoad(t *testing.T) {
 				}
 			}
 		})
+		var scrub sync.WaitGroup
+		ctx, cancel := context.WithCancel(context.Background())
+		scrub.Go(func() {
+			for ctx.Err() == nil {
+				err := v.store.Scrub(ctx, ScrubOptions{BytesPerSecond: 1 << 40}, func(p Problem, _ string) { t.Errorf("scrub found %s", p) })
+				if err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
 		v.work(fake, rounds)
 		beside.Wait()
+		cancel()
+		scrub.Wait()
+		if st := v.store.ScrubStatus(); st.Passes == 0 || st.Running || len(st.Problems) != 0 {
+			t.Errorf("scrubbed: %+v", st)
+		}
 		v.work(fake, rounds/4)
 	})
 	if info := v.store.Info(); len(info.Layers) != 1 || info.Layers[0].Pin != (Pin{}) || info.Layers[0].Detaching {

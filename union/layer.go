@@ -87,7 +87,7 @@ func (s *Store) OpenLayer(name string, o LayerOptions) (*Layer, error) {
 	switch {
 	case l == nil:
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrNoLayer)
-	case l.opened:
+	case l.opened, l.readers > 0 && !l.entry.Sealed:
 		return nil, fmt.Errorf("open layer %q in store %s: %w", name, s.path, ErrLayerInUse)
 	case l.entry.Incoming:
 		return nil, fmt.Errorf("open layer %q in store %s: %w: it is a copy that is not complete", name, s.path, ErrLayerInUse)

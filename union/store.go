@@ -32,7 +32,8 @@ type Store struct {
 	catalogNeed atomic.Uint64 // slots that the next catalog may take
 	volatile    bool          // the records under replay are pending ones
 	superseded  []uint64      // slots that lost their owner by those
-	behind      []int64       // blocks of superblock copies that do not hold sb, while opening
+	scrub       scrubState
+	behind      []int64 // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
@@ -89,6 +90,7 @@ type StoreInfo struct {
 	LogUsed    int64       `json:"log_used_bytes"` // since the last checkpoint
 	Failed     bool        `json:"failed"`         // a write or flush of the device failed
 	Recovery   Recovery    `json:"recovery"`
+	Scrub      ScrubStatus `json:"scrub"`
 	Layers     []LayerInfo `json:"layers"`
 }
 
@@ -262,7 +264,7 @@ func (s *Store) Info() StoreInfo {
 		Path: s.path, UUID: s.sb.UUID.String(), Version: formatVersion, Generation: s.sb.Generation,
 		SizeBytes: int64(s.sb.SizeBlocks) << blockShift, SlotBytes: int64(s.sb.Slots) << blockShift,
 		FreeBytes: int64(s.slots.freeSlots()) << blockShift, LogBytes: int64(s.sb.LogBlocks) << blockShift,
-		Recovery: s.recovery,
+		Recovery: s.recovery, Scrub: s.ScrubStatus(),
 	}
 	s.log.mu.Lock()
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift

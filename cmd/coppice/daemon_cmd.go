@@ -17,6 +17,7 @@ import (
 type daemonCmd struct {
 	Config    string    `placeholder:"FILE" type:"path" help:"Configuration file (default: ${config}, where there is one). Flags go before it."`
 	LogLevel  logLevel  `placeholder:"LEVEL" help:"debug, info, warn or error (default: info)."`
+	ScrubRate *size     `placeholder:"SIZE" help:"Bytes of each store to read a second in the background; 0: never (default: all of it once a week, at most 16M)."`
 	LogFormat logFormat `placeholder:"text|json" help:"Form of the log on standard error (default: text)."`
 }
 
@@ -84,6 +85,10 @@ func (c *daemonCmd) config(env *environment) (node.Config, error) {
 	}
 	if c.LogFormat != "" {
 		cfg.LogFormat = string(c.LogFormat)
+	}
+	if c.ScrubRate != nil {
+		rate := int64(*c.ScrubRate)
+		cfg.ScrubBytesPerSecond = &rate
 	}
 	return cfg, cfg.Validate()
 }

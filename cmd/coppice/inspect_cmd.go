@@ -91,6 +91,7 @@ func addLeaf(r *rows, leaf node.Leaf) {
 		showBytes(leaf.Info.FreeBytes), showBytes(leaf.Info.SlotBytes), count(len(leaf.Info.Layers), "layer"))
 	r.add("  uuid", "%s", leaf.Info.UUID)
 	r.add("  recovery", "%s", showRecovery(leaf.Info.Recovery))
+	r.add("  scrub", "%s", showScrub(leaf.Info.Scrub))
 	if leaf.Info.Failed {
 		r.add("  FAILED", "a write or flush of the store failed: writes get I/O errors until the daemon is restarted")
 	}

@@ -15,6 +15,8 @@ type storeCmd struct {
 	Check  storeCheckCmd  `cmd:"" help:"Read a whole store and tell what is damaged."`
 	Info   storeInfoCmd   `cmd:"" help:"Show a store's size, space and layers."`
 	Remove storeRemoveCmd `cmd:"" help:"Remove a layer that nothing uses, and free its space."`
+	Move   storeMoveCmd   `cmd:"" help:"Move or copy a layer to another store."`
+	Scrub  storeScrubCmd  `cmd:"" help:"Have the daemon read a store in use all over, and mend what another copy holds."`
 	Dump   storeDumpCmd   `cmd:"" help:"Print a store's structures as they lie on it."`
 }
 
