@@ -24,7 +24,7 @@ VULNCHECK := $(TOOLS)/govulncheck
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo test long unit crash vm race lint fmt generate bench \
+.PHONY: help deps build demo test long unit crash vm race lint fmt generate bench figures \
         checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -64,10 +64,14 @@ vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)
+	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
 	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
+
+figures: ## measure the leaf natively (write amplification, recovery, memory, …); writes docs/figures.md
+	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md
 
 lint: checks vuln ## vet, golangci-lint and govulncheck
 
