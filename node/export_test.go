@@ -121,10 +121,12 @@ func TestExportEndsWithDaemon(t *testing.T) {
 	d := r.start()
 	r.large("web1")
 	dest := filepath.Join(r.dir, "out")
+	signalled := false
 	_, err := r.export(context.Background(), "web1", dest, func(e node.ExportEvent) {
-		if e.Done == 0 {
+		if e.Done == 0 || signalled {
 			return
 		}
+		signalled = true
 		_, err := r.client().Delete(context.Background(), "web1")
 		r.refused(err, node.CodeBusy, "is exporting")
 		d.Signal()

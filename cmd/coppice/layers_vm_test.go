@@ -25,7 +25,19 @@ func (r *vmRig) writers() (stop func()) {
 	}
 	return func() {
 		r.sh("touch " + r.dir + "/enough")
-		if err := cmd.Wait(); err != nil {
+		// What a test needs to know of writers that hang.
+		const patience = 2 * time.Minute
+		hang := time.AfterFunc(patience, func() {
+			list, _ := r.coppice("list", "-o", "json")
+			tasks, _ := exec.Command("sh", "-c", "for d in /proc/[0-9]*; do grep -q '^State:.D' $d/status && cat $d/comm $d/stack; done; "+
+				"grep -H . /sys/block/ublkb*/inflight; grep -rH . /sys/kernel/debug/block/ublkb*/hctx*/busy").CombinedOutput()
+			inspect, _ := r.coppice("inspect", "web1", "-o", "json")
+			r.t.Logf("the writers hang\n%s\n%s\n%s", list, tasks, inspect)
+			_ = cmd.Process.Kill()
+		})
+		err := cmd.Wait()
+		hang.Stop()
+		if err != nil {
 			r.t.Errorf("writers: %v", err)
 		}
 		r.sh("rm " + r.dir + "/enough")
