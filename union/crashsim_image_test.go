@@ -151,8 +151,13 @@ func (d *image) cut(rng *rand.Rand) {
 	}
 	share := []float64{0, 0.3, 0.7, 1}[rng.IntN(4)]
 	torn := []float64{0, 0.4}[rng.IntN(2)]
+	garbage := []float64{0, 0.3}[rng.IntN(2)]
 	for _, w := range pending {
 		switch {
+		case rng.Float64() < garbage:
+			p := d.fresh()
+			fill(p, rng.Uint64())
+			d.set(w.block, p)
 		case rng.Float64() < torn:
 			d.put(w.data, int64(w.block)<<blockShift, func(int) bool { return rng.IntN(2) == 0 })
 		case rng.Float64() < share:

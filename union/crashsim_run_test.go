@@ -81,6 +81,8 @@ type simConfig struct {
 	oneQueue   bool
 	fileRoot   bool
 	exhaustive int  // up to how many pending writes every subset of them is a state
+	recuts     int  // after one power cut in so many the recovery is cut too
+	kills      int  // the process dies after one event in so many, and in so many of the recoveries from that again
 	damage     int  // a damaged disk is looked at after one event in so many
 	faultAt    int  // which write or flush of the disk fails, if not 0
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
@@ -93,7 +95,7 @@ func newSimConfig(seed uint64) simConfig {
 	c := simConfig{
 		seed: seed, geometry: simGeometries[rng.IntN(len(simGeometries))],
 		runDir: rng.IntN(2) == 0, fileRoot: rng.IntN(2) == 0, mix: opMixes[rng.IntN(len(opMixes))],
-		exhaustive: 4, damage: 4,
+		exhaustive: 4, recuts: 8, kills: 3, damage: 4,
 	}
 	if rng.IntN(16) == 0 {
 		c.exhaustive = 12
@@ -564,7 +566,9 @@ func (r *simRun) change(d *simDevice, desc ublk.Descriptor, first, count int) {
 		}
 		switch {
 		case errno == 0:
-			r.acknowledgedLate(false)
+			if !desc.FUA { // which is durable by itself
+				r.acknowledgedLate(false)
+			}
 			r.note("  acknowledged: sectors %d to %d of %s", first, first+count-1, m.name)
 			r.model.acks++
 			if desc.FUA || deaf {

@@ -179,11 +179,14 @@ func (lk *looker) cuts(r *simRun, grown bool) {
 func (lk *looker) random(r *simRun) {
 	share := []float64{0.2, 0.5, 0.8}[r.pick.IntN(3)]
 	lk.keep(func(int) bool { return r.pick.Float64() < share })
-	if r.pick.IntN(3) == 0 {
-		for i := range lk.pending {
-			if lk.kept[i] == '-' && r.pick.IntN(3) == 0 {
-				lk.tear(r, i)
-			}
+	how := r.pick.IntN(6)
+	for i := range lk.pending {
+		switch {
+		case lk.kept[i] == 'k':
+		case how == 0:
+			lk.spoil(r, i)
+		case how < 3 && r.pick.IntN(3) == 0:
+			lk.tear(r, i)
 		}
 	}
 	lk.judge(r, powerCut, false)
@@ -212,13 +215,18 @@ func (lk *looker) tear(r *simRun, i int) {
 		end := 1 + r.pick.IntN(n)
 		lk.img.put(w.Data, w.Off, func(s int) bool { return s < end })
 	case 2:
-		lk.kept[i] = 'g'
-		garbage := make([]byte, len(w.Data))
-		fill(garbage, r.pick.Uint64())
-		lk.img.put(garbage, w.Off, nil)
+		lk.spoil(r, i)
 	default:
 		lk.img.put(w.Data, w.Off, func(int) bool { return r.pick.IntN(2) == 0 })
 	}
+}
+
+// spoil leaves of a write neither what was there before nor what it wrote.
+func (lk *looker) spoil(r *simRun, i int) {
+	lk.kept[i] = 'g'
+	garbage := make([]byte, len(lk.pending[i].Data))
+	fill(garbage, r.pick.Uint64())
+	lk.img.put(garbage, lk.pending[i].Off, nil)
 }
 
 // reordered keeps two writes to one block in the other order.
@@ -237,7 +245,7 @@ func (lk *looker) reordered(r *simRun) {
 
 // maybeKill looks at the death of the process now and then.
 func (lk *looker) maybeKill(r *simRun) {
-	if r.life == 0 && r.cfg.runDir && !lk.silent && (r.cfg.scope || r.pick.IntN(3) == 0) {
+	if r.life == 0 && r.cfg.runDir && !lk.silent && (r.cfg.scope || r.pick.IntN(r.cfg.kills) == 0) {
 		lk.kill(r)
 	}
 }
@@ -289,7 +297,7 @@ func (lk *looker) damage(r *simRun) {
 	r.stats.Rots++
 	log := r.pick.IntN(int(sb.LogBlocks))
 	super := superBlocks[r.pick.IntN(2)]
-	switch r.pick.IntN(8) {
+	switch r.pick.IntN(9) {
 	case 0: // one copy of a log block
 		flip(log + int([]uint64{sb.LogA, sb.LogB}[r.pick.IntN(2)]))
 		lk.judge(r, powerCut, false)
@@ -308,17 +316,19 @@ func (lk *looker) damage(r *simRun) {
 		flip(int(sb.SlotBase) + r.pick.IntN(int(sb.Slots)))
 		lk.judge(r, rot, true)
 	case 6: // a write that the disk lost though it said otherwise
-		lk.lose(r, &sb)
+		lk.lose(r, &sb, func(int) bool { return true })
+	case 7:
+		lk.lose(r, &sb, func(b int) bool { return int64(b) == super })
 	default:
 		lk.displace(r, &sb)
 	}
 }
 
-// lose brings back what a block held before it changed last.
-func (lk *looker) lose(r *simRun, sb *superblock) {
+// lose brings back what one of the blocks held before it changed last.
+func (lk *looker) lose(r *simRun, sb *superblock, of func(block int) bool) {
 	var lost []int
 	for b, p := range lk.stable.before {
-		if p != nil && lk.img.blocks[b] == nil {
+		if p != nil && lk.img.blocks[b] == nil && of(b) {
 			lost = append(lost, b)
 		}
 	}
@@ -387,7 +397,11 @@ func (lk *looker) verify(r *simRun, o ordeal, damaged bool) error {
 	if o == processDeath {
 		opts = StoreOptions{RunDir: lk.dir, boot: r.boot}
 	}
-	if share := map[bool]int{true: 3, false: 8}[o == processDeath]; !damaged && r.pick.IntN(share) == 0 {
+	share := r.cfg.recuts
+	if o == processDeath {
+		share = r.cfg.kills
+	}
+	if !damaged && r.pick.IntN(share) == 0 {
 		var err error
 		if o, opts, err = lk.cutRecovery(r, o, opts); err != nil {
 			return err
