@@ -17,6 +17,7 @@ import (
 // daemon's mount namespace, swap areas, and device-mapper or RAID devices on top. No answer does
 // not mean no user.
 type usage struct {
+	proc   string
 	sys    string
 	mounts map[string][]string // mount points by major:minor
 	swaps  map[string]bool     // by name
@@ -28,7 +29,7 @@ func readUsage() usage { return readUsageAt("/proc", "/sys") }
 // readUsageAt takes mountinfo's field 3, major:minor, and field 5, the mount
 // point (proc_pid_mountinfo(5)).
 func readUsageAt(proc, sys string) usage {
-	u := usage{sys: sys, mounts: make(map[string][]string), swaps: make(map[string]bool)}
+	u := usage{proc: proc, sys: sys, mounts: make(map[string][]string), swaps: make(map[string]bool)}
 	eachLine(filepath.Join(proc, "self/mountinfo"), func(fields []string) {
 		if len(fields) >= 5 {
 			u.mounts[fields[2]] = append(u.mounts[fields[2]], unescapeOctal(fields[4]))

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 )
 
@@ -39,6 +40,34 @@ bad line
 	want := []string{"ublkb3 used as swap", "ublkb3p1 mounted on /srv/my disk", "ublkb3p2 below dm-0"}
 	if !slices.Equal(got, want) {
 		t.Errorf("holders %q, not %q", got, want)
+	}
+}
+
+func TestOpenersOfDiskAndPartitions(t *testing.T) {
+	dir := t.TempDir()
+	proc, sys := filepath.Join(dir, "proc"), filepath.Join(dir, "sys")
+	put(t, filepath.Join(sys, "class/block/ublkb3/ublkb3p1/dev"), "259:4\n")
+	for pid, target := range map[string]string{
+		"10": "/dev/ublkb3", "11": "/dev/ublkb3p1", "12": "/dev/ublkb33", "13": "socket:[1]", "self": "/dev/ublkb3",
+		strconv.Itoa(os.Getpid()): "/dev/ublkb3",
+	} {
+		put(t, filepath.Join(proc, pid, "comm"), "program"+pid+"\n")
+		if err := os.MkdirAll(filepath.Join(proc, pid, "fd"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(proc, pid, "fd", "7")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, filepath.Join(proc, "14/comm"), "ended\n")
+	got := readUsageAt(proc, sys).openers("/dev/ublkb3")
+	slices.Sort(got)
+	want := []string{"ublkb3 open in program10 (process 10)", "ublkb3 open in program11 (process 11)"}
+	if !slices.Equal(got, want) {
+		t.Errorf("openers %q, not %q", got, want)
+	}
+	if got := readUsageAt(proc, sys).openers("/dev/ublkb4"); len(got) > 0 {
+		t.Errorf("a device that nobody has open is open: %q", got)
 	}
 }
 

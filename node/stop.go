@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"coppice/ublk"
@@ -62,27 +63,35 @@ func (d *Daemon) stopDevice(v *device) {
 			return
 		case detached == nil:
 			log.Warn("DEVICE IN USE IS LEFT QUIESCED: its I/O waits until the daemon is started again",
-				"reason", oneLine(stopped), "users", readUsage().holders(v.disk.Path()))
+				"reason", oneLine(stopped), "users", users(v.disk.Path()))
 			return
 		case first:
 			log.Error("DEVICE CAN NEITHER BE STOPPED NOR LEFT: the daemon goes on serving it until it is released; unmount it",
-				"reason", oneLine(stopped), "detach", oneLine(detached), "users", readUsage().holders(v.disk.Path()))
+				"reason", oneLine(stopped), "detach", oneLine(detached), "users", users(v.disk.Path()))
 		}
 		time.Sleep(retryPause)
 	}
 }
 
-// tryStop returns how the stop ended and, where it failed, how the detachment did.
+// tryStop returns how the stop ended and, where it failed, how the detachment did. A device that a process has open is
+// not stopped: that process would get errors, and its next daemon comes soon.
 func (d *Daemon) tryStop(disk Disk) (stopped, detached error) {
 	ctx := context.Background() // never cut short: data would be lost
-	stopped = disk.Stop(ctx)
-	if stopped == nil {
+	if who := lastingOpeners(disk.Path()); len(who) > 0 {
+		stopped = fmt.Errorf("%s: %w", strings.Join(who, ", "), ublk.ErrInUse)
+	} else if stopped = disk.Stop(ctx); stopped == nil {
 		return nil, nil
 	}
 	if !errors.Is(stopped, ublk.ErrInUse) {
 		stopped = fmt.Errorf("stop: %w", stopped)
 	}
 	return stopped, disk.Detach(ctx)
+}
+
+// users are all who have the device at path in use in some way.
+func users(path string) []string {
+	u := readUsage()
+	return append(u.holders(path), u.openers(path)...)
 }
 
 // noticeSlow calls say every ten seconds until the returned function is called.
