@@ -15,6 +15,12 @@ func (b *Build) Binary(ctx context.Context, pkg string) (string, error) {
 	return out, b.goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
 }
 
+// OtherVersion builds a main package like Binary, but as another version of the program.
+func (b *Build) OtherVersion(ctx context.Context, pkg, version string) (string, error) {
+	out := filepath.Join(b.dir, "bin", filepath.Base(pkg)+"-"+version)
+	return out, b.goTool(ctx, "build", "-trimpath", "-ldflags=-s -w -X main.version="+version, "-o", out, pkg)
+}
+
 // testBinary compiles the tests of pkg with VMTag and the more tags and returns the binary's path.
 func (b *Build) testBinary(ctx context.Context, pkg string, more []string) (string, error) {
 	name := strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "_") + ".test"

@@ -106,8 +106,10 @@ func readRecording(t *testing.T, path string) *powercut.Recording {
 	return rec
 }
 
-// cutWorkers judge states at the same time; each has a disk in the guest.
-const cutWorkers = 2
+const (
+	cutWorkers  = 2 // judge states at the same time; each has a disk in the guest
+	cutXFSEvery = 2 // of so many states, one is mounted in the guest, which takes longer than all else
+)
 
 // cutAll judges states of epochs spread over the recording: each right after its flush, and in random ways.
 func (j *judge) cutAll() {

@@ -6,7 +6,6 @@ import (
 	"math"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // TestScenarios runs the tests of package scenarios. The guest may write to its root images; that nobody did is read from
@@ -22,9 +21,13 @@ func TestScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	next, err := b.OtherVersion(t.Context(), "./cmd/coppice", "next")
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
 		CPUs: 2, MemMiB: 4096, Disks: []Disk{repo},
-		Files: map[string]string{"/usr/local/bin/coppice": coppice},
+		Files: map[string]string{"/usr/local/bin/coppice": coppice, "/usr/local/bin/coppice-next": next},
 	}
 	before := make(map[string]string)
 	for _, name := range []string{ImageExt4, ImageGPT, ImagePair, ImageXFS} {
@@ -40,7 +43,7 @@ func TestScenarios(t *testing.T) {
 		before[copied] = rootDigest(t, name, copied)
 	}
 	t.Run("guest", func(t *testing.T) {
-		runGuestPackage(t, "./vmtests/scenarios", cfg, []string{"leaf=3G", "remote=2G"}, 15*time.Minute)
+		runGuestPackage(t, "./vmtests/scenarios", cfg, []string{"leaf=3G", "remote=2G"}, scenariosLimit)
 	})
 	for path, digest := range before {
 		if rootDigest(t, filepath.Base(path), path) != digest {

@@ -2,11 +2,13 @@
 
 package vmtests
 
+import "time"
+
 // longTags are the build tags that guest tests get beside vm.
 var longTags []string
 
-// What TestPowerCut does: so many states at least, and xfs in every so many of them.
-const (
-	cutStates   = 240
-	cutXFSEvery = 2
-)
+// cutStates is how many states TestPowerCut judges, or one more.
+const cutStates = 240
+
+// scenariosLimit is how long all tests of package scenarios may take together.
+const scenariosLimit = 15 * time.Minute

@@ -56,36 +56,6 @@ func TestDaemonStopsIdleAndLeavesMountedDevices(t *testing.T) {
 	r.ok("store", "check", r.leaf)
 }
 
-func TestKilledDaemonIsSucceeded(t *testing.T) {
-	r := newVMRig(t)
-	d := r.start()
-	dev := r.create("web1")
-	r.create("idle")
-	r.sh("mount " + dev.Path + " " + r.mnt)
-	for range 3 {
-		writer := exec.Command("sh", "-ec", "head -c 24M /dev/urandom | tee "+r.mnt+"/f | sha256sum | sed s:-:"+r.mnt+"/f: > "+r.dir+"/sum && sync "+r.mnt+"/f")
-		if err := writer.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(200 * time.Millisecond) // somewhere in the middle of it
-		d.signal(syscall.SIGKILL)
-		_ = d.wait()
-		began := time.Now()
-		d = r.start()
-		t.Logf("successor answers after %d ms", time.Since(began).Milliseconds())
-		if err := writer.Wait(); err != nil {
-			t.Fatalf("write across the death of the daemon: %v", err)
-		}
-		r.sh("echo 3 > /proc/sys/vm/drop_caches && sha256sum -c --quiet " + r.dir + "/sum")
-	}
-	r.sh("umount " + r.mnt + " && fsck.ext4 -fn " + dev.Path)
-	r.ok("delete", "web1")
-	r.ok("delete", "idle")
-	d.stop()
-	r.nothingLeft()
-	r.ok("store", "check", r.leaf)
-}
-
 func TestUnrecoverableDeviceInUseKeepsDaemon(t *testing.T) {
 	r := newVMRig(t)
 	d := r.start()

@@ -87,6 +87,7 @@ func refused(t *testing.T, want string, argv ...string) {
 
 // daemon is a running coppice daemon with its log.
 type daemon struct {
+	binary string
 	cmd    *exec.Cmd
 	log    *os.File
 	ended  chan error
@@ -97,29 +98,56 @@ type daemon struct {
 // test failed.
 func startDaemon(t *testing.T) *daemon {
 	t.Helper()
+	d := launchDaemon(t, "coppice")
+	t.Cleanup(func() { d.cleanup(t) })
+	d.awaitAnswer(t)
+	return d
+}
+
+// cleanup stops the daemon where it runs, and prints its log where the test failed.
+func (d *daemon) cleanup(t *testing.T) {
+	t.Helper()
+	if err := d.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if t.Failed() {
+		t.Logf("--- daemon %d\n%s", d.cmd.Process.Pid, d.text())
+	}
+	d.log.Close()
+}
+
+// launchDaemon starts a build's daemon, and neither waits nor cleans up.
+func launchDaemon(t *testing.T, binary string) *daemon {
+	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "daemon-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{cmd: exec.Command("coppice", "daemon"), log: log, ended: make(chan error, 1)}
+	d := &daemon{binary: binary, cmd: exec.Command(binary, "daemon"), log: log, ended: make(chan error, 1)}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { d.ended <- d.cmd.Wait() }()
-	t.Cleanup(func() {
-		if err := d.end(syscall.SIGTERM); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("--- daemon %d\n%s", d.cmd.Process.Pid, text)
-		}
-		log.Close()
-	})
+	return d
+}
+
+// text is what the daemon has logged.
+func (d *daemon) text() string {
+	text, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// awaitAnswer waits until the daemon answers.
+func (d *daemon) awaitAnswer(t *testing.T) {
+	t.Helper()
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		if _, err = command(t, 10*time.Second, "coppice", "list"); err == nil {
-			return d
+		_, err := command(t, 10*time.Second, d.binary, "list")
+		if err == nil {
+			return
 		}
 		select {
 		case early := <-d.ended:
