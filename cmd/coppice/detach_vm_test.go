@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"coppice/node"
 )
 
 // A mounted ext4 under load is detached while the daemon is killed again and again. In the end the root and the layer that it stood
@@ -30,7 +32,14 @@ func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 			t.Error("the daemon ended well")
 		}
 		d = r.start()
-		if s := r.inspect("web1"); s.Detach != nil {
+		s := r.inspect("web1")
+		for began := time.Now(); s.State == node.StateRestoring && time.Since(began) < time.Minute; s = r.inspect("web1") {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if s.State != node.StateLive {
+			t.Fatalf("the device is %s: %s", s.State, s.Error)
+		}
+		if s.Detach != nil {
 			unfinished++
 			t.Logf("resumed: %d MiB are copied", s.Detach.CopiedBytes>>20)
 		}
