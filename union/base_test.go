@@ -2,11 +2,13 @@ package union
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -217,5 +219,27 @@ func TestRootEndsInsideABlock(t *testing.T) {
 		}
 		r.close()
 		r.disk.Close()
+	}
+}
+
+// A pin reads in JSON as people write digests, and comes back as it was.
+func TestPinJSON(t *testing.T) {
+	pin := Pin{Kind: PinRaw, SizeBytes: 8192, ModTime: 5, Digest: Digest{0xab, 31: 0x01}}
+	text, err := json.Marshal(pin)
+	want := `{"kind":1,"size_bytes":8192,"mod_time":5,"digest":"ab` + strings.Repeat("00", 30) + `01"}`
+	if err != nil || string(text) != want {
+		t.Fatalf("%s, %v, want %s", text, err, want)
+	}
+	var back Pin
+	if err := json.Unmarshal(text, &back); err != nil || back != pin {
+		t.Errorf("came back as %+v, %v", back, err)
+	}
+	if text, err = json.Marshal(Pin{}); err != nil || strings.Contains(string(text), "digest") {
+		t.Errorf("no root is %s, %v", text, err)
+	}
+	for _, bad := range []string{`"ab"`, `"` + strings.Repeat("zz", 32) + `"`, `"` + strings.Repeat("00", 33) + `"`} {
+		if err := json.Unmarshal([]byte(`{"digest":`+bad+`}`), &back); err == nil {
+			t.Errorf("%s was taken for a digest", bad)
+		}
 	}
 }
