@@ -52,6 +52,7 @@ type detachJob struct {
 	request DetachRequest // resolved: Store, Layer, and Root where there is one
 	store   *sharedStore
 	base    union.Base
+	ctx     context.Context
 	cancel  context.CancelFunc
 	ended   chan struct{}
 	err     error // why it ended, once ended is closed
@@ -85,6 +86,7 @@ func (j *detachJob) status() DetachStatus {
 
 // release gives back what the job has open.
 func (j *detachJob) release(s *stores) error {
+	j.cancel()
 	j.status()
 	j.mu.Lock()
 	j.gone = true
@@ -168,14 +170,11 @@ func (d *Daemon) startDetach(ctx context.Context, r DetachRequest, patience time
 		d.ops.Done()
 		return j, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	j.cancel = cancel
-	stop := context.AfterFunc(d.quit, cancel)
+	stop := context.AfterFunc(d.quit, j.cancel)
 	go func() {
 		defer d.ops.Done()
 		defer stop()
-		defer cancel()
-		d.runDetach(ctx, j)
+		d.runDetach(j.ctx, j)
 	}()
 	return j, nil
 }
@@ -187,23 +186,49 @@ func (d *Daemon) enterDetach(ctx context.Context, r DetachRequest, patience time
 		return nil, false, err
 	}
 	key := detachKey{st.key, r.Layer}
-	d.detaches.mu.Lock()
-	defer d.detaches.mu.Unlock()
-	if j := d.detaches.jobs[key]; j != nil {
+	if j := d.detaches.find(key); j != nil {
 		return j, false, d.stores.release(st)
 	}
-	j := &detachJob{request: r, store: st, cancel: func() {}, ended: make(chan struct{})}
-	if j.base, err = d.detachBase(&j.request, st); err == nil {
-		err = d.saveDetach(j)
+	// Without the lock: a root may take long to open.
+	j := &detachJob{request: r, store: st, ended: make(chan struct{})}
+	j.ctx, j.cancel = context.WithCancel(context.Background())
+	if j.base, err = d.detachBase(&j.request, st); err != nil {
+		return nil, false, errors.Join(err, j.release(d.stores))
 	}
-	if err != nil {
-		if j.base != nil {
-			err = errors.Join(err, j.base.Close())
-		}
-		return nil, false, errors.Join(err, d.stores.release(st))
+	if other := d.detaches.enter(key, j); other != j {
+		return other, false, j.release(d.stores)
 	}
-	d.detaches.jobs[key] = j
+	if err := d.saveDetach(j); err != nil {
+		d.detaches.leave(key)
+		err = errors.Join(err, j.release(d.stores))
+		j.err = err
+		close(j.ended) // for those who found it meanwhile
+		return nil, false, err
+	}
 	return j, true, nil
+}
+
+func (t *detaches) find(key detachKey) *detachJob {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.jobs[key]
+}
+
+// enter returns the job that has the key from now on: j, unless there is one.
+func (t *detaches) enter(key detachKey, j *detachJob) *detachJob {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if other := t.jobs[key]; other != nil {
+		return other
+	}
+	t.jobs[key] = j
+	return j
+}
+
+func (t *detaches) leave(key detachKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.jobs, key)
 }
 
 // detachBase opens the root that the layer stands on, if any: the one given, or that of a device.
@@ -256,17 +281,16 @@ func (d *Daemon) runDetach(ctx context.Context, j *detachJob) {
 	if err == nil {
 		d.forgetRoots(j.store)
 	}
-	if ctx.Err() == nil || err == nil { // or the next daemon goes on
+	stopped := ctx.Err() != nil
+	if !stopped || err == nil { // or the next daemon goes on
 		err = errors.Join(err, d.removeDetach(j))
 	}
-	d.detaches.mu.Lock()
-	delete(d.detaches.jobs, detachKey{j.store.key, r.Layer})
-	d.detaches.mu.Unlock()
+	d.detaches.leave(detachKey{j.store.key, r.Layer})
 	err = errors.Join(err, j.release(d.stores))
 	switch {
 	case err == nil:
 		log.Info("layer detached")
-	case ctx.Err() != nil:
+	case stopped:
 		log.Info("detach stops for now")
 	default:
 		log.Error("detach failed", "error", oneLine(err))
@@ -303,11 +327,7 @@ func (d *Daemon) stopDetach(ctx context.Context, r DetachRequest, emit func(Deta
 	if err != nil {
 		return err
 	}
-	key := detachKey{st.key, r.Layer}
-	d.detaches.mu.Lock()
-	j := d.detaches.jobs[key]
-	d.detaches.mu.Unlock()
-	if j != nil {
+	if j := d.detaches.find(detachKey{st.key, r.Layer}); j != nil {
 		j.cancel()
 		<-j.ended
 		err = d.removeDetach(j)
@@ -327,9 +347,7 @@ func (d *Daemon) detachOf(v *device) *DetachStatus {
 	if back == nil || back.store == nil {
 		return nil
 	}
-	d.detaches.mu.Lock()
-	j := d.detaches.jobs[detachKey{back.store.key, layer}]
-	d.detaches.mu.Unlock()
+	j := d.detaches.find(detachKey{back.store.key, layer})
 	if j == nil {
 		return nil
 	}

@@ -22,11 +22,11 @@ func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")
 	r.freeze("web1", "gold")
 	stop := r.writers()
-	r.ok("detach", "web1", "--rate", "8M", "--background")
+	r.ok("detach", "web1", "--rate", "3M", "--background")
 	const kills = 6
 	unfinished := 0
 	for range kills {
-		time.Sleep(700 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 		d.signal(syscall.SIGKILL)
 		if err := d.wait(); err == nil {
 			t.Error("the daemon ended well")
