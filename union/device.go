@@ -45,12 +45,13 @@ type DeviceStats struct {
 	CopiedUpBytes  uint64 `json:"copied_up_bytes"` // of blocks written in part
 	Errors         uint64 `json:"errors"`
 	ChecksumErrors uint64 `json:"checksum_errors"`
+	MapReads       uint64 `json:"map_reads"` // waits for a part of a sector map that was not in memory
 }
 
 type counters struct {
 	reads, writes, flushes, discards  atomic.Uint64
 	leaf, root, zero, written, copied atomic.Uint64
-	errors, checksums                 atomic.Uint64
+	errors, checksums, mapReads       atomic.Uint64
 }
 
 // NewDevice makes a device over an open layer and the root that the layer's pin names, or nil where it needs none. The caller
@@ -82,7 +83,7 @@ func (d *Device) Stats() DeviceStats {
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
 		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), ZeroReadBytes: c.zero.Load(),
 		WrittenBytes: c.written.Load(), CopiedUpBytes: c.copied.Load(),
-		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(),
+		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(), MapReads: c.mapReads.Load(),
 	}
 }
 
@@ -364,6 +365,7 @@ func (o *op) again() {
 // load brings entries of the sector map into memory, on a goroutine, and then goes on with redo.
 func (o *op) load(want missing, redo func(*op)) {
 	o.step, o.redo = stepMap, redo
+	o.q.d.stats.mapReads.Add(1)
 	store := o.q.d.layer.store
 	go func() {
 		o.unread = store.load(want.m, want.region)

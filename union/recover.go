@@ -143,12 +143,29 @@ func (s *Store) chooseSuperblock(sbs [2]superblock, errs [2]error) error {
 	case errs[1] == nil:
 		choose(1)
 		s.recovery.Repaired++
+	case errors.Is(errs[0], ErrNotFormatted) && errors.Is(errs[1], ErrNotFormatted) && s.hasLog():
+		return &CorruptError{"superblock", -1, "neither copy is there, but the log of a store is; nothing was written"}
 	case errors.Is(errs[0], ErrNotFormatted) && errors.Is(errs[1], ErrNotFormatted):
 		return fmt.Errorf("%w: make one with 'coppice store format'", ErrNotFormatted)
 	default:
 		return fmt.Errorf("both superblocks are damaged, nothing was written: %w", errors.Join(errs[0], errs[1]))
 	}
 	return nil
+}
+
+// hasLog tells whether a block of a log lies where every store of the usual geometry has its first.
+func (s *Store) hasLog() bool {
+	const blocks = 64
+	p := alignedBuffer(blocks << blockShift)
+	if _, err := s.disk.ReadAt(p, logABlock<<blockShift); err != nil {
+		return false
+	}
+	for ; len(p) > 0; p = p[blockSize:] {
+		if le.Uint32(p) == logMagic && blockChecksum(p, logSumField) == le.Uint32(p[logSumField:]) {
+			return true
+		}
+	}
+	return false
 }
 
 // levelSuperblocks writes the chosen superblock to the copy that does not hold it. It comes before anything else is
