@@ -2,6 +2,7 @@ package union
 
 import (
 	"bytes"
+	"coppice/ublk/ublktest"
 	"errors"
 	"fmt"
 	"os"
@@ -562,4 +563,26 @@ func TestMissingPendingRecordsAreRefused(t *testing.T) {
 	}
 	r.open()
 	r.close()
+}
+
+// TestSuperblocksGone tells a store that lost both superblocks from a disk that never was one.
+func TestSuperblocksGone(t *testing.T) {
+	disk, err := ublktest.NewDisk("leaf", MinStoreBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if _, err := openOn("leaf", disk, StoreOptions{}); !errors.Is(err, ErrNotFormatted) {
+		t.Errorf("an empty disk: %v", err)
+	}
+	p := alignedBuffer(blockSize)
+	h := logHeader{UUID: testUUID, Seq: 1029, Durable: 1028}
+	h.encode(p)
+	sealLogBlock(p)
+	if _, err := disk.WriteAt(p, (logABlock+5)<<blockShift); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openOn("leaf", disk, StoreOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a log without superblocks: %v", err)
+	}
 }
