@@ -85,7 +85,7 @@ type sweep struct {
 	dir   string
 	roots []*memBase
 	disk  *ublktest.Disk
-	buf   []byte
+	chunk *chunk
 	parts []snapshot // where they begin
 
 	w     *world
@@ -157,7 +157,7 @@ func (s *sweep) snapshot(end int) {
 // restore makes a machine of a snapshot.
 func (s *sweep) restore(part *snapshot) {
 	w := &world{t: sweepReporter{s.t, s}, dir: filepath.Join(s.dir, "world"), roots: s.roots, sizes: []int64{worldSmallSize, 96 << 10},
-		buf: s.buf, scratch: s.buf[exportChunk:], tally: map[string]int{}, boot: part.boot, stamp: part.stamp}
+		chunk: s.chunk, tally: map[string]int{}, boot: part.boot, stamp: part.stamp}
 	w.prepare = func(sim *ublktest.Sim) { sim.Inject = s.inject }
 	ws := part.model.clone(w)
 	ws.name, ws.run, ws.disk = s.disk.Name(), filepath.Join(w.dir, "run"), s.disk
@@ -269,7 +269,7 @@ func (s *sweep) run(part, at int, fault *sweepFault) {
 	}
 	for _, l := range ws.layers {
 		if !l.sealed {
-			w.attach(l)
+			w.plug(l)
 		}
 	}
 	after := 0
@@ -318,7 +318,7 @@ func (s *sweep) end(how int, c choose) {
 	if how == endClosed {
 		for _, l := range ws.layers {
 			if l.block != nil {
-				l.detach()
+				l.unplug()
 			}
 		}
 		err := ws.store.Close()
@@ -399,11 +399,13 @@ func (w *world) scripted(c choose) {
 	case k < 12:
 		w.remove(c)
 	case k < 14:
-		w.reattach(c)
+		w.replug(c)
 	case k < 15:
-		w.detachOne(c)
-	case k < 19:
+		w.unplugOne(c)
+	case k < 18:
 		w.upkeep(c)
+	case k < 19:
+		w.detach(c)
 	case k < 20:
 		w.export(c)
 	default:
@@ -431,8 +433,8 @@ func newSweep(t *testing.T) *sweep {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sweep{t: t, dir: runDir(t), roots: roots, buf: alignedBuffer(2 * exportChunk)}
-	geometry := layoutOf(256, 8, superBBlock+1, 1)
+	s := &sweep{t: t, dir: runDir(t), roots: roots, chunk: newChunk()}
+	geometry := layoutOf(512, 8, superBBlock+1, 1)
 	if s.disk, err = ublktest.NewDisk("leaf", int64(geometry.SizeBlocks)<<blockShift); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"os"
@@ -73,8 +74,10 @@ var worldActions = []struct {
 	{"freeze", 4, (*world).freeze},
 	{"merge", 3, (*world).merge},
 	{"remove", 3, (*world).remove},
-	{"attach", 3, (*world).reattach},
-	{"detach", 1, (*world).detachOne},
+	{"plug", 3, (*world).replug},
+	{"unplug", 1, (*world).unplugOne},
+	{"detach", 3, (*world).detach},
+	{"transfer", 2, (*world).transfer},
 	{"export", 1, (*world).export},
 	{"upkeep", 3, (*world).upkeep},
 	{"restart", 1, (*world).restart},
@@ -101,13 +104,13 @@ func (w *world) act(c choose) (name string, did bool) {
 // newWorld makes a machine with two stores of chosen sizes.
 func newWorld(t reporter, dir string, roots []*memBase, c choose) *world {
 	t.Helper()
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil { // what a failed run left
 		t.Fatalf("%v", err)
 	}
 	w := &world{t: t, dir: dir, roots: roots, seed: uint64(c("seed", 1<<16)), sizes: []int64{worldSize, worldSmallSize},
-		buf: alignedBuffer(exportChunk), scratch: alignedBuffer(exportChunk)}
+		chunk: newChunk()}
 	for i := range 2 {
-		geometry := layoutOf([]uint64{384, 192, 128}[c("blocks", 3)], []uint64{8, 16}[c("log", 2)], superBBlock+1, uint64(c("gap", 3)))
+		geometry := layoutOf([]uint64{1536, 1024, 768, 512}[c("blocks", 4)], []uint64{8, 16}[c("log", 2)], superBBlock+1, uint64(c("gap", 3)))
 		disk, err := ublktest.NewDisk(fmt.Sprintf("store%d", i), int64(geometry.SizeBlocks)<<blockShift)
 		if err != nil {
 			t.Fatalf("%v", err)

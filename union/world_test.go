@@ -41,8 +41,8 @@ type world struct {
 	stores []*worldStore
 	stamp  uint32
 
-	buf, scratch []byte // an export's chunk each
-	tally        map[string]int
+	chunk *chunk // for reading
+	tally map[string]int
 
 	prepare  func(*ublktest.Sim) // a new simulator, if not nil
 	sizes    []int64             // of devices
@@ -82,7 +82,9 @@ type worldLayer struct {
 	size    int64
 	content *content
 	sealed  bool
+	bare    bool // it stands on nothing, not even the root
 	fading  bool // a removal failed: it may be gone at the next recovery
+	parting bool // a detach failed: it may be bare at the next recovery
 
 	layer    *Layer
 	block    *ublktest.Device
@@ -104,6 +106,9 @@ func worldRoots(n int) (roots []*memBase, err error) {
 	for i := range n {
 		b := &memBase{content: make([]byte, worldRootSize-i*40<<10)}
 		for at := 0; at+8 <= len(b.content); at += 8 {
+			if at == 200<<10 { // zeros in between: a detached layer must fit a small store
+				at = worldRegion - 160<<10
+			}
 			le.PutUint64(b.content[at:], uint64(at+i+1)*0xbf58476d1ce4e5b9)
 		}
 		if b.disk, err = ublktest.NewDisk(fmt.Sprintf("root%d", i), b.Size()); err != nil {
@@ -241,6 +246,18 @@ func (w *world) pick(c choose, want func(*worldLayer) bool) *worldLayer {
 		return nil
 	}
 	return all[c("layer", len(all))]
+}
+
+// base is the root that the layer needs, or nil.
+func (l *worldLayer) base() Base {
+	bottom := l
+	for bottom.parent != nil {
+		bottom = bottom.parent
+	}
+	if bottom.bare {
+		return nil
+	}
+	return l.root
 }
 
 func isOpen(l *worldLayer) bool   { return l.block != nil }
@@ -486,15 +503,16 @@ func (l *worldLayer) descriptor(c choose) ublk.Descriptor {
 	return d
 }
 
-// attach opens a device on a layer.
-func (l *worldLayer) attach(o LayerOptions) error {
+// plug opens a device on a layer.
+func (l *worldLayer) plug(o LayerOptions) error {
 	w := l.in.w
-	o.Pin = l.root.Pin()
+	base := l.base()
+	o.Pin = rootPin(base)
 	layer, err := l.in.store.OpenLayer(l.name, o)
 	if err != nil {
 		return err
 	}
-	dev, err := NewDevice(layer, l.root, DeviceOptions{})
+	dev, err := NewDevice(layer, base, DeviceOptions{})
 	if err != nil {
 		w.t.Fatalf("device on %s: %v", l.name, err)
 	}
@@ -506,8 +524,8 @@ func (l *worldLayer) attach(o LayerOptions) error {
 	return nil
 }
 
-// detach closes the device of a layer.
-func (l *worldLayer) detach() {
+// unplug closes the device of a layer.
+func (l *worldLayer) unplug() {
 	l.in.w.t.Helper()
 	if l.inFlight > 0 {
 		l.in.w.idle()
@@ -567,7 +585,7 @@ func (w *world) create(c choose) bool {
 	l.name = ws.newName("web")
 	ws.calm()
 	before := ws.failed()
-	if err := l.attach(o); err != nil {
+	if err := l.plug(o); err != nil {
 		ws.tolerate("create", err)
 		if !errors.Is(err, ErrNoSpace) && !before {
 			ws.ghosts = append(ws.ghosts, ghost{layer: l, kill: true})
@@ -585,29 +603,29 @@ func (ws *worldStore) depth(l *worldLayer) (n int) {
 	return n
 }
 
-// reattach opens a device again, and detachOne closes one.
-func (w *world) reattach(c choose) bool {
+// replug opens a device again, and unplugOne closes one.
+func (w *world) replug(c choose) bool {
 	l := w.pick(c, isClosed)
 	if l == nil {
 		return false
 	}
-	w.attach(l)
+	w.plug(l)
 	return true
 }
 
-// attach opens a device on a layer that exists.
-func (w *world) attach(l *worldLayer) {
-	if err := l.attach(LayerOptions{}); err != nil {
+// plug opens a device on a layer that exists.
+func (w *world) plug(l *worldLayer) {
+	if err := l.plug(LayerOptions{}); err != nil {
 		w.t.Fatalf("open %s: %v", l.name, err)
 	}
 }
 
-func (w *world) detachOne(c choose) bool {
+func (w *world) unplugOne(c choose) bool {
 	l := w.pick(c, isOpen)
 	if l == nil {
 		return false
 	}
-	l.detach()
+	l.unplug()
 	return true
 }
 
@@ -628,7 +646,7 @@ func (w *world) freeze(c choose) bool {
 		f.Cancel()
 		return true
 	}
-	s := &worldLayer{in: ws, name: as, parent: l.parent, root: l.root, size: l.size, content: l.content.sealed(), sealed: true}
+	s := &worldLayer{in: ws, name: as, parent: l.parent, root: l.root, size: l.size, content: l.content.sealed(), sealed: true, bare: l.bare}
 	durable := l.content.covered()
 	ghosts := len(ws.ghosts)
 	before := ws.failed()
@@ -669,6 +687,7 @@ func (w *world) merge(c choose) bool {
 		if !errors.Is(err, ErrNoLayer) {
 			w.t.Fatalf("merge of %s, which stands on the root: %v", l.name, err)
 		}
+	case errors.Is(err, ErrLayerInUse) && ws.store.layers[below.name].entry.Detaching:
 	case ws.standsOn(below, l) != nil:
 		if !errors.Is(err, ErrLayerInUse) {
 			w.t.Fatalf("merge of %s with %s, on which another stands: %v", l.name, below.name, err)
@@ -678,7 +697,7 @@ func (w *world) merge(c choose) bool {
 	default:
 		ws.drop(below)
 		ws.ghosts = append(ws.ghosts, ghost{layer: below, above: l})
-		l.parent = below.parent
+		l.parent, l.bare = below.parent, below.bare
 	}
 	return true
 }
@@ -692,13 +711,14 @@ func (w *world) remove(c choose) bool {
 	ws := l.in
 	ws.calm()
 	before := ws.failed()
+	detaching := ws.store.layers[l.name].entry.Detaching
 	err := ws.store.RemoveLayer(l.name)
 	switch {
 	case before:
 		if err == nil {
 			w.t.Errorf("%s was removed after the store had failed", l.name)
 		}
-	case l.block != nil || ws.standsOn(l, nil) != nil:
+	case l.block != nil || ws.standsOn(l, nil) != nil || detaching:
 		if !errors.Is(err, ErrLayerInUse) {
 			w.t.Fatalf("remove %s, which is in use: %v", l.name, err)
 		}
@@ -706,6 +726,119 @@ func (w *world) remove(c choose) bool {
 		ws.tolerate("remove", err)
 		l.fading = true
 	default:
+		ws.drop(l)
+	}
+	return true
+}
+
+// countdown is a context that ends when it was asked a number of times.
+type countdown struct {
+	context.Context
+	left int
+}
+
+func (c *countdown) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// detach makes a layer independent of its root and ancestors, or a part of the way, to go on another time, or gives it up.
+func (w *world) detach(c choose) bool {
+	l := w.pick(c, func(*worldLayer) bool { return true })
+	if l == nil {
+		return false
+	}
+	ws := l.in
+	ws.calm()
+	before := ws.failed()
+	ctx := &countdown{context.Background(), 1 << 30}
+	switch c("how", 4) {
+	case 0:
+		ctx.left = c("blocks", 5)
+	case 1:
+		if err := ws.store.StopDetach(l.name); err != nil {
+			ws.tolerate("stop detach", err)
+			l.parting = true
+		}
+		ws.adopt(l)
+		return true
+	}
+	err := ws.store.Detach(ctx, l.name, l.base(), DetachOptions{BytesPerSecond: 1 << 40})
+	switch {
+	case errors.Is(err, context.Canceled) && ctx.left < 0:
+		w.tally["detach cut short"]++
+	case errors.Is(err, ErrNoSpace):
+		w.tally["refused: detach"]++
+	case err != nil:
+		ws.tolerate("detach", err)
+		l.parting = !before
+	default:
+		if before && l.base() != nil {
+			w.t.Errorf("%s was detached after the store had failed", l.name)
+		}
+		if ws.adopt(l); !before && l.base() != nil {
+			w.t.Errorf("%s was detached and needs its root", l.name)
+		}
+	}
+	ws.adopt(l)
+	return true
+}
+
+// adopt notes what of a layer's chain stands alone now.
+func (ws *worldStore) adopt(l *worldLayer) {
+	if ws.failed() {
+		return
+	}
+	bottom := ws.store.layers[l.name]
+	for bottom.parent != nil && !bottom.parent.isWork() {
+		bottom = bottom.parent
+	}
+	if bottom.entry.Pin.Kind != PinNone {
+		return
+	}
+	for _, x := range ws.layers {
+		if x.name == bottom.entry.Name {
+			x.parent, x.bare = nil, true
+		}
+	}
+}
+
+// transfer copies or moves a layer to another store.
+func (w *world) transfer(c choose) bool {
+	l := w.pick(c, func(*worldLayer) bool { return true })
+	to := w.stores[c("to", len(w.stores))]
+	if l == nil || l.in == to || len(to.layers) >= worldLayers {
+		return false
+	}
+	ws := l.in
+	ws.calm()
+	to.calm()
+	ctx := &countdown{context.Background(), 1 << 30}
+	if c("cancel", 4) == 0 {
+		ctx.left = c("blocks", 8)
+	}
+	move := c("move", 2) == 0
+	copied := &worldLayer{in: to, name: to.newName("copy"), root: l.root, size: l.size, bare: l.base() == nil, sealed: l.sealed}
+	_, err := ws.store.CopyLayer(ctx, l.name, to.store, copied.name, CopyOptions{Move: move})
+	switch {
+	case l.block != nil, ws.store.layers[l.name] != nil && ws.store.layers[l.name].entry.Detaching, move && ws.standsOn(l, nil) != nil:
+		if !errors.Is(err, ErrLayerInUse) {
+			w.t.Fatalf("copy of %s, which is in use: %v", l.name, err)
+		}
+		return true
+	case err != nil && ctx.left < 0:
+		return true
+	case errors.Is(err, ErrNoSpace):
+		w.tally["refused: copy"]++
+		return true
+	case err != nil:
+		w.t.Fatalf("copy %s to store %s: %v", l.name, to.name, err)
+	}
+	copied.content = l.content.sealed()
+	to.layers = append(to.layers, copied)
+	if move {
 		ws.drop(l)
 	}
 	return true
@@ -732,7 +865,7 @@ func (w *world) export(c choose) bool {
 	if err != nil {
 		w.t.Fatalf("export %s: %v", l.name, err)
 	}
-	res, err := sealed.Export(ctx, l.root, out, ExportOptions{})
+	res, err := sealed.Export(ctx, l.base(), out, ExportOptions{})
 	if closed := out.Close(); closed != nil {
 		w.t.Fatalf("export %s: %v", l.name, closed)
 	}
@@ -766,7 +899,7 @@ func (w *world) upkeep(c choose) bool {
 	ws := w.stores[c("store", len(w.stores))]
 	ws.calm()
 	before := ws.failed()
-	switch c("upkeep", 4) {
+	switch c("upkeep", 5) {
 	case 0:
 		if err := ws.store.Checkpoint(); err != nil {
 			ws.tolerate("checkpoint", err)
@@ -777,6 +910,15 @@ func (w *world) upkeep(c choose) bool {
 		ws.store.flatten()
 	case 2:
 		ws.store.maintain()
+	case 4:
+		err := ws.store.Scrub(context.Background(), ScrubOptions{BytesPerSecond: 1 << 40}, func(p Problem, layer string) {
+			if w.injected == nil {
+				w.t.Errorf("scrub of store %s: %v of layer %q", ws.name, p, layer)
+			}
+		})
+		if err != nil && !w.failing(err) {
+			w.t.Fatalf("scrub store %s: %v", ws.name, err)
+		}
 	case 3:
 		ghosts := len(ws.ghosts)
 		var durable []func()
@@ -806,7 +948,7 @@ func (w *world) restart(c choose) bool {
 	for _, l := range ws.layers {
 		if l.block != nil {
 			open = append(open, l)
-			l.detach()
+			l.unplug()
 		}
 	}
 	old := ws.store
@@ -829,7 +971,7 @@ func (w *world) restart(c choose) bool {
 	ws.ghosts = nil
 	ws.reconcile(sinceAcked, false)
 	for _, l := range open {
-		w.attach(l)
+		w.plug(l)
 	}
 	return true
 }
@@ -988,8 +1130,23 @@ func (ws *worldStore) reconcile(from legal, cut bool) {
 		}
 		l.fading = false
 	}
-	if have := len(ws.store.layers); have != len(ws.layers) {
+	have := 0
+	for _, l := range ws.store.layers {
+		if !l.isWork() {
+			have++
+		}
+	}
+	if have != len(ws.layers) {
 		w.t.Fatalf("store %s: %d layers, want %d: %s", ws.name, have, len(ws.layers), ws.names())
+	}
+	for _, l := range ws.layers {
+		if ws.store.layers[l.name] == nil {
+			w.t.Fatalf("store %s: layer %s is gone: %s", ws.name, l.name, ws.names())
+		}
+		if l.parting {
+			ws.adopt(l)
+			l.parting = false
+		}
 	}
 	for _, l := range ws.layers {
 		have := ws.store.layers[l.name]
@@ -997,10 +1154,11 @@ func (ws *worldStore) reconcile(from legal, cut bool) {
 		if l.parent != nil {
 			parent = l.parent.name
 		}
-		if have == nil {
-			w.t.Fatalf("store %s: layer %s is gone: %s", ws.name, l.name, ws.names())
+		info := have.Info()
+		if p := have.parent; p != nil && p.isWork() { // all but merged with the copy that it stands on
+			info.Parent = ""
 		}
-		if info := have.Info(); info.Parent != parent || info.Sealed != l.sealed || info.SizeBytes != l.size || info.Open {
+		if info.Parent != parent || info.Sealed != l.sealed || info.Pin != rootPin(l.base()) || info.SizeBytes != l.size || info.Open {
 			w.t.Fatalf("store %s: layer %s on %q, want on %q, sealed %v, want %v", ws.name, l.name, info.Parent, parent, info.Sealed, l.sealed)
 		}
 		l.verify(from, true, false)
@@ -1022,13 +1180,16 @@ func (l *worldLayer) verify(from legal, narrow, whole bool) {
 	if layer == nil {
 		w.t.Fatalf("layer %s is gone", l.name)
 	}
+	reader := l.in.store.newReader()
+	defer reader.close()
 	check := func(off, end int64) {
-		p := w.buf[:end-off]
-		if err := layer.readAt(l.root, p, off, w.scratch); err != nil {
+		p := w.chunk.buf[:end-off]
+		read := func() error { return layer.readBlocks(reader, l.base(), p, off, w.chunk, nil) }
+		if err := read(); err != nil {
 			if !w.failing(err) {
 				w.t.Fatalf("read %s at %d: %v", l.name, off, err)
 			}
-			if err := layer.readAt(l.root, p, off, w.scratch); err != nil {
+			if err := read(); err != nil {
 				w.t.Fatalf("read %s at %d once more: %v", l.name, off, err)
 			}
 		}
@@ -1074,7 +1235,7 @@ func (w *world) shut() {
 	for _, ws := range w.stores {
 		for _, l := range ws.layers {
 			if l.block != nil {
-				l.detach()
+				l.unplug()
 			}
 		}
 		if err := ws.store.Close(); err != nil {
