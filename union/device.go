@@ -367,10 +367,10 @@ func (o *op) load(want missing, redo func(*op)) {
 	o.step, o.redo = stepMap, redo
 	o.q.d.stats.mapReads.Add(1)
 	store := o.q.d.layer.store
-	go func() {
+	store.spawn(func() {
 		o.unread = store.load(want.m, want.region)
 		o.r.Post(cookieWake, 0)
-	}()
+	})
 }
 
 func (o *op) loaded() {

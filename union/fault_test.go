@@ -434,7 +434,7 @@ func newSweep(t *testing.T) *sweep {
 		t.Fatal(err)
 	}
 	s := &sweep{t: t, dir: runDir(t), roots: roots, chunk: newChunk()}
-	geometry := layoutOf(512, 8, superBBlock+1, 1)
+	geometry := layoutOf(320, 8, superBBlock+1, 1)
 	if s.disk, err = ublktest.NewDisk("leaf", int64(geometry.SizeBlocks)<<blockShift); err != nil {
 		t.Fatal(err)
 	}
@@ -492,7 +492,7 @@ func TestFaultSweep(t *testing.T) {
 	}
 	t.Logf("%d operations; calls: %v", sweepParts*sweepPartOps, counts(total))
 	t.Logf("%d faults injected, of %d; %d more never came", done-missed, sites, missed)
-	if missed*100 > done { // a few may, for calls of which a store makes more or fewer by chance
+	if missed > 0 {
 		t.Errorf("%d of %d faults never came: the script does not repeat itself", missed, done)
 	}
 	s.close()

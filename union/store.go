@@ -44,7 +44,8 @@ type Store struct {
 
 	kick    chan struct{}
 	stop    chan struct{}
-	stopped chan struct{} // nil: no background work
+	stopped chan struct{}  // nil: no background work
+	spawn   func(f func()) // runs f on a goroutine; a simulation does it at once, to repeat itself
 }
 
 // FormatOptions say how to make a store.
@@ -239,7 +240,7 @@ func OpenStore(path string, o StoreOptions) (*Store, error) {
 func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 	s := &Store{
 		path: path, disk: d, readOnly: o.ReadOnly, pager: newPager(), layers: map[string]*Layer{},
-		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), spawn: func(f func()) { go f() },
 	}
 	if err := s.recover(o); err != nil {
 		return nil, err

@@ -161,6 +161,7 @@ func (ws *worldStore) open() (err error) {
 	ws.opened++
 	ws.store, err = openOn(ws.name, ws.wrap(ws.disk), StoreOptions{RunDir: ws.run, boot: ws.w.boot})
 	if err == nil {
+		ws.store.spawn = func(f func()) { f() }
 		ws.mayFail, ws.flushFailed = false, false
 	}
 	return err
