@@ -33,9 +33,10 @@ func simulateFrom(t *testing.T, cfg simConfig, script []simOp, from int, b *benc
 	synctest.Test(t, func(t *testing.T) {
 		r := &simRun{cfg: cfg, stats: &stats, look: looker{bench: b}, dir: b.dir + "/run"}
 		if err := r.begin(); err != nil {
-			t.Fatalf("seed %d: %v", cfg.seed, err)
+			r.fail(fmt.Errorf("begin: %w", err), "")
+		} else {
+			r.live(script, from)
 		}
-		r.live(script, from)
 		r.end()
 		if cfg.runDir {
 			os.RemoveAll(r.dir)
@@ -145,7 +146,7 @@ func TestCrashSmallScope(t *testing.T) {
 			return stats, false
 		}
 		i, schedule := at%len(workloads), at/len(workloads)
-		cfg := simConfig{seed: uint64(i), geometry: simGeometries[0], runDir: true, fifo: true, oneQueue: true, exhaustive: 12, scope: true, mix: opMixes[0]}
+		cfg := simConfig{seed: uint64(i), geometry: simGeometries[0], runDir: true, fifo: true, oneQueue: true, exhaustive: 12, scope: true, recuts: 8, kills: 3, mix: opMixes[0]}
 		script := append(append([]simOp(nil), before...), workloads[i]...)
 		from := len(script) - 1 // the states of a workload's beginning are those of a shorter one
 		if schedule > 0 {
