@@ -84,7 +84,8 @@ func (s *Store) inOrder() []*Layer {
 }
 
 // writePending writes to both copies of the log what maps and bitmap may have captured and no commit has written. The
-// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks.
+// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks and
+// acknowledge them: a power cut must not find both copies half written again, so the first one is flushed before the second.
 func (s *Store) writePending() error {
 	l := s.log
 	l.mu.Lock()
@@ -109,13 +110,22 @@ func (s *Store) writePending() error {
 		p = p[copy(p, piece.p):]
 	}
 	l.mu.Unlock()
-	for _, piece := range pieces[:n] {
-		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
-			if _, err := s.disk.WriteAt(buf[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
-				return err
-			}
+	if err := s.writeCopy(s.sb.LogA, pieces[:n], buf); err != nil {
+		return err
+	}
+	if err := s.disk.Sync(); err != nil {
+		return err
+	}
+	return s.writeCopy(s.sb.LogB, pieces[:n], buf)
+}
+
+// writeCopy writes pieces of the log, whose content is p, to the copy that begins at block first.
+func (s *Store) writeCopy(first uint64, pieces []ringPiece, p []byte) error {
+	for _, piece := range pieces {
+		if _, err := s.disk.WriteAt(p[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
+			return err
 		}
-		buf = buf[len(piece.p):]
+		p = p[len(piece.p):]
 	}
 	return nil
 }
