@@ -2,7 +2,6 @@ package union
 
 import (
 	"bytes"
-	"coppice/ublk/ublktest"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"coppice/ublk/ublktest"
 )
 
 // newStoreFile formats a store of the smallest size in a file.
