@@ -39,6 +39,8 @@ type CreateRequest struct {
 	BlockSize int    `json:"block_size"` // 512 or 4096 bytes
 	ReadOnly  bool   `json:"read_only"`
 	ID        int    `json:"id"`
+	// QuotaBytes bounds the data of a layer that is made; 0 for none.
+	QuotaBytes int64 `json:"quota_bytes,omitempty"`
 }
 
 // State is where a device is in its life.
@@ -114,6 +116,11 @@ type Leaf struct {
 	Store string           `json:"store"`
 	Layer string           `json:"layer"`
 	Info  *union.StoreInfo `json:"info,omitempty"` // inspect only
+	// StoreSpace tells how full the store is, Quota how full the quota of the layer is, which has QuotaBytes. Absent while
+	// the device is not served, and where there is no quota.
+	StoreSpace *union.SpaceInfo `json:"store_space,omitempty"`
+	Quota      *union.SpaceInfo `json:"quota,omitempty"`
+	QuotaBytes int64            `json:"quota_bytes,omitempty"`
 }
 
 type errorBody struct {

@@ -124,11 +124,16 @@ func (b *backing) openLayer(r CreateRequest, create bool) error {
 		if o.SizeBytes == 0 && o.From == "" && b.base != nil {
 			o.SizeBytes = roundUp(b.base.Size(), int64(r.BlockSize))
 		}
+		o.QuotaBytes = r.QuotaBytes
 		if layer, err = b.store.OpenLayer(r.Layer, o); err == nil {
 			b.newLayer = r.Layer
 		}
 	}
 	b.layer = layer
+	if err == nil && create && b.newLayer == "" && r.QuotaBytes != 0 {
+		return fail(CodeBadRequest, "leave --quota away, and give it afterwards: coppice set "+r.Name+" --quota SIZE",
+			"layer %s exists already, and keeps the quota that it has", r.Layer)
+	}
 	return err
 }
 

@@ -45,6 +45,9 @@ type Config struct {
 	// ScrubBytesPerSecond is how fast each open store is read in the background, over and over, to find damage. 0
 	// means never; by default a store is read once a week, at [DefaultScrubRate] at most.
 	ScrubBytesPerSecond *int64 `toml:"scrub_bytes_per_second"`
+	// FullWait is how long writes wait for space in a full store or beyond a quota before they get ENOSPC, as
+	// [time.ParseDuration] takes it. "" means 60s, "0" not at all.
+	FullWait string `toml:"full_wait"`
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 
@@ -124,6 +127,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.LogFormat, "text")
 	setDefault(&c.MaxConnections, 64)
 	setDefault(&c.OperationSeconds, 120)
+	setDefault(&c.FullWait, "60s")
 	setDefault(&c.Device.Queues, 1)
 	setDefault(&c.Device.Depth, 128)
 	setDefault(&c.Device.BlockSize, 512)
@@ -165,6 +169,8 @@ func (c Config) Validate() error {
 	check(c.MaxConnections > 0, "max_connections %d is not positive", c.MaxConnections)
 	check(c.ScrubBytesPerSecond == nil || *c.ScrubBytesPerSecond >= 0, "scrub_bytes_per_second is negative")
 	check(c.OperationSeconds > 0, "operation_seconds %d is not positive", c.OperationSeconds)
+	wait, err := time.ParseDuration(c.FullWait)
+	check(err == nil && wait >= 0, "full_wait %q is not a time such as 60s, 5m or 0", c.FullWait)
 	if err := checkGeometry(c.Device.Queues, c.Device.Depth, c.Device.BlockSize); err != nil {
 		errs = append(errs, fmt.Errorf("device: %w", err))
 	}
@@ -181,6 +187,12 @@ func checkGeometry(queues, depth, blockSize int) error {
 		return fmt.Errorf("a block size of %d is neither 512 nor 4096", blockSize)
 	}
 	return nil
+}
+
+// fullWait is valid where c is.
+func (c Config) fullWait() time.Duration {
+	wait, _ := time.ParseDuration(c.FullWait)
+	return wait
 }
 
 func (c Config) operationTime() time.Duration {

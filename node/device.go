@@ -114,6 +114,7 @@ func (v *device) report(u usage, detail bool) Device {
 		} else {
 			d.Root = Root{}
 		}
+		d.Leaf.setSpace(v.back.layer)
 		if detail {
 			stats, info := v.back.device.Stats(), v.back.store.Info()
 			d.Stats, d.Leaf.Info = &stats, &info
@@ -143,6 +144,11 @@ func inFlight(disk Disk) *InFlight {
 		}
 	}
 	return in
+}
+
+func (l *Leaf) setSpace(layer *union.Layer) {
+	store, quota, bytes := layer.Space()
+	l.StoreSpace, l.Quota, l.QuotaBytes = &store, quota, bytes
 }
 
 func (r *Root) setPin(p union.Pin) {
@@ -184,6 +190,8 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 		return bad("give an absolute path", "root %q is not an absolute path", r.Root)
 	case !filepath.IsAbs(r.Store):
 		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
+	case r.QuotaBytes < 0 || r.QuotaBytes > 0 && r.QuotaBytes < minQuota:
+		return bad(quotaHint, "a quota of %d bytes is less than a block", r.QuotaBytes)
 	case r.SizeBytes < 0 || r.SizeBytes%int64(r.BlockSize) != 0:
 		return bad("choose a multiple of the block size", "a size of %d bytes is not a multiple of %d", r.SizeBytes, r.BlockSize)
 	case r.ID < AutoID:

@@ -32,6 +32,7 @@ const (
 	CodeNotFormatted Code = "not_formatted"    // the leaf is no store
 	CodeOtherRoot    Code = "other_root"       // the layer stands on another root
 	CodeCorrupt      Code = "corrupt"          // the store is damaged
+	CodeNoSpace      Code = "no_space"         // the store has too little space for it
 	CodeNoDriver     Code = "no_driver"        // the kernel has no ublk driver
 	CodeTimeout      Code = "timeout"          // the operation took too long
 	CodeStopping     Code = "stopping"         // the daemon is on its way out
@@ -91,6 +92,7 @@ var statuses = map[Code]int{
 	CodeNotFormatted: http.StatusUnprocessableEntity,
 	CodeOtherRoot:    http.StatusUnprocessableEntity,
 	CodeCorrupt:      http.StatusUnprocessableEntity,
+	CodeNoSpace:      http.StatusInsufficientStorage,
 	CodeNoDriver:     http.StatusServiceUnavailable,
 	CodeStopping:     http.StatusServiceUnavailable,
 	CodeTimeout:      http.StatusGatewayTimeout,
@@ -146,7 +148,9 @@ var causes = []struct {
 	{union.ErrNotSealed, CodeBadLeaf, "seal what its device holds first: coppice freeze NAME --as LAYER, then --from LAYER"},
 	{union.ErrLayerExists, CodeNameTaken, "choose another name; `coppice store info STORE` lists the layers"},
 	{union.ErrTooSmall, CodeBadLeaf, "give it the size that it needs or once had, or use another partition or file"},
-	{union.ErrNoSpace, CodeBadLeaf, "use a larger store"},
+	{union.ErrNoSpace, CodeNoSpace, "make the store larger (coppice store grow STORE), or remove layers that nobody needs"},
+	{union.ErrNearlyFull, CodeNoSpace, "what is overwritten after a freeze takes new space: make the store larger first (coppice store grow STORE), or go on with --force"},
+	{union.ErrCannotShrink, CodeBadRequest, "leave --size away to take up all there is, or give more than the store has"},
 	{union.ErrNotEmpty, CodeInUse, "choose another target, or overwrite all that is on it with --force"},
 	{union.ErrVersion, CodeBadLeaf, "use the version of coppice that formatted it"},
 	{union.ErrReadOnly, CodeBadLeaf, "give a store that can be written"},

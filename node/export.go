@@ -15,7 +15,8 @@ import (
 // ExportRequest asks for the content of a device to be written elsewhere.
 type ExportRequest struct {
 	// Dest is the absolute path of a file that does not exist, or of a block device at least as large.
-	Dest string `json:"dest"`
+	Dest  string `json:"dest"`
+	Force bool   `json:"force,omitempty"` // also where the store is nearly full
 }
 
 // ExportEvent is one line of the answer to a sealed export: first Sealed, then progress, at the end Report or Error.
@@ -74,7 +75,7 @@ func (d *Daemon) PrepareExport(ctx context.Context, name string, r ExportRequest
 	}
 	target := &exportTarget{file: file, path: r.Dest}
 	as := fmt.Sprintf("%s%s-%08x", exportPrefix, time.Now().UTC().Format("20060102T150405"), rand.Uint32())
-	p, err := d.prepareCut(ctx, name, as, StateExporting, target)
+	p, err := d.prepareCut(ctx, name, as, StateExporting, r.Force, target)
 	if err != nil {
 		return none, errors.Join(err, target.close())
 	}

@@ -19,7 +19,8 @@ const exportPrefix = union.ExportPrefix
 
 // FreezeRequest asks for a layer to be sealed.
 type FreezeRequest struct {
-	As string `json:"as"` // name of the sealed layer
+	As    string `json:"as"`              // name of the sealed layer
+	Force bool   `json:"force,omitempty"` // also where the store is nearly full
 }
 
 // PreparedFreeze is a freeze that only has to be sealed: nothing slow stands in its way any more. While it
@@ -81,11 +82,11 @@ func (d *Daemon) PrepareFreeze(ctx context.Context, name string, r FreezeRequest
 	if err := union.ValidLayerName(r.As); err != nil {
 		return PreparedFreeze{}, fail(CodeBadRequest, "choose another name", "%w", err)
 	}
-	return d.prepareCut(ctx, name, r.As, StateFreezing, nil)
+	return d.prepareCut(ctx, name, r.As, StateFreezing, r.Force, nil)
 }
 
 // prepareCut takes the device out of the state live until endWork.
-func (d *Daemon) prepareCut(ctx context.Context, name, as string, during State, export *exportTarget) (PreparedFreeze, error) {
+func (d *Daemon) prepareCut(ctx context.Context, name, as string, during State, force bool, export *exportTarget) (PreparedFreeze, error) {
 	var none PreparedFreeze
 	if err := d.begin(ctx); err != nil {
 		return none, err
@@ -99,7 +100,13 @@ func (d *Daemon) prepareCut(ctx context.Context, name, as string, during State, 
 		return none, err
 	}
 	k := &cut{v: v, name: name, export: export}
-	if k.freeze, err = v.layer().PrepareFreeze(as); err != nil {
+	if !force {
+		err = v.layer().Store().FreezeAllowed()
+	}
+	if err == nil {
+		k.freeze, err = v.layer().PrepareFreeze(as)
+	}
+	if err != nil {
 		d.endWork(v)
 		return none, err
 	}

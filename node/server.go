@@ -82,6 +82,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET "+one, s.guard(s.inspect, false))
 	mux.Handle("POST "+devices, s.guard(s.create, true))
 	mux.Handle("DELETE "+one, s.guard(s.delete, true))
+	mux.Handle("PATCH "+one, s.guard(s.set, true))
 	mux.Handle("POST "+one+"/freeze", s.guard(s.prepareFreeze, true))
 	mux.Handle("POST "+one+"/freeze/{token}", s.guard(s.seal, true))
 	mux.Handle("DELETE "+one+"/freeze/{token}", s.guard(s.cancelFreeze, true))
@@ -93,6 +94,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
 	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))
 	mux.Handle("POST /"+APIVersion+"/detaches", s.admit(true, s.detach))
+	mux.Handle("POST /"+APIVersion+"/stores/grow", s.guard(s.growStore, true))
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)
 }
@@ -185,6 +187,22 @@ func (s *server) create(r *http.Request) (any, error) {
 
 func (s *server) delete(r *http.Request) (any, error) {
 	return s.d.Delete(r.Context(), r.PathValue("name"))
+}
+
+func (s *server) set(r *http.Request) (any, error) {
+	var req SetRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.Set(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) growStore(r *http.Request) (any, error) {
+	var req GrowRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.GrowStore(r.Context(), req)
 }
 
 func (s *server) prepareFreeze(r *http.Request) (any, error) {

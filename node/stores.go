@@ -21,6 +21,7 @@ type stores struct {
 	runDir string
 	scrub  *int64 // bytes per second; 0: never, nil: once a week
 	log    *slog.Logger
+	space  spaceConfig
 
 	mu   sync.Mutex // guards open and the users of each; taken after a sharedStore's
 	open map[storeKey]*sharedStore
@@ -43,7 +44,7 @@ type sharedStore struct {
 }
 
 func newStores(cfg Config) *stores {
-	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, open: make(map[storeKey]*sharedStore)}
+	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, space: spaceConfig{cfg.fullWait(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
 }
 
 // acquire opens the store at path, or adds a user to the open one. Where another process
@@ -94,7 +95,7 @@ func (s *stores) leave(st *sharedStore) {
 func (s *stores) openPatiently(ctx context.Context, path string, patience time.Duration) (*union.Store, error) {
 	const pause = 50 * time.Millisecond
 	for {
-		st, err := union.OpenStore(path, union.StoreOptions{RunDir: s.runDir})
+		st, err := union.OpenStore(path, s.space.options(s.runDir, path))
 		if !errors.Is(err, union.ErrInUse) || patience < pause {
 			return st, err
 		}

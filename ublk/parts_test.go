@@ -61,7 +61,7 @@ func TestDescriptorAt(t *testing.T) {
 		return descriptorAt(area, 2)
 	}
 	got := put(uint32(OpWrite)|uapi.IOFUA|uapi.IOMeta, 16, 3)
-	if want := (Descriptor{Op: OpWrite, FUA: true, Off: 1536, Len: 8192}); got != want {
+	if want := (Descriptor{Op: OpWrite, FUA: true, Meta: true, Off: 1536, Len: 8192}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	got = put(uint32(OpWriteZeroes)|uapi.IONoUnmap, math.MaxUint32, 1)

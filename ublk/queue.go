@@ -163,9 +163,9 @@ func (q *Queue) RegisterFile(f *os.File) (File, error) {
 
 // Descriptor is a request as the driver describes it, in bytes.
 type Descriptor struct {
-	Op           Op
-	FUA, NoUnmap bool
-	Off, Len     int64
+	Op                 Op
+	FUA, NoUnmap, Meta bool
+	Off, Len           int64
 }
 
 // Buffer returns all MaxIO bytes of a tag's buffer, where a Target puts the data of a WRITE before
@@ -181,7 +181,7 @@ func (q *Queue) Start(tag int, d Descriptor) {
 	if r.state != stateIdle {
 		panic(fmt.Sprintf("ublk: queue %d tag %d started while in service", q.index, tag))
 	}
-	r.Op, r.FUA, r.NoUnmap = d.Op, d.FUA, d.NoUnmap
+	r.Op, r.FUA, r.NoUnmap, r.Meta = d.Op, d.FUA, d.NoUnmap, d.Meta
 	r.Off, r.Len, r.Buf = d.Off, d.Len, nil
 	r.gen++
 	r.began = q.target.Now()

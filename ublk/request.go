@@ -13,10 +13,12 @@ import (
 // All methods except Post belong to the thread that serves the queue.
 type Request struct {
 	// Op tells what to do; NoUnmap (WRITE_ZEROES only) asks that the range stay
-	// allocated, FUA (WRITE only) that the data be durable before Complete.
+	// allocated, FUA (WRITE only) that the data be durable before Complete. Meta says that a file
+	// system called the request one of metadata (REQ_META): its journal, its tables.
 	Op      Op
 	FUA     bool
 	NoUnmap bool
+	Meta    bool
 
 	// Off and Len give the range in bytes, multiples of 512. Len is at most
 	// [Queue.MaxIO] for READ and WRITE, 0 for FLUSH, and may be as much as

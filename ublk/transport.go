@@ -100,6 +100,7 @@ func descriptorAt(area []byte, tag uint16) Descriptor {
 		Op:      Op(d.OpFlags & uapi.IOOpMask),
 		FUA:     d.OpFlags&uapi.IOFUA != 0,
 		NoUnmap: d.OpFlags&uapi.IONoUnmap != 0,
+		Meta:    d.OpFlags&uapi.IOMeta != 0,
 		Off:     int64(start << uapi.SectorShift),
 		Len:     int64(d.NrSectors) << uapi.SectorShift,
 	}

@@ -102,6 +102,7 @@ func repair(path string, found *CheckReport, o CheckOptions) (*CheckReport, erro
 func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 	rep := &CheckReport{Path: path, Problems: []Problem{}, Repaired: []Problem{}}
 	s := &Store{path: path, disk: d, readOnly: true, pager: newPager(), layers: map[string]*Layer{}}
+	s.space.setUp(StoreOptions{})
 	if err := s.recover(StoreOptions{ReadOnly: true}); err != nil {
 		var c *CorruptError
 		if !errors.As(err, &c) {
@@ -110,6 +111,7 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 		rep.add(Problem{c.Structure, c.Offset, c.Detail, false})
 		return rep, nil
 	}
+	s.findSpace()
 	rep.Store = s.Info()
 	rep.opener = s.sb.BootID
 	rep.checkSuperblocks(s)

@@ -18,6 +18,8 @@ func (s *Store) Checkpoint() error {
 }
 
 func (s *Store) checkpointLocked() error {
+	s.checkpointBegins()
+	defer s.checkpointEnds()
 	l := s.log
 	l.mu.Lock()
 	if l.failed {
@@ -133,11 +135,19 @@ func (s *Store) writeCopy(first uint64, pieces []ringPiece, p []byte) error {
 // checkpointNeed is how many slots a checkpoint takes at most before it gives any back, once more blocks have been written.
 func (s *Store) checkpointNeed(more int) uint64 {
 	p := s.pager
-	regions := p.dirtyRegions.Load() + int64(more+regionBlocks-1)/regionBlocks + 1
-	bytes := p.dirtyBytes.Load() + int64(more*regionEntrySize) + 2*maxRegionBytes
+	return s.needFor(more, p.dirtyRegions.Load(), p.dirtyBytes.Load(), p.dirtyPages.Load(), s.slots.dirty.Load())
+}
+
+// cleanNeed is checkpointNeed after a checkpoint.
+func (s *Store) cleanNeed(more int) uint64 { return s.needFor(more, 0, 0, 0, 0) }
+
+func (s *Store) needFor(more int, dirtyRegions, dirtyBytes, dirtyPages, dirtyBitmap int64) uint64 {
+	p := s.pager
+	regions := dirtyRegions + int64(more+regionBlocks-1)/regionBlocks + 1
+	bytes := dirtyBytes + int64(more*regionEntrySize) + 2*maxRegionBytes
 	segments := bytes/mapPayload + min(regions, p.count.Load()) + 1
-	pages := min(p.dirtyPages.Load()+regions, p.pages.Load()+2)
-	bitmap := min(s.slots.dirty.Load()+int64(more)/(pageGroups*groupSlots)+2, int64(len(s.slots.pages)))
+	pages := min(dirtyPages+regions, p.pages.Load()+2)
+	bitmap := min(dirtyBitmap+int64(more)/(pageGroups*groupSlots)+2, s.slots.bitmapPages())
 	return uint64(segments+pages+bitmap) + s.catalogNeed.Load()
 }
 

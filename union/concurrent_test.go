@@ -114,7 +114,7 @@ func TestConcurrentClients(t *testing.T) {
 			t.Fatal(err)
 		}
 		// What is left when these slots are gone is turned over many times.
-		taken, _ := store.slots.alloc(nil, int(store.slots.freeSlots()-store.reserve()-store.overwriteReserve())-900, 0)
+		taken, _ := store.slots.alloc(nil, int(store.slots.freeSlots()-store.keepFor(classData, 0))-900, 0)
 		serve(t, dev, size, func(fake *ublktest.Fake) {
 			var work, background sync.WaitGroup
 			var done atomic.Bool

@@ -25,7 +25,7 @@ type copier struct {
 const maxPutBlocks = 256
 
 // copyKeep is how many slots copying leaves free, beside what is reserved: it must not be what fills a store.
-func (s *Store) copyKeep() uint64 { return s.reserve() + s.overwriteReserve() + s.sb.Slots/20 }
+func (s *Store) copyKeep() uint64 { return s.keepFor(classData, maxPutBlocks) + s.slots.size()/20 }
 
 // put copies whole blocks, at most maxPutBlocks, from an aligned buffer. Blocks of zeros become records only.
 func (c *copier) put(first uint64, p []byte) error {
@@ -114,7 +114,7 @@ func (c *copier) alloc(n int) (err error) {
 	s := c.dst.store
 	for try := 0; ; try++ {
 		var ok bool
-		if c.exts, ok = s.slots.alloc(c.exts[:0], n, c.keep); ok {
+		if c.exts, ok = s.slots.alloc(c.exts[:0], n, max(c.keep, s.keepFor(classData, n))); ok {
 			return nil
 		}
 		if try == 1 {

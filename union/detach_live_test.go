@@ -178,7 +178,7 @@ func TestDetachUnderLoad(t *testing.T) {
 				t.Error(err)
 			}
 			// What the removals free is used again at once.
-			free, keep := v.store.slots.freeSlots(), v.store.reserve()+v.store.overwriteReserve()+400
+			free, keep := v.store.slots.freeSlots(), v.store.keepFor(classData, 0)+400
 			taken, _ := v.store.slots.alloc(nil, int(max(free, keep)-keep), 0)
 			defer v.store.releaseAll(taken)
 			for _, name := range []string{"p3", "p2", "p1"} {

@@ -94,6 +94,7 @@ type queue struct {
 	root    ublk.File
 	hasRoot bool // the root is a file
 	ops     []op
+	waiting int // requests that wait for space; guarded by space.mu
 	readers *readers
 	scratch []byte // two blocks per tag
 }
@@ -104,14 +105,13 @@ type op struct {
 	q    *queue
 	next *op // in an opList
 
-	step    step
-	fua     bool // a write whose own data and record must be durable, and no other's
-	leads   bool // the next commit
-	retried bool // slots were asked for again after a commit
-	pinned  bool // epoch is entered
-	epoch   uint64
-	target  uint64 // log block that must be durable
-	to      uint64 // last log block of the commit that this request leads
+	step   step
+	fua    bool // a write whose own data and record must be durable, and no other's
+	leads  bool // the next commit
+	pinned bool // epoch is entered
+	epoch  uint64
+	target uint64 // log block that must be durable
+	to     uint64 // last log block of the commit that this request leads
 
 	first  uint64 // first block of the request
 	n      int    // blocks that it touches; for zeroing, of the edges only
@@ -126,6 +126,17 @@ type op struct {
 	async  atomic.Int32
 	failed atomic.Bool
 	waits  bool // asynchronous reads are being started
+
+	// Of a request for which space is short.
+	class   class
+	granted bool          // exts are its own, though it was in line for them
+	owes    bool          // held, lent or granted are to be settled
+	fresh   int           // blocks of it that the layer does not hold
+	held    uint64        // of the layer's quota
+	lent    int64         // slots that it gives back when it is recorded
+	lack    *pool         // in which there is too little for it, while it is in line; guarded by space.mu
+	waiting bool          // for somebody to make space; guarded by space.mu
+	verdict syscall.Errno // how waiting ended
 
 	edges   [2]edge
 	nEdges  int
@@ -200,6 +211,7 @@ func (d *Device) Attach(uq *ublk.Queue) error {
 		o.scratch[1] = q.scratch[at+blockSize : at+2*blockSize : at+2*blockSize]
 	}
 	q.readers = d.layer.store.epochs.join()
+	d.layer.store.space.attach(uq.Depth(), blocks)
 	uq.SetLocal(q)
 	return nil
 }
@@ -208,6 +220,7 @@ func (d *Device) Attach(uq *ublk.Queue) error {
 func (d *Device) Detach(uq *ublk.Queue) {
 	q := uq.Local().(*queue)
 	d.layer.store.epochs.leave(q.readers)
+	d.layer.store.space.detach(uq.Depth())
 	if err := unix.Munmap(q.scratch); err != nil {
 		panic(fmt.Sprintf("union: unmap scratch blocks: %v", err))
 	}
@@ -217,7 +230,7 @@ func (d *Device) Detach(uq *ublk.Queue) {
 func (d *Device) Serve(r *ublk.Request) {
 	o := &r.Queue().Local().(*queue).ops[r.Tag()]
 	o.r = r
-	o.leads, o.retried = false, false
+	o.leads = false
 	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
 	o.exts = o.exts[:0]
@@ -247,6 +260,9 @@ func (d *Device) Serve(r *ublk.Request) {
 // complete ends the request.
 func (o *op) complete(errno syscall.Errno) {
 	o.unpin()
+	if o.owes {
+		o.leave()
+	}
 	if errno != 0 {
 		o.q.d.stats.errors.Add(1)
 	}
@@ -353,8 +369,13 @@ func (o *op) advance() {
 	}
 }
 
-// again repeats what was given up for want of slots.
+// again goes on with the slots that were waited for, or ends where there are none.
 func (o *op) again() {
+	if errno := o.verdict; errno != 0 {
+		o.verdict = 0
+		o.complete(errno)
+		return
+	}
 	if o.nEdges > 0 {
 		o.readEdges()
 		return
@@ -381,12 +402,6 @@ func (o *op) loaded() {
 		return
 	}
 	o.redo(o)
-}
-
-// giveBack frees slots that the request has written to and will not record.
-func (o *op) giveBack() {
-	o.q.d.layer.store.releaseAll(o.exts)
-	o.exts = o.exts[:0]
 }
 
 // woken goes on after a commit of somebody else, an asynchronous read, or a checkpoint.

@@ -27,6 +27,15 @@ type disk interface {
 	Close() error
 }
 
+// growable is a disk that can become larger while it is open.
+type growable interface {
+	// Grow makes a regular file at least sizeBytes long, durably, and returns what there is now. The size of a block device is for
+	// others to change: less than asked for is an error.
+	Grow(sizeBytes int64) (int64, error)
+}
+
+var _ growable = (*fileDisk)(nil)
+
 // alignedBuffer returns n zero bytes at a page boundary. It is a Go slice whose backing array is
 // garbage collected like any other.
 func alignedBuffer(n int) []byte {
@@ -90,12 +99,18 @@ func (d *fileDisk) claim(readOnly bool) error {
 	if err := lockFile(d.f, how); err != nil {
 		return err
 	}
-	size, err := d.f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return fmt.Errorf("find size: %w", err)
-	}
+	size, err := sizeOf(d.f)
 	d.size = size
-	return nil
+	return err
+}
+
+// sizeOf is the length of a file or block device now.
+func sizeOf(f *os.File) (int64, error) {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("find size: %w", err)
+	}
+	return size, nil
 }
 
 // lockFile waits a second for the lock: udev holds it while it probes a device.

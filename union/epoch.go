@@ -15,6 +15,7 @@ type epochs struct {
 	readers []*readers
 	retired [4][]extent
 	ending  [4][]func()
+	pending atomic.Int64 // slots in retired
 	release func(slot uint64, count uint32)
 }
 
@@ -81,6 +82,7 @@ func (e *epochs) retire(slots []extent) {
 	defer e.mu.Unlock()
 	now := e.now.Load() & 3
 	e.retired[now] = append(e.retired[now], slots...)
+	e.pending.Add(countSlots(slots))
 	e.advance()
 }
 
@@ -117,6 +119,7 @@ func (e *epochs) advance() {
 		old := &e.retired[(now-1)&3]
 		for _, x := range *old {
 			e.release(x.Slot, x.Count)
+			e.pending.Add(-int64(x.Count))
 		}
 		*old = (*old)[:0]
 		ending := &e.ending[(now-1)&3]
@@ -125,4 +128,11 @@ func (e *epochs) advance() {
 		}
 		*ending = nil
 	}
+}
+
+func countSlots(exts []extent) (n int64) {
+	for _, x := range exts {
+		n += int64(x.Count)
+	}
+	return n
 }

@@ -21,6 +21,8 @@ var (
 	ErrRoot         = errors.New("root not readable")
 	ErrReadOnly     = errors.New("opened read-only")
 	ErrNoSpace      = errors.New("no free slots in the store")
+	ErrNearlyFull   = errors.New("nearly full")
+	ErrCannotShrink = errors.New("a store never shrinks")
 	ErrClosed       = errors.New("closed")
 	ErrPendingLost  = errors.New("acknowledged records are missing")
 	ErrVersion      = errors.New("format of another version")

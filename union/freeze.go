@@ -43,6 +43,8 @@ func (l *Layer) canFreeze(as string) error {
 		return fmt.Errorf("%w: give another name", ErrLayerExists)
 	case len(s.layers) >= maxLayers:
 		return fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
+	case errors.Is(s.roomForLayer(), ErrNoSpace):
+		return s.roomForLayer()
 	case l.depth() > MaxDepth:
 		return fmt.Errorf("it stands on %d layers, which is the limit: detach it first", MaxDepth)
 	}
@@ -135,7 +137,7 @@ func (s *Store) lockRoom(l *Layer, records int, checkpoint func() error) error {
 // split hands what l holds to a new sealed layer below it.
 func (s *Store) split(l *Layer, number uint32, id uuid.UUID, as string, created int64) *Layer {
 	e := l.entry
-	e.Number, e.UUID, e.Name, e.Created, e.Sealed = number, id, as, created, true
+	e.Number, e.UUID, e.Name, e.Created, e.Sealed, e.QuotaBytes = number, id, as, created, true, 0
 	e.Detaching = false // that stays with the layer above
 	sealed := &Layer{store: s, entry: e, m: l.m}
 	sealed.standOn(l.parent)

@@ -59,7 +59,7 @@ func TestFullStore(t *testing.T) {
 	r.work()
 	n := r.fillUp(0)
 	slots := int(r.store.sb.Slots)
-	if reserve := int(r.store.reserve() + r.store.overwriteReserve() + r.store.checkpointNeed(64)); n < slots-reserve-64 || n > slots-reserve {
+	if reserve := int(r.store.keepFor(classData, 0)); n < slots-reserve-8 || n > slots-reserve {
 		t.Errorf("%d of %d slots could be written, %d are in reserve", n, slots, reserve)
 	}
 	version := func(b int) uint64 { return uint64(b + 1) }

@@ -29,6 +29,14 @@ type Layer struct {
 
 	flat *sectorMap           // of a sealed layer, what it and those below it hold of regions that several touch, or nil; guarded by Store.mu
 	view atomic.Pointer[view] // of a sealed layer and all below it, once it is built
+
+	quota    atomic.Uint64 // blocks; 0: none
+	reserved uint64        // blocks that requests under way may add; guarded by mu
+	inLine   atomic.Int32  // requests in line for space
+	pool     pool          // guarded by space.mu, as is what follows
+	lined    [classes]int  // requests in line
+	name     string
+	passed   uint64 // by the pass of serveLine in which its quota was short
 }
 
 // LayerOptions say how to open a layer.
@@ -37,6 +45,8 @@ type LayerOptions struct {
 	From      string // with Create: the sealed layer that the new one stands on; empty: the root alone
 	Pin       Pin    // the root that the device stands on
 	SizeBytes int64  // of the device; 0: the layer's own
+	// QuotaBytes bounds the data of a layer that is made, as [Layer.SetQuota] does.
+	QuotaBytes int64
 }
 
 // LayerInfo describes a layer.
@@ -47,11 +57,15 @@ type LayerInfo struct {
 	DataBytes   int64     `json:"data_bytes"` // in slots of its own
 	MapBytes    int64     `json:"map_bytes"`  // its maps on the store
 	MemoryBytes int64     `json:"memory_bytes"`
-	Parent      string    `json:"parent,omitempty"` // the sealed layer below
+	QuotaBytes  int64     `json:"quota_bytes,omitempty"` // of data; 0: none
+	Parent      string    `json:"parent,omitempty"`      // the sealed layer below
 	Sealed      bool      `json:"sealed"`
 	Open        bool      `json:"open"`
 	Created     time.Time `json:"created"`
 	Pin         Pin       `json:"pin"`
+
+	// Space tells how full the quota is, where there is one.
+	Space *SpaceInfo `json:"space,omitempty"`
 
 	Detaching  bool            `json:"detaching"`            // being made independent of what is below it
 	Detach     *DetachProgress `json:"detach,omitempty"`     // while it is
@@ -132,9 +146,15 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	if len(s.layers) >= maxLayers {
 		return nil, fmt.Errorf("make layer %q: store %s has %d layers, which is the limit", name, s.path, maxLayers)
 	}
+	if err := s.roomForLayer(); err != nil {
+		return nil, fmt.Errorf("make layer %q: %w", name, err)
+	}
+	if err := validQuota(o.QuotaBytes); err != nil {
+		return nil, fmt.Errorf("make layer %q: %w", name, err)
+	}
 	l := newLayer(s, layerEntry{
 		Number: s.sb.NextLayer, UUID: uuid.New(), Name: name,
-		SizeBytes: size, Created: time.Now().Unix(), Pin: o.Pin,
+		SizeBytes: size, Created: time.Now().Unix(), Pin: o.Pin, QuotaBytes: o.QuotaBytes &^ (blockSize - 1),
 	})
 	l.m = newSectorMap(s.pager, l.entry.Number, l.blocks())
 	l.standOn(parent)
@@ -145,6 +165,8 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 		l.m.drop()
 		return nil, fmt.Errorf("make layer %q: %w", name, err)
 	}
+	s.measure()
+	l.setQuota()
 	l.opened, l.made = true, true
 	return l, nil
 }
@@ -402,7 +424,9 @@ func (s *Store) dropLayers(layers ...*Layer) error {
 		}
 		return err
 	}
+	defer s.spaceFreed()
 	for _, l := range layers {
+		s.forgetQuota(l)
 		l.dropMaps()
 	}
 	s.epochs.retire(freed)
@@ -483,6 +507,7 @@ func (l *Layer) infoLocked() LayerInfo {
 	for _, x := range l.mapSlots() {
 		onStore += int64(x.Count) << blockShift
 	}
+	space := l.quotaInfo()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	parent := ""
@@ -498,6 +523,7 @@ func (l *Layer) infoLocked() LayerInfo {
 		DataBytes: int64(l.m.data) << blockShift, MapBytes: onStore,
 		MemoryBytes: memory,
 		Open:        l.opened, Created: time.Unix(e.Created, 0).UTC(), Pin: e.Pin,
+		QuotaBytes: e.QuotaBytes, Space: space,
 		Detaching: e.Detaching && !e.Incoming, Detach: l.detachProgress(), Unfinished: e.Incoming,
 	}
 }

@@ -32,8 +32,11 @@ type modLog struct {
 	limbo      []extent  // slots superseded by records that no commit has taken
 	taken      []extent  // slots superseded by records of the commit under way
 	waiters    opList    // want durable ≥ op.target
-	stalled    opList    // want room for records, or slots
+	stalled    opList    // want room for records
 	ended      sync.Cond // a commit has ended; for goroutines
+
+	// Changed under mu and read by anybody.
+	pending atomic.Int64 // slots in limbo or taken
 }
 
 func newModLog(id uuid.UUID, n uint64, ring []byte, start uint64) *modLog {
@@ -107,7 +110,10 @@ func (l *modLog) setCount(p []byte, n int) {
 }
 
 // supersede notes slots that become free once a commit has covered the records so far.
-func (l *modLog) supersede(slot uint64) { l.limbo = appendExtent(l.limbo, slot, 1) }
+func (l *modLog) supersede(slot uint64) {
+	l.limbo = appendExtent(l.limbo, slot, 1)
+	l.pending.Add(1)
+}
 
 // covers tells whether the request's records are as durable as it asked for.
 func (l *modLog) covers(o *op) bool {

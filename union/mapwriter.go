@@ -159,7 +159,7 @@ func (s *Store) writeMap(m *sectorMap) (old []extent, err error) {
 	m.dirty = nil
 	victims := m.store.victims(size)
 	m.mu.Unlock()
-	if s.slots.freeSlots() < s.checkpointNeed(0)+s.reserve()+uint64(max(mapBatch, size/mapPayload)) {
+	if s.slots.freeSlots() < s.keepFor(classOverwrite, 0)+uint64(max(mapBatch, size/mapPayload)) {
 		victims = nil
 	}
 	if len(regions) > 0 || len(victims) > 0 {

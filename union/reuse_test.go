@@ -46,7 +46,7 @@ func TestSlotsReusedBesideReaders(t *testing.T) {
 		if err := r.sim.Run(); err != nil {
 			t.Fatal(err)
 		}
-		free := r.store.reserve()/2 + 2
+		free := r.store.keepFor(classOverwrite, 1) + 2
 		if _, ok := r.store.slots.alloc(nil, int(r.store.slots.freeSlots()-free), 0); !ok {
 			t.Fatal("no slots")
 		}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,6 +71,10 @@ type rig struct {
 	queue int
 
 	noVerify bool
+	fullWait time.Duration
+	notify   func(SpaceEvent)
+	maxIO    int // 0: 64 KiB
+	depth    int // 0: 8
 }
 
 // The device has more than one region of the sector map, and a last one that is cut short. The root ends
@@ -86,6 +91,10 @@ type rigConfig struct {
 	sizeBytes  int64 // of the device
 	storeBytes int64
 	noVerify   bool
+	fullWait   time.Duration
+	notify     func(SpaceEvent)
+	maxIO      int
+	depth      int
 }
 
 func newRig(t testing.TB, seed uint64, asyncRoot bool) *rig {
@@ -120,7 +129,8 @@ func newRigOf(t testing.TB, c rigConfig) *rig {
 		copy(base.disk.Bytes(), base.content)
 		t.Cleanup(func() { base.disk.Close() })
 	}
-	r := &rig{t: t, seed: c.seed, disk: disk, base: base, run: runDir(t), size: c.sizeBytes, queue: 1 + int(c.seed%2), noVerify: c.noVerify}
+	r := &rig{t: t, seed: c.seed, disk: disk, base: base, run: runDir(t), size: c.sizeBytes, queue: 1 + int(c.seed%2), noVerify: c.noVerify,
+		fullWait: c.fullWait, notify: c.notify, maxIO: c.maxIO, depth: c.depth}
 	r.open()
 	return r
 }
@@ -193,7 +203,9 @@ func (r *rig) serve() {
 		r.sim.AddDisk(r.base.disk)
 	}
 	var err error
-	r.block, err = r.sim.NewDevice(r.dev, ublktest.DeviceConfig{SizeBytes: r.size, Queues: r.queue, Depth: 8, MaxIO: 64 << 10})
+	r.block, err = r.sim.NewDevice(r.dev, ublktest.DeviceConfig{
+		SizeBytes: r.size, Queues: r.queue, Depth: max(r.depth, 8), MaxIO: max(r.maxIO, 64<<10),
+	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -265,7 +277,9 @@ func (r *rig) reboot() {
 	}
 }
 
-func (r *rig) options() StoreOptions { return StoreOptions{RunDir: r.run, boot: r.boot} }
+func (r *rig) options() StoreOptions {
+	return StoreOptions{RunDir: r.run, boot: r.boot, FullWait: r.fullWait, Notify: r.notify}
+}
 
 // shorn is what a disk leaves that does not even write sectors whole: of some writes that no flush covered there is
 // neither the old content nor the new one.

@@ -407,3 +407,52 @@ func (s *Store) readBitmap(entries []bitmapEntry) error {
 	}
 	return nil
 }
+
+// bitmapPages is how many pages the bitmap has.
+func (a *slotAllocator) bitmapPages() int64 {
+	return int64((a.size() + pageGroups*groupSlots - 1) / (pageGroups * groupSlots))
+}
+
+// size is how many slots there are.
+func (a *slotAllocator) size() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.slots
+}
+
+// grow adds free slots at the end, so that there are as many as given. Fewer than there are change nothing.
+func (a *slotAllocator) grow(slots uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if slots <= a.slots {
+		return
+	}
+	if a.slots%groupSlots != 0 {
+		a.extendGroup(a.slots/groupSlots, a.slots%groupSlots, slots)
+	}
+	for n := uint64(len(a.groups)); n*groupSlots < slots; n++ {
+		a.groups = append(a.groups, freeGroup)
+		if slots-n*groupSlots < groupSlots {
+			g := a.change(n)
+			for s := slots % groupSlots; s < groupSlots; s++ {
+				g.used[s/64] |= 1 << (s % 64)
+			}
+			g.free = uint16(slots % groupSlots)
+		}
+	}
+	for len(a.pages)*pageGroups < len(a.groups) {
+		a.pages = append(a.pages, bitmapPage{slot: noSlot})
+	}
+	a.free += slots - a.slots
+	a.slots = slots
+}
+
+// extendGroup frees the slots from first on, as far as a store of so many slots has them.
+func (a *slotAllocator) extendGroup(i, first, slots uint64) {
+	g := a.change(i)
+	for s := first; s < groupSlots && i*groupSlots+s < slots; s++ {
+		g.used[s/64] &^= 1 << (s % 64)
+		g.free++
+	}
+	a.settle(i)
+}

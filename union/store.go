@@ -26,6 +26,7 @@ type Store struct {
 	pager    *pager
 	pending  *pendingRing
 	recovery Recovery
+	space    space
 	// flattening is held while sealed layers' maps are read without their locks. It is taken before mu.
 	flattening  sync.Mutex
 	flattener   sync.Mutex    // held while a goroutine flattens
@@ -64,6 +65,12 @@ type StoreOptions struct {
 	// RunDir is a directory on tmpfs in which the records that are not in both log copies yet survive the death of the
 	// process. Empty: they do not.
 	RunDir string
+	// FullWait is how long writes wait for space where there is none: to be made by growing the store, raising a quota or removing
+	// something. Zero: they get ENOSPC at once.
+	FullWait time.Duration
+	// Notify, if not nil, is told when the store or a layer with a quota gets fuller or emptier, from a goroutine that it must not
+	// hold up for long.
+	Notify func(SpaceEvent)
 
 	boot uuid.UUID // id of the running kernel; zero: read it
 }
@@ -86,7 +93,8 @@ type StoreInfo struct {
 	Generation uint64      `json:"generation"`
 	SizeBytes  int64       `json:"size_bytes"`
 	SlotBytes  int64       `json:"slot_bytes"` // room for data and runs
-	FreeBytes  int64       `json:"free_bytes"`
+	FreeBytes  int64       `json:"free_bytes"` // of it, reserves included
+	Space      SpaceInfo   `json:"space"`
 	LogBytes   int64       `json:"log_bytes"`      // of one copy
 	LogUsed    int64       `json:"log_used_bytes"` // since the last checkpoint
 	Failed     bool        `json:"failed"`         // a write or flush of the device failed
@@ -182,10 +190,12 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 		sb.UUID = uuid.New()
 	}
 	s := &Store{path: path, disk: d, sb: *sb, slots: newSlotAllocator(sb.Slots), pager: newPager(), layers: map[string]*Layer{}}
+	s.space.setUp(StoreOptions{})
 	if err := s.writeState(sb.LogStart); err != nil {
 		return nil, err
 	}
 	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, sb.pendingBlocks()<<blockShift), sb.LogStart)
+	s.findSpace()
 	info := s.Info()
 	return &info, nil
 }
@@ -242,9 +252,11 @@ func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 		path: path, disk: d, readOnly: o.ReadOnly, pager: newPager(), layers: map[string]*Layer{},
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), spawn: func(f func()) { go f() },
 	}
+	s.space.setUp(o)
 	if err := s.recover(o); err != nil {
 		return nil, err
 	}
+	s.findSpace()
 	return s, nil
 }
 
@@ -271,6 +283,7 @@ func (s *Store) Info() StoreInfo {
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift
 	info.Failed = s.log.failed
 	s.log.mu.Unlock()
+	info.Space = s.spaceInfo()
 	info.Layers = s.layerInfos()
 	return info
 }
@@ -295,6 +308,9 @@ const (
 // start on before the log is full, and brings superseded slots back.
 func (s *Store) background() {
 	defer close(s.stopped)
+	var watch sync.WaitGroup
+	watch.Go(s.watchSpace)
+	defer watch.Wait()
 	tick := time.NewTicker(backgroundTick)
 	defer tick.Stop()
 	for {
@@ -327,8 +343,11 @@ func (s *Store) maintain() {
 	}
 	s.epochs.collect()
 	s.pager.trim()
+	if !s.space.watched.Load() {
+		s.tendSpace()
+	}
 	s.log.mu.Lock()
-	due := (s.log.nearlyFull() || s.pager.crowded()) && !s.log.failed
+	due := (s.log.nearlyFull() || s.pager.crowded() || s.space.recount.Load()) && !s.log.failed
 	s.log.mu.Unlock()
 	if !due {
 		return
@@ -399,10 +418,12 @@ func (s *Store) endCommit(to uint64, fua, failed bool) {
 	ready := s.log.end(to, fua, failed)
 	if !fua && len(s.log.taken) > 0 {
 		s.epochs.retire(s.log.taken)
+		s.log.pending.Add(-countSlots(s.log.taken))
 		s.log.taken = s.log.taken[:0]
 	}
 	s.log.mu.Unlock()
 	resumeAll(ready)
+	s.spaceFreed()
 }
 
 func resumeAll(ready opList) {

@@ -362,7 +362,7 @@ func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno) outcome {
 		return acknowledged
 	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && !errors.Is(w.injected, errno):
 		n := int(d.Len>>blockShift) + 2
-		keep := ws.store.reserve() + ws.store.overwriteReserve() + ws.store.checkpointNeed(n)
+		keep := ws.store.keepFor(classData, n)
 		if free := ws.store.slots.freeSlots(); free > keep+uint64(n) {
 			w.t.Errorf("%s: no space for op %d at %d with %d slots free", l.name, d.Op, d.Off, free)
 		}
@@ -640,6 +640,9 @@ func (w *world) freeze(c choose) bool {
 	ws.calm()
 	as := ws.newName("s")
 	f, err := l.layer.PrepareFreeze(as)
+	if errors.Is(err, ErrNoSpace) && ws.store.slots.freeSlots() < ws.store.sb.Slots/2 {
+		return true // not even the reserve has room
+	}
 	if err != nil {
 		w.t.Fatalf("freeze %s: %v", l.name, err)
 	}

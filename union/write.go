@@ -38,7 +38,7 @@ func (o *op) zeroRange() {
 		o.readEdges()
 		return
 	}
-	o.record()
+	o.allocate()
 }
 
 // blockAt is the i-th block that the request writes to a slot.
@@ -97,44 +97,6 @@ func (o *op) edgesDone() {
 		return
 	}
 	o.allocate()
-}
-
-// allocate takes slots and starts writing to them. Where there are none, slots that a
-// commit would free are waited for once.
-func (o *op) allocate() {
-	s := o.q.d.layer.store
-	overwrites := false
-	var want missing
-	var ok bool
-	o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()+s.overwriteReserve()+s.checkpointNeed(o.n))
-	if !ok {
-		if overwrites, want = o.overwrites(); want.m != nil {
-			o.load(want, (*op).allocate)
-			return
-		}
-	}
-	if !ok && overwrites {
-		o.exts, ok = s.slots.alloc(o.exts[:0], o.n, s.reserve()/2+s.checkpointNeed(o.n))
-	}
-	if !ok {
-		o.unpin() // or the slots that this waits for could not be freed
-		if o.retried || !s.stallForSlots(o) {
-			o.complete(syscall.ENOSPC)
-		}
-		return
-	}
-	o.pieces = o.pieces[:0]
-	o.left = 0
-	i := 0
-	for _, e := range o.exts {
-		for j := range uint64(e.Count) {
-			p := o.source(i)
-			o.sums[i] = checksum(p)
-			o.addWrite(p, s.sb.slotOffset(e.Slot+j))
-			i++
-		}
-	}
-	o.issueAll(stepData)
 }
 
 // source is the content that the i-th written block is to have.
@@ -218,7 +180,9 @@ func (o *op) record() {
 		s.wakeBackground()
 		return
 	}
-	want = o.apply(layer, l)
+	if want = o.apply(layer, l); want.m == nil {
+		o.settle(layer)
+	}
 	busy := l.nearlyFull() || l.next-l.durable > flushAfterBlocks || s.pager.crowded()
 	l.mu.Unlock()
 	layer.mu.Unlock()
@@ -228,6 +192,9 @@ func (o *op) record() {
 	}
 	if busy {
 		s.wakeBackground()
+	}
+	if s.space.parked.Load() > 0 {
+		s.spaceFreed() // of the layer's quota
 	}
 	if o.zeroes > 0 {
 		o.record()
@@ -392,46 +359,4 @@ func (o *op) committed() {
 		return
 	}
 	o.complete(0)
-}
-
-// overwrites tells whether the layer itself holds every block that the request is about to write: such a
-// write gives back as many slots as it takes.
-func (o *op) overwrites() (bool, missing) {
-	l := o.q.d.layer
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var m [1]mapping
-	var sum [1]uint32
-	for i := range o.n {
-		if want := l.m.lookupOwn(o.blockAt(i), m[:], sum[:]); want.m != nil {
-			return false, want
-		}
-		if !m[0].isData() {
-			return false, missing{}
-		}
-	}
-	return true, missing{}
-}
-
-// overwriteReserve is what first-touch writes leave for overwrites, beside half of the reserve: two requests of
-// the usual greatest size.
-func (s *Store) overwriteReserve() uint64 { return min(2*512<<10>>blockShift, s.sb.Slots/16) }
-
-// reserve is how many slots first-touch writes leave for runs and catalogs; half of it is enough for a full store.
-func (s *Store) reserve() uint64 { return s.sb.Slots/100 + min(64, s.sb.Slots/16) }
-
-// stallForSlots makes the request wait for a commit, and reports whether one would help.
-func (s *Store) stallForSlots(o *op) bool {
-	l := s.log
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	waiting := s.epochs.collect()
-	if len(l.limbo)+len(l.taken) == 0 && !waiting && s.slots.freeSlots() < uint64(o.n)+s.reserve()+s.overwriteReserve() {
-		return false
-	}
-	o.retried = true
-	o.step = stepAlloc
-	l.stalled.push(o)
-	s.wakeBackground()
-	return true
 }

@@ -28,6 +28,7 @@ type cli struct {
 	Create  createCmd  `cmd:"" help:"Make a writable device from a root image and a leaf."`
 	List    listCmd    `cmd:"" aliases:"ls" help:"List the devices."`
 	Inspect inspectCmd `cmd:"" help:"Show all there is to know about a device."`
+	Set     setCmd     `cmd:"" help:"Change a device while it is in use."`
 	Delete  deleteCmd  `cmd:"" help:"Stop a device that is not in use; its layer stays in the store."`
 	Freeze  freezeCmd  `cmd:"" help:"Seal what a live device holds as a layer of its own."`
 	Detach  detachCmd  `cmd:"" help:"Make a layer complete, so that it needs neither its root nor other layers."`

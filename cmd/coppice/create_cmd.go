@@ -18,6 +18,7 @@ type createCmd struct {
 	Leaf      string    `required:"" placeholder:"STORE[:LAYER]" help:"Leaf store that takes what is written, and the layer in it (default: named as the device). The layer is made where there is none; an existing one is continued."`
 	From      string    `placeholder:"LAYER" help:"Sealed layer of the same store that a new layer stands on (default: the root alone)."`
 	Size      size      `placeholder:"SIZE" help:"Size of the device, at least that of the root; the rest reads zeros (default: the root's)."`
+	Quota     quota     `placeholder:"SIZE" help:"Most data that a layer made by this may hold (default: no bound but the store)."`
 	Queues    int       `placeholder:"N" help:"Hardware queues (default: 1, or as the daemon is configured)."`
 	Depth     int       `placeholder:"N" help:"Requests in flight per queue (default: 128, or as the daemon is configured)."`
 	BlockSize blockSize `placeholder:"512|4096" help:"Logical block size in bytes (default: 512, or as the daemon is configured)."`
@@ -65,7 +66,7 @@ func (c *createCmd) request() (node.CreateRequest, error) {
 	}
 	return node.CreateRequest{
 		Name: c.Name, Root: root, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
-		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID,
+		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID, QuotaBytes: int64(c.Quota),
 	}, nil
 }
 

@@ -19,12 +19,14 @@ type daemonCmd struct {
 	LogLevel  logLevel  `placeholder:"LEVEL" help:"debug, info, warn or error (default: info)."`
 	ScrubRate *size     `placeholder:"SIZE" help:"Bytes of each store to read a second in the background; 0: never (default: all of it once a week, at most 16M)."`
 	LogFormat logFormat `placeholder:"text|json" help:"Form of the log on standard error (default: text)."`
+	FullWait  fullWait  `placeholder:"DURATION" help:"How long writes wait for space in a full store or beyond a quota before they fail with ENOSPC; 0: not at all (default: 60s)."`
 }
 
 // logLevel and logFormat are checked as they are parsed; "" leaves them to the configuration.
 type (
 	logLevel  string
 	logFormat string
+	fullWait  string
 )
 
 // UnmarshalText accepts the names of log levels.
@@ -37,6 +39,12 @@ func (l *logLevel) UnmarshalText(text []byte) error {
 func (f *logFormat) UnmarshalText(text []byte) error {
 	*f = logFormat(text)
 	return node.Config{LogFormat: string(text)}.Validate()
+}
+
+// UnmarshalText accepts what [time.ParseDuration] does, and nothing negative.
+func (w *fullWait) UnmarshalText(text []byte) error {
+	*w = fullWait(text)
+	return node.Config{FullWait: string(text)}.Validate()
 }
 
 // Run serves until a signal, then stops or leaves every device.
@@ -89,6 +97,9 @@ func (c *daemonCmd) config(env *environment) (node.Config, error) {
 	if c.ScrubRate != nil {
 		rate := int64(*c.ScrubRate)
 		cfg.ScrubBytesPerSecond = &rate
+	}
+	if c.FullWait != "" {
+		cfg.FullWait = string(c.FullWait)
 	}
 	return cfg, cfg.Validate()
 }

@@ -45,7 +45,7 @@ func (c *exportCmd) Run(env *environment) error {
 	var sealMS float64
 	p, err := c.hold(env, client, c.Name, sealer{
 		prepare: func(ctx context.Context) (node.PreparedFreeze, error) {
-			return client.PrepareExport(ctx, c.Name, node.ExportRequest{Dest: dest})
+			return client.PrepareExport(ctx, c.Name, node.ExportRequest{Dest: dest, Force: c.Force})
 		},
 		seal: func(limit context.Context, token string) error {
 			sealed := make(chan float64, 1)

@@ -15,6 +15,7 @@ import (
 // consistency is the flag of commands that seal what a device holds.
 type consistency struct {
 	CrashConsistent bool `help:"Do not freeze the file systems mounted from the device: what is sealed is what a power cut would leave."`
+	Force           bool `help:"Also where the store is more than 95 % full: what is overwritten afterwards takes new space."`
 }
 
 type freezeCmd struct {
@@ -40,7 +41,7 @@ func (c *freezeCmd) Run(env *environment) error {
 	var sealed node.SealedFreeze
 	p, err := c.hold(env, client, c.Name, sealer{
 		prepare: func(ctx context.Context) (node.PreparedFreeze, error) {
-			return client.PrepareFreeze(ctx, c.Name, node.FreezeRequest{As: c.As})
+			return client.PrepareFreeze(ctx, c.Name, node.FreezeRequest{As: c.As, Force: c.Force})
 		},
 		seal: func(ctx context.Context, token string) (err error) {
 			sealed, err = client.Seal(ctx, c.Name, token)

@@ -87,8 +87,10 @@ func addLeaf(r *rows, leaf node.Leaf) {
 				showBytes(l.DataBytes), showBytes(l.MapBytes), showBytes(l.MemoryBytes))
 		}
 	}
-	r.add("  store", "%s full: %s free of %s, with %s", showFill(*leaf.Info),
-		showBytes(leaf.Info.FreeBytes), showBytes(leaf.Info.SlotBytes), count(len(leaf.Info.Layers), "layer"))
+	if leaf.Quota != nil {
+		r.add("  quota", "%s, %s", showBytes(leaf.QuotaBytes), showSpace(*leaf.Quota))
+	}
+	r.add("  store", "%s of %s, with %s", showSpace(leaf.Info.Space), showBytes(leaf.Info.SlotBytes), count(len(leaf.Info.Layers), "layer"))
 	r.add("  uuid", "%s", leaf.Info.UUID)
 	r.add("  recovery", "%s", showRecovery(leaf.Info.Recovery))
 	r.add("  scrub", "%s", showScrub(leaf.Info.Scrub))

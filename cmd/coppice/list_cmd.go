@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"coppice/node"
+	"coppice/union"
 )
 
 type listCmd struct{ output }
@@ -31,10 +32,10 @@ func writeList(w io.Writer, list []node.Device) {
 			state += ", read-only"
 		}
 		lines = append(lines, []string{
-			d.Name, d.Path, showBytes(d.SizeBytes), state, rootName(d.Root), d.Leaf.Store + ":" + d.Leaf.Layer, usedBy(d),
+			d.Name, d.Path, showBytes(d.SizeBytes), state, rootName(d.Root), d.Leaf.Store + ":" + d.Leaf.Layer, showRoom(d.Leaf), usedBy(d),
 		})
 	}
-	table(w, []string{"NAME", "DEVICE", "SIZE", "STATE", "ROOT", "LEAF", "USED BY"}, lines)
+	table(w, []string{"NAME", "DEVICE", "SIZE", "STATE", "ROOT", "LEAF", "SPACE", "USED BY"}, lines)
 	for _, d := range list {
 		writeFailure(w, d)
 	}
@@ -46,6 +47,28 @@ func rootName(r node.Root) string {
 	}
 	return r.Path
 }
+
+// showRoom is a cell: how full the quota is, or else the store, and whether anybody waits.
+func showRoom(leaf node.Leaf) string {
+	if leaf.StoreSpace == nil {
+		return "-"
+	}
+	room := fmt.Sprintf("%.0f%%", leaf.StoreSpace.UsedPercent)
+	if leaf.Quota != nil {
+		room = fmt.Sprintf("%.0f%% of %s", leaf.Quota.UsedPercent, showBytes(leaf.QuotaBytes))
+	}
+	switch {
+	case waits(leaf.StoreSpace):
+		room += ", store WAITING"
+	case waits(leaf.Quota):
+		room += ", WAITING"
+	case leaf.StoreSpace.State == union.SpaceFull:
+		room += ", store FULL"
+	}
+	return room
+}
+
+func waits(s *union.SpaceInfo) bool { return s != nil && s.State == union.SpaceWaiting }
 
 func usedBy(d node.Device) string {
 	if len(d.Holders) == 0 {

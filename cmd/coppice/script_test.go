@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"coppice/node"
 	"coppice/node/nodetest"
+	"coppice/ublk/ublktest"
 )
 
 func TestMain(m *testing.M) {
@@ -75,7 +77,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 		m.daemon = nil
 		return
 	}
-	cfg := node.Config{RunDir: m.runDir, Log: slog.New(slog.DiscardHandler)}
+	cfg := node.Config{RunDir: m.runDir, Log: slog.New(slog.DiscardHandler), FullWait: "0"}
 	if len(args) > 1 {
 		cfg.Version = args[1]
 	}
@@ -107,7 +109,8 @@ func cmdHold(ts *testscript.TestScript, neg bool, args []string) {
 	machineOf(ts).kernel.Hold(number(ts, args[0]), !neg)
 }
 
-// cmdDisk is "disk write ID OFFSET TEXT", "disk read ID OFFSET TEXT" or "disk count N".
+// cmdDisk is "[!] disk write ID OFFSET TEXT", "[!] disk read ID OFFSET TEXT", "disk fill ID", which writes until there is no space, or
+// "disk count N".
 func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	k := machineOf(ts).kernel
 	if args[0] == "count" {
@@ -116,18 +119,37 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return
 	}
-	disk, off := k.Disk(number(ts, args[1])), int64(number(ts, args[2]))
+	disk := k.Disk(number(ts, args[1]))
+	if args[0] == "fill" {
+		fillDisk(ts, disk)
+		return
+	}
+	off := int64(number(ts, args[2]))
 	p := make([]byte, 512)
 	if args[0] == "write" {
 		copy(p, args[3])
-		_, err := disk.WriteAt(p, off)
-		ts.Check(err)
+		if _, err := disk.WriteAt(p, off); (err != nil) != neg {
+			ts.Fatalf("write: %v", err)
+		}
 		return
 	}
 	_, err := disk.ReadAt(p, off)
 	ts.Check(err)
 	if got := string(p[:len(args[3])]); (got == args[3]) == neg {
 		ts.Fatalf("read %q", got)
+	}
+}
+
+// fillDisk writes from the beginning on until there is no space, and has it flushed.
+func fillDisk(ts *testscript.TestScript, disk *ublktest.Fake) {
+	p := make([]byte, 64<<10)
+	for off := int64(0); ; off += int64(len(p)) {
+		if _, err := disk.WriteAt(p, off); errors.Is(err, syscall.ENOSPC) {
+			ts.Check(disk.Flush())
+			return
+		} else if err != nil {
+			ts.Fatalf("write at %d: %v", off, err)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ type storeCmd struct {
 	Format storeFormatCmd `cmd:"" help:"Make a leaf store on a partition or in a file."`
 	Check  storeCheckCmd  `cmd:"" help:"Read a whole store and tell what is damaged."`
 	Info   storeInfoCmd   `cmd:"" help:"Show a store's size, space and layers."`
+	Grow   storeGrowCmd   `cmd:"" help:"Make a store larger, also while devices use it."`
 	Remove storeRemoveCmd `cmd:"" help:"Remove a layer that nothing uses, and free its space."`
 	Move   storeMoveCmd   `cmd:"" help:"Move or copy a layer to another store."`
 	Scrub  storeScrubCmd  `cmd:"" help:"Have the daemon read a store in use all over, and mend what another copy holds."`
@@ -47,7 +48,7 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 	r.add("uuid", "%s", info.UUID)
 	r.add("format", "version %d, generation %d", info.Version, info.Generation)
 	r.add("size", "%s", showBytesExact(info.SizeBytes))
-	r.add("free", "%s of %s (%s full)", showBytes(info.FreeBytes), showBytes(info.SlotBytes), showFill(info))
+	r.add("space", "%s of %s", showSpace(info.Space), showBytes(info.SlotBytes))
 	r.add("log", "%s of %s used, in two copies", showBytes(info.LogUsed), showBytes(info.LogBytes))
 	if info.Failed {
 		r.add("FAILED", "a write or flush of the store failed: it takes no writes until it is opened again")
@@ -62,11 +63,11 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 	var lines [][]string
 	for _, l := range info.Layers {
 		lines = append(lines, []string{
-			l.Name, showBytes(l.SizeBytes), showBytes(l.DataBytes), showBytes(l.MapBytes),
+			l.Name, showBytes(l.SizeBytes), showBytes(l.DataBytes), showQuota(l), showBytes(l.MapBytes),
 			l.Created.Format("2006-01-02 15:04:05"), showState(l), showParent(l), showPin(l.Pin),
 		})
 	}
-	table(w, []string{"LAYER", "DEVICE SIZE", "DATA", "MAP", "CREATED (UTC)", "STATE", "ON", "ROOT"}, lines)
+	table(w, []string{"LAYER", "DEVICE SIZE", "DATA", "QUOTA", "MAP", "CREATED (UTC)", "STATE", "ON", "ROOT"}, lines)
 }
 
 func showState(l union.LayerInfo) string {
@@ -94,11 +95,27 @@ func showParent(l union.LayerInfo) string {
 	return "root"
 }
 
-func showFill(info union.StoreInfo) string {
-	if info.SlotBytes == 0 {
-		return "100%"
+// showSpace says how full a store or a quota is, and what comes of it.
+func showSpace(s union.SpaceInfo) string {
+	text := fmt.Sprintf("%.1f%% full, %s free", s.UsedPercent, showBytes(s.AvailableBytes))
+	switch s.State {
+	case union.SpaceFull:
+		text += ", FULL"
+	case union.SpaceWaiting:
+		text += fmt.Sprintf(", %s WAITING for space", count(uint64(s.Waiting), "request"))
 	}
-	return fmt.Sprintf("%.1f%%", 100*float64(info.SlotBytes-info.FreeBytes)/float64(info.SlotBytes))
+	if s.Refused > 0 {
+		text += fmt.Sprintf(", %s refused so far", count(s.Refused, "request"))
+	}
+	return text
+}
+
+// showQuota is a cell: the quota and how full it is.
+func showQuota(l union.LayerInfo) string {
+	if l.Space == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%s, %.1f%%", showBytes(l.QuotaBytes), l.Space.UsedPercent)
 }
 
 func showRecovery(r union.Recovery) string {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ type Disk struct {
 	name  string
 	file  *os.File
 	align int64
+	size  atomic.Int64
 
 	mu       sync.Mutex
 	content  []byte // mapping of file
@@ -54,7 +56,9 @@ func NewDisk(name string, size int64) (*Disk, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("map disk %s: %w", name, err), unix.Munmap(content), f.Close())
 	}
-	return &Disk{name: name, file: f, content: content, durable: durable}, nil
+	d := &Disk{name: name, file: f, content: content, durable: durable}
+	d.size.Store(size)
+	return d, nil
 }
 
 // Close frees the memory. Content and Bytes must not be used afterwards.
@@ -69,11 +73,35 @@ func (d *Disk) Close() error {
 	return err
 }
 
+// Grow makes the disk at least size bytes long, durably, and returns its size. What Bytes returned before must not be used any more.
+func (d *Disk) Grow(size int64) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if size <= int64(len(d.content)) {
+		return int64(len(d.content)), nil
+	}
+	if err := d.file.Truncate(size); err != nil {
+		return 0, fmt.Errorf("grow disk %s: %w", d.name, err)
+	}
+	content, err := unix.Mremap(d.content, int(size), unix.MREMAP_MAYMOVE)
+	if err != nil {
+		return 0, fmt.Errorf("map disk %s: %w", d.name, err)
+	}
+	d.content = content
+	durable, err := unix.Mremap(d.durable, int(size), unix.MREMAP_MAYMOVE)
+	if err != nil {
+		return 0, fmt.Errorf("map disk %s: %w", d.name, err)
+	}
+	d.durable = durable
+	d.size.Store(size)
+	return size, nil
+}
+
 // Name returns the name given to NewDisk.
 func (d *Disk) Name() string { return d.name }
 
 // Size returns the size in bytes.
-func (d *Disk) Size() int64 { return int64(len(d.content)) }
+func (d *Disk) Size() int64 { return d.size.Load() }
 
 // File returns the file behind the disk, which Queue.RegisterFile accepts.
 func (d *Disk) File() *os.File { return d.file }

@@ -209,6 +209,9 @@ func (q *fakeQueue) deliver(tag uint16, c call) {
 	if c.desc.NoUnmap {
 		flags |= uapi.IONoUnmap
 	}
+	if c.desc.Meta {
+		flags |= uapi.IOMeta
+	}
 	*(*uapi.IODesc)(unsafe.Pointer(&q.area[int(tag)*descSize])) = uapi.IODesc{
 		OpFlags:     flags,
 		NrSectors:   uint32(c.desc.Len >> uapi.SectorShift),
