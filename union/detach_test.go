@@ -59,22 +59,24 @@ func (r *rig) flushed(o *oracle) {
 	copy(o.floor, o.acked)
 }
 
-// removeAncestors removes every sealed layer that the device does not stand on.
+// removeAncestors removes every sealed layer that the device does not stand on, also one whose merge a power cut undid.
 func (o *layerOracle) removeAncestors(r *rig) {
 	r.t.Helper()
 	for again := true; again; {
 		again = false
-		for name := range o.sealed {
-			l := r.store.layers[name]
-			if l != nil && (r.layer.standsOn(l) || r.store.stoodOn(l)) {
+		for name, l := range r.store.layers {
+			if !l.entry.Sealed || r.layer.standsOn(l) || r.store.stoodOn(l) {
 				continue
 			}
-			if l != nil {
-				if err := r.store.RemoveLayer(name); err != nil {
-					r.t.Fatalf("seed %d: %v", r.seed, err)
-				}
-				again = true
+			if err := r.store.RemoveLayer(name); err != nil {
+				r.t.Fatalf("seed %d: %v", r.seed, err)
 			}
+			again = true
+			break
+		}
+	}
+	for name := range o.sealed {
+		if r.store.layers[name] == nil {
 			delete(o.sealed, name)
 		}
 	}
