@@ -10,18 +10,24 @@ import (
 // damaged.
 func (p *scrubbing) maps(l *Layer) error {
 	damaged := false
-	for _, m := range [...]*sectorMap{l.m, l.flat} {
+	p.s.mu.Lock()
+	own, flat := l.m, l.flat
+	p.s.mu.Unlock()
+	for _, m := range [...]*sectorMap{own, flat} {
 		if m == nil {
 			continue
 		}
 		bad, err := p.directory(l, m)
-		if err == nil {
-			err = p.segments(l, m)
-		}
 		if err != nil {
 			return err
 		}
 		damaged = damaged || bad
+		if bad, err = p.segments(l, m); err == nil && bad && m == flat {
+			err = p.rebuild(l)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if !damaged {
 		return nil
@@ -85,8 +91,24 @@ func (p *scrubbing) page(l *Layer, m *sectorMap, index int) (read, damaged bool)
 	return true, true
 }
 
-// segments reads the records of regions. What is damaged there and not in memory cannot be mended.
-func (p *scrubbing) segments(l *Layer, m *sectorMap) error {
+// rebuild has the flat map of a layer, and those above that were made with it, made again from the layers' own.
+func (p *scrubbing) rebuild(l *Layer) error {
+	s := p.s
+	s.flattening.Lock()
+	defer s.flattening.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, above := range s.layers {
+		if above.entry.Sealed && above.standsOn(l) {
+			s.dropView(above)
+		}
+	}
+	s.wakeBackground()
+	return s.checkpointLocked()
+}
+
+// segments reads the records of regions. Those of a layer's own map are nowhere else; those of a flat map can be made again.
+func (p *scrubbing) segments(l *Layer, m *sectorMap) (damaged bool, err error) {
 	p.s.mu.Lock()
 	all := slices.Clone(m.store.segments)
 	p.s.mu.Unlock()
@@ -95,16 +117,16 @@ func (p *scrubbing) segments(l *Layer, m *sectorMap) error {
 		for _, e := range seg.extents {
 			for done := uint32(0); done < e.Count; {
 				if err := p.ctx.Err(); err != nil {
-					return err
+					return damaged, err
 				}
 				began := time.Now()
 				if !p.held(l, m) {
-					return nil
+					return damaged, nil
 				}
 				n := min(e.Count-done, slotCheckBlocks)
 				live := slices.Contains(m.store.segments, seg)
-				if live {
-					p.segment(l, m, seg, e.Slot+uint64(done), n, index)
+				if live && p.segment(l, m, seg, e.Slot+uint64(done), n, index) {
+					damaged = true
 				}
 				p.s.mu.Unlock()
 				if !live {
@@ -116,11 +138,11 @@ func (p *scrubbing) segments(l *Layer, m *sectorMap) error {
 			}
 		}
 	}
-	return nil
+	return damaged, nil
 }
 
 // segment reads n blocks of a segment that lie in one piece.
-func (p *scrubbing) segment(l *Layer, m *sectorMap, seg *segment, slot uint64, n, index uint32) {
+func (p *scrubbing) segment(l *Layer, m *sectorMap, seg *segment, slot uint64, n, index uint32) (damaged bool) {
 	s := p.s
 	q := p.buf[:n<<blockShift]
 	off := s.sb.slotOffset(slot)
@@ -130,10 +152,15 @@ func (p *scrubbing) segment(l *Layer, m *sectorMap, seg *segment, slot uint64, n
 	for i := range n {
 		at := off + int64(i)<<blockShift
 		if err := s.checkMapBlock(m, q[i<<blockShift:][:blockSize], index+i, seg.generation, at); err != nil {
-			name := p.names[l.entry.Number]
-			p.found(Problem{"map", at, fmt.Sprintf("layer %q: block %d of a segment is damaged", name, index+i), false}, name)
+			damaged = true
+			name, what := p.names[l.entry.Number], "map"
+			if m == l.flat {
+				what = "flat map"
+			}
+			p.found(Problem{"map", at, fmt.Sprintf("layer %q: block %d of a segment of its %s is damaged", name, index+i, what), m == l.flat}, name)
 		}
 	}
+	return damaged
 }
 
 // bitmap reads the pages of the bitmap of owned slots, which are in memory, and are written anew where they are damaged.

@@ -2,6 +2,7 @@ package union
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 )
@@ -29,9 +30,14 @@ func TestScrub(t *testing.T) {
 	write(0)
 	r.sealAs("gold")
 	write(1 << 20)
-	if err := r.store.Checkpoint(); err != nil {
-		t.Fatal(err)
+	r.sealAs("silver")
+	flat := func() {
+		t.Helper()
+		if err := errors.Join(r.store.flatten(), r.store.Checkpoint()); err != nil {
+			t.Fatal(err)
+		}
 	}
+	flat()
 	write(2 << 20)
 	if err := r.block.Flush(); err != nil {
 		t.Fatal(err)
@@ -60,9 +66,12 @@ func TestScrub(t *testing.T) {
 		}, []string{"both copies"}},
 		"catalog": {func() { damage(r.store.sb.slotOffset(r.store.catalogSlots[0].Slot)) }, []string{"catalog at byte"}},
 		"bitmap":  {func() { damage(r.store.sb.slotOffset(r.store.slots.pages[0].slot)) }, []string{"bitmap at byte"}},
+		"flat map": {func() { damage(r.store.sb.slotOffset(r.store.layers["silver"].flat.store.segments[0].extents[0].Slot)) },
+			[]string{"map at byte", `layer "silver": block 0 of a segment of its flat map`}},
 		"directory": {func() { damage(r.store.sb.slotOffset(r.store.layers["gold"].m.pages[0].slot)) },
 			[]string{"directory at byte", `layer "gold"`}},
 	} {
+		flat()
 		write(3 << 20) // so that the log has something
 		if err := r.block.Flush(); err != nil {
 			t.Fatal(err)
@@ -94,6 +103,14 @@ func TestScrub(t *testing.T) {
 		}
 	}
 	damage(r.store.sb.slotOffset(m[0].slot()))
+	damage(r.store.sb.slotOffset(r.store.layers["gold"].m.store.segments[0].extents[0].Slot))
+	for range 2 {
+		got := r.scrubbed()
+		if len(got) != 1 || !strings.Contains(got[0], `layer "gold": block 0 of a segment of its map is damaged`) {
+			t.Errorf("found %q", got)
+		}
+	}
+	damage(r.store.sb.slotOffset(r.store.layers["gold"].m.store.segments[0].extents[0].Slot))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	wantError(t, r.store.Scrub(ctx, ScrubOptions{}, func(Problem, string) {}), context.Canceled, "scrub")
