@@ -639,7 +639,7 @@ func (r *simRun) work(op *simOp) {
 	case opCommit:
 		r.call("commit", r.store.commit, func() {}, nil)
 	case opFlatten:
-		r.call("flatten", func() error { r.store.flatten(); return nil }, func() {}, nil)
+		r.call("flatten", r.store.flatten, func() {}, nil)
 	case opFreeze:
 		r.freeze(d)
 	case opMerge:

@@ -448,7 +448,7 @@ func (lk *looker) open(r *simRun, opts StoreOptions, into *contents) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
-	defer s.pending.close()
+	defer func() { _ = s.pending.close() }()
 	return into.read(s, r.base, &r.cfg.geometry)
 }
 
@@ -459,7 +459,7 @@ func (lk *looker) cutRecovery(r *simRun, o ordeal, opts StoreOptions) (ordeal, S
 	s, err := openOn("leaf", &lk.img, opts)
 	switch {
 	case err == nil:
-		s.pending.close()
+		_ = s.pending.close()
 	case !errors.Is(err, errHalted):
 		return o, opts, fmt.Errorf("%w: %w", errRefused, err)
 	}
@@ -523,7 +523,7 @@ func (lk *looker) place(sb *superblock, off int64) string {
 func (lk *looker) describe(o ordeal) string {
 	var sb superblock
 	if sb.decode(lk.stable.content[:blockSize], 0) != nil {
-		sb.decode(lk.stable.content[superBBlock<<blockShift:][:blockSize], 0)
+		_ = sb.decode(lk.stable.content[superBBlock<<blockShift:][:blockSize], 0)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "state after a %v; pending writes:\n", o)

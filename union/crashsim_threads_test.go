@@ -364,7 +364,7 @@ func (c *crowd) verify(d *ublktest.Disk, o StoreOptions, m *layerModel, must map
 		c.t.Errorf("after a %v: %v", what, err)
 		return
 	}
-	defer s.pending.close()
+	defer func() { _ = s.pending.close() }()
 	got := make([]byte, c.size)
 	scratch := alignedBuffer(1 << 20)
 	if err := s.layers[m.name].readAt(c.base, got, 0, scratch); err != nil {
@@ -481,7 +481,7 @@ func crowdLife(t *testing.T, seed uint64, rounds int) (cuts int) {
 	for _, q := range c.queues {
 		q.close(dev, false)
 	}
-	c.store.pending.close()
+	_ = c.store.pending.close()
 	m, must := c.snapshot(func() {})
 	c.verify(disk, StoreOptions{RunDir: run, boot: boot}, m, must, processDeath)
 	return cuts

@@ -80,8 +80,8 @@ func TestDepthCostsNothing(t *testing.T) {
 	}
 	tall.compareAll(content)
 	flat.compareAll(content)
-	tall.store.flatten()
-	flat.store.flatten()
+	mustFlatten(t, tall.store)
+	mustFlatten(t, flat.store)
 	tall.compareAll(content)
 	const rounds, reads = 15, 2000
 	var times [2][]time.Duration

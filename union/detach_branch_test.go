@@ -72,7 +72,7 @@ func (w *twins) drive(rng *rand.Rand, n int) {
 		case k < 30:
 			w.o[1].submit(w.second, rng)
 		case k == 30:
-			w.store.flatten()
+			mustFlatten(w.t, w.store)
 		default:
 			w.sim.Step()
 		}

@@ -169,7 +169,7 @@ func TestDetachInFlight(t *testing.T) {
 				}
 				return i >= o.floor[s]
 			})
-			r.store.flatten()
+			mustFlatten(r.t, r.store)
 			o.verify(r, false)
 			if detached {
 				break

@@ -361,7 +361,7 @@ func (f *figures) readRate(depth, blocks, reads int, seed uint64) float64 {
 				}
 			}
 		}
-		s.flatten()
+		mustFlatten(t, s)
 		rng := rand.New(rand.NewPCG(seed, 1))
 		began := time.Now()
 		manyRequests(t, fake, reads, 32, func(int) ublk.Descriptor {
@@ -618,7 +618,9 @@ func (f *figures) lookups() (rows []figureRow) {
 		var sum [1]uint32
 		began := time.Now()
 		for i := range f.scaled(times) {
-			d.layer.resolve(blocks[i%len(blocks)], m[:], sum[:])
+			if err := d.layer.resolve(blocks[i%len(blocks)], m[:], sum[:]); err != nil {
+				f.t.Fatal(err)
+			}
 			if m[0].isData() != hit {
 				f.t.Fatalf("block %d: %v", blocks[i%len(blocks)], m[0])
 			}

@@ -152,7 +152,7 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 		case k == 54:
 			o.merge(r)
 		case k == 55:
-			r.store.flatten()
+			mustFlatten(r.t, r.store)
 		case k == 57 && o.allDurable(): // writes the catalog and leaves the log as it is
 			o.count++
 			l, err := r.store.OpenLayer(fmt.Sprintf("other%d", o.count), LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
@@ -204,7 +204,7 @@ func TestFreezeInFlight(t *testing.T) {
 				}
 				return i >= o.floor[s]
 			})
-			r.store.flatten()
+			mustFlatten(r.t, r.store)
 			o.verify(r, false)
 		}
 		r.close()

@@ -131,19 +131,6 @@ func TestLogWraps(t *testing.T) {
 	}
 }
 
-// fillLog leaves room for a few blocks.
-func (r *rig) fillLog(o *oracle, rng *rand.Rand) {
-	r.t.Helper()
-	l := r.store.log
-	for left := uint64(2 + rng.IntN(8)); l.next+left < l.start+l.n; {
-		o.submit(r, rng)
-		o.flush(r)
-		for range 6 {
-			r.sim.Step()
-		}
-	}
-}
-
 // TestWritesDuringCheckpoint has no request follow those that were served during a checkpoint: the next one, and the one at
 // the end, must not take the run that misses them for complete.
 func TestWritesDuringCheckpoint(t *testing.T) {

@@ -338,7 +338,7 @@ func (s *Store) newReplayer(blocks logBlocks) *replayer {
 	for _, l := range s.layers {
 		p.byNumber[l.entry.Number] = l
 	}
-	blocks.each(func(_ uint64, r *record, _ []byte) error {
+	_ = blocks.each(func(_ uint64, r *record, _ []byte) error {
 		if sealed := p.byNumber[uint32(r.Block)]; r.Kind == kindSeal && r.Block <= math.MaxUint32 && sealed != nil {
 			p.seals[r.Layer] = append(p.seals[r.Layer], sealed)
 		}

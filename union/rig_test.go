@@ -143,6 +143,13 @@ func seeds(n uint64) uint64 {
 	return n
 }
 
+// mustFlatten builds the views that are missing.
+func mustFlatten(t interface{ Fatalf(format string, a ...any) }, s *Store) {
+	if err := s.flatten(); err != nil {
+		t.Fatalf("flatten: %v", err)
+	}
+}
+
 // runDir is on tmpfs where there is one, as it is in use.
 func runDir(t testing.TB) string {
 	t.Helper()

@@ -94,7 +94,9 @@ func TestScrub(t *testing.T) {
 
 	var m [1]mapping
 	var sum [1]uint32
-	r.layer.resolve(3, m[:], sum[:])
+	if err := r.layer.resolve(3, m[:], sum[:]); err != nil {
+		t.Fatal(err)
+	}
 	damage(r.store.sb.slotOffset(m[0].slot()))
 	for range 2 {
 		got := r.scrubbed()

@@ -332,7 +332,9 @@ func (s *Store) startFlatten() {
 	}
 	go func() {
 		defer s.flattener.Unlock()
-		s.flatten()
+		if err := s.flatten(); err != nil {
+			slog.Warn("sealed layers are looked up one by one: their common map cannot be made", "store", s.path, "error", err)
+		}
 	}()
 }
 

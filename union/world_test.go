@@ -911,7 +911,7 @@ func (w *world) upkeep(c choose) bool {
 			w.t.Errorf("checkpoint after the store had failed")
 		}
 	case 1:
-		ws.store.flatten()
+		mustFlatten(w.t, ws.store)
 	case 2:
 		ws.store.maintain()
 	case 4:
