@@ -17,6 +17,8 @@ type ChangedExtent struct {
 func (l *Layer) Changed() iter.Seq2[ChangedExtent, error] {
 	return func(yield func(ChangedExtent, error) bool) {
 		size := l.SizeBytes()
+		read := l.store.newReader()
+		defer read.close()
 		var run ChangedExtent
 		emit := func() bool {
 			if run.Len == 0 {
@@ -32,7 +34,10 @@ func (l *Layer) Changed() iter.Seq2[ChangedExtent, error] {
 				continue
 			}
 			n := min(regionBlocks, l.blocks()-first)
-			if err := l.resolve(first, maps[:n], sums[:n]); err != nil {
+			epoch := read.enter()
+			err := l.resolve(first, maps[:n], sums[:n])
+			read.exit(epoch)
+			if err != nil {
 				yield(ChangedExtent{}, err)
 				return
 			}

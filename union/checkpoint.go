@@ -45,7 +45,8 @@ func (s *Store) checkpointLocked() error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	s.releaseAll(old)
-	s.releaseAll(s.stale)
+	// Requests that found a map before it was given up may be loading parts of it still.
+	s.epochs.retire(s.stale)
 	s.stale = nil
 	l.mu.Lock()
 	l.start = start
