@@ -10,7 +10,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/pelletier/go-toml/v2"
+
+	"coppice/union"
 )
 
 // Where things are unless the configuration says otherwise.
@@ -48,6 +51,11 @@ type Config struct {
 	// FullWait is how long writes wait for space in a full store or beyond a quota before they get ENOSPC, as
 	// [time.ParseDuration] takes it. "" means 60s, "0" not at all.
 	FullWait string `toml:"full_wait"`
+	// Lease is how long a node that is lost keeps its stores from others on shared storage: it stops writing by itself when it could not
+	// renew its lease for so long. "" means 60s.
+	Lease string `toml:"lease"`
+	// NodeID is the UUID by which this machine holds leases. "" means that of /etc/machine-id.
+	NodeID string `toml:"node_id"`
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 
@@ -128,6 +136,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxConnections, 64)
 	setDefault(&c.OperationSeconds, 120)
 	setDefault(&c.FullWait, "60s")
+	setDefault(&c.Lease, union.DefaultLease.String())
 	setDefault(&c.Device.Queues, 1)
 	setDefault(&c.Device.Depth, 128)
 	setDefault(&c.Device.BlockSize, 512)
@@ -171,6 +180,10 @@ func (c Config) Validate() error {
 	check(c.OperationSeconds > 0, "operation_seconds %d is not positive", c.OperationSeconds)
 	wait, err := time.ParseDuration(c.FullWait)
 	check(err == nil && wait >= 0, "full_wait %q is not a time such as 60s, 5m or 0", c.FullWait)
+	lease, err := time.ParseDuration(c.Lease)
+	check(err == nil && lease >= time.Second && lease <= time.Hour, "lease %q is not a time between 1s and 1h", c.Lease)
+	_, err = uuid.Parse(c.NodeID)
+	check(c.NodeID == "" || err == nil, "node_id %q is not a UUID", c.NodeID)
 	if err := checkGeometry(c.Device.Queues, c.Device.Depth, c.Device.BlockSize); err != nil {
 		errs = append(errs, fmt.Errorf("device: %w", err))
 	}
@@ -187,6 +200,13 @@ func checkGeometry(queues, depth, blockSize int) error {
 		return fmt.Errorf("a block size of %d is neither 512 nor 4096", blockSize)
 	}
 	return nil
+}
+
+// leaseOptions is valid where c is.
+func (c Config) leaseOptions() union.LeaseOptions {
+	duration, _ := time.ParseDuration(c.Lease)
+	id, _ := uuid.Parse(c.NodeID)
+	return union.LeaseOptions{Duration: duration, Node: id}
 }
 
 // fullWait is valid where c is.

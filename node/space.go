@@ -13,14 +13,15 @@ import (
 	"coppice/union"
 )
 
-// spaceConfig is how stores deal with want of space.
+// spaceConfig is how stores deal with want of space, and with other nodes.
 type spaceConfig struct {
 	fullWait time.Duration
+	lease    union.LeaseOptions
 	log      *slog.Logger
 }
 
 func (c spaceConfig) options(runDir, path string) union.StoreOptions {
-	return union.StoreOptions{RunDir: runDir, FullWait: c.fullWait, Notify: func(e union.SpaceEvent) { c.tell(path, e) }}
+	return union.StoreOptions{RunDir: runDir, Lease: c.lease, FullWait: c.fullWait, Notify: func(e union.SpaceEvent) { c.tell(path, e) }}
 }
 
 // tell logs that a store or a layer's quota got fuller or emptier.

@@ -44,7 +44,7 @@ type sharedStore struct {
 }
 
 func newStores(cfg Config) *stores {
-	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, space: spaceConfig{cfg.fullWait(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
+	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, space: spaceConfig{cfg.fullWait(), cfg.leaseOptions(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
 }
 
 // acquire opens the store at path, or adds a user to the open one. Where another process

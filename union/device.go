@@ -321,9 +321,24 @@ func (o *op) pieceDone(i int, res int32) bool {
 		p.p = p.p[res:]
 		p.off += int64(res)
 	}
+	if p.write && !o.mayWrite() {
+		return true
+	}
 	o.issue(i)
 	return false
 }
+
+// mayWrite tells whether another node cannot have the store yet; otherwise the request fails.
+func (o *op) mayWrite() bool {
+	if o.q.d.layer.store.mayWrite() {
+		return true
+	}
+	o.note(-int32(syscall.EIO))
+	return false
+}
+
+// writes tells whether one of the request's pieces is a write: then all are.
+func (o *op) writes() bool { return len(o.pieces) > 0 && o.pieces[0].write }
 
 func (o *op) note(res int32) {
 	if res < 0 && o.errno == 0 {
@@ -343,6 +358,9 @@ func (o *op) issue(i int) {
 // issueAll starts the pieces. Without any, the request goes on at once.
 func (o *op) issueAll(next step) {
 	o.step = next
+	if o.writes() && !o.mayWrite() {
+		o.pieces = o.pieces[:0]
+	}
 	o.left += len(o.pieces)
 	o.rootsStarted()
 	if o.left == 0 {

@@ -17,6 +17,7 @@ import (
 //
 //	block 0          superblock A
 //	block 16         superblock B
+//	block 24         lease
 //	block 256        log, copy A: n blocks
 //	block 256+n+256  log, copy B: n blocks, at least 1 MiB away from copy A
 //	after copy B     slots, to the end of the store

@@ -27,6 +27,9 @@ type Store struct {
 	pending  *pendingRing
 	recovery Recovery
 	space    space
+	fence    *fence      // nil: no lease is held
+	opened   atomic.Bool // recovered, and ready to be failed
+	seen     *LeaseInfo  // where it is read-only
 	// flattening is held while sealed layers' maps are read without their locks. It is taken before mu.
 	flattening  sync.Mutex
 	flattener   sync.Mutex    // held while a goroutine flattens
@@ -65,6 +68,10 @@ type StoreOptions struct {
 	// RunDir is a directory on tmpfs in which the records that are not in both log copies yet survive the death of the
 	// process. Empty: they do not.
 	RunDir string
+	// Lease says how to claim the store against other nodes. A read-only opening does not.
+	Lease LeaseOptions
+	// NoLease leaves the lease alone: for copies, which no other node can reach.
+	NoLease bool
 	// FullWait is how long writes wait for space where there is none: to be made by growing the store, raising a quota or removing
 	// something. Zero: they get ENOSPC at once.
 	FullWait time.Duration
@@ -72,7 +79,8 @@ type StoreOptions struct {
 	// hold up for long.
 	Notify func(SpaceEvent)
 
-	boot uuid.UUID // id of the running kernel; zero: read it
+	claim bool      // take the lease
+	boot  uuid.UUID // id of the running kernel; zero: read it
 }
 
 // Recovery tells what opening a store found and did.
@@ -95,9 +103,11 @@ type StoreInfo struct {
 	SlotBytes  int64       `json:"slot_bytes"` // room for data and runs
 	FreeBytes  int64       `json:"free_bytes"` // of it, reserves included
 	Space      SpaceInfo   `json:"space"`
-	LogBytes   int64       `json:"log_bytes"`      // of one copy
-	LogUsed    int64       `json:"log_used_bytes"` // since the last checkpoint
-	Failed     bool        `json:"failed"`         // a write or flush of the device failed
+	Lease      *LeaseInfo  `json:"lease,omitempty"`  // against other nodes
+	Fenced     string      `json:"fenced,omitempty"` // why this process writes to it no more
+	LogBytes   int64       `json:"log_bytes"`        // of one copy
+	LogUsed    int64       `json:"log_used_bytes"`   // since the last checkpoint
+	Failed     bool        `json:"failed"`           // a write or flush of the device failed
 	Recovery   Recovery    `json:"recovery"`
 	Scrub      ScrubStatus `json:"scrub"`
 	Layers     []LayerInfo `json:"layers"`
@@ -140,8 +150,14 @@ func formatPath(path string, o FormatOptions) (*StoreInfo, error) {
 		return nil, fmt.Errorf("format store: %w", err)
 	}
 	var info *StoreInfo
-	if err = growFile(d, o); err == nil {
+	if err = refuseLeased(d); err == nil {
+		err = growFile(d, o)
+	}
+	if err == nil {
 		info, err = formatDisk(path, d, o)
+	}
+	if err == nil {
+		err = leaveMark(d, uuid.MustParse(info.UUID))
 	}
 	if err := errors.Join(err, d.Close()); err != nil {
 		return nil, fmt.Errorf("format %s: %w", path, err)
@@ -235,6 +251,7 @@ func OpenStore(path string, o StoreOptions) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	o.claim = !o.ReadOnly && !o.NoLease
 	s, err := openOn(path, d, o)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
@@ -253,8 +270,25 @@ func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), spawn: func(f func()) { go f() },
 	}
 	s.space.setUp(o)
-	if err := s.recover(o); err != nil {
-		return nil, err
+	if o.claim {
+		if err := s.claim(o.Lease); err != nil {
+			return nil, err
+		}
+	}
+	err := s.recover(o)
+	if err == nil {
+		s.opened.Store(true)
+		if !s.fence.open() {
+			err = ErrFenced
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.unclaim())
+	}
+	if o.ReadOnly {
+		if l, err := readLease(d, s.sb.UUID); err == nil && s.sb.LogA > leaseBlock {
+			s.seen = l.info()
+		}
 	}
 	s.findSpace()
 	return s, nil
@@ -283,6 +317,12 @@ func (s *Store) Info() StoreInfo {
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift
 	info.Failed = s.log.failed
 	s.log.mu.Unlock()
+	info.Lease = s.leaseInfo()
+	if s.fence != nil {
+		if why := s.fence.reason.Load(); why != nil {
+			info.Fenced = *why
+		}
+	}
 	info.Space = s.spaceInfo()
 	info.Layers = s.layerInfos()
 	return info
@@ -464,7 +504,7 @@ func (s *Store) Close() error {
 	if err == nil {
 		err = s.pending.remove()
 	}
-	return errors.Join(err, s.pending.close(), s.disk.Close())
+	return errors.Join(err, s.pending.close(), s.unclaim(), s.disk.Close())
 }
 
 // finalCheckpoint leaves an empty log and no boot id behind.

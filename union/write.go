@@ -334,6 +334,10 @@ func (o *op) logDone() {
 		return
 	}
 	o.step = stepFlush
+	if !o.mayWrite() {
+		o.flushDone()
+		return
+	}
 	o.left = 1
 	o.r.Fsync(o.q.leaf, cookieFlush)
 }

@@ -19,6 +19,7 @@ type daemonCmd struct {
 	LogLevel  logLevel  `placeholder:"LEVEL" help:"debug, info, warn or error (default: info)."`
 	ScrubRate *size     `placeholder:"SIZE" help:"Bytes of each store to read a second in the background; 0: never (default: all of it once a week, at most 16M)."`
 	LogFormat logFormat `placeholder:"text|json" help:"Form of the log on standard error (default: text)."`
+	Lease     leaseTime `placeholder:"DURATION" help:"How long this node may be lost before another can take its stores on shared storage, once told to (default: 1m)."`
 	FullWait  fullWait  `placeholder:"DURATION" help:"How long writes wait for space in a full store or beyond a quota before they fail with ENOSPC; 0: not at all (default: 60s)."`
 }
 
@@ -27,6 +28,7 @@ type (
 	logLevel  string
 	logFormat string
 	fullWait  string
+	leaseTime string
 )
 
 // UnmarshalText accepts the names of log levels.
@@ -45,6 +47,12 @@ func (f *logFormat) UnmarshalText(text []byte) error {
 func (w *fullWait) UnmarshalText(text []byte) error {
 	*w = fullWait(text)
 	return node.Config{FullWait: string(text)}.Validate()
+}
+
+// UnmarshalText accepts durations that a lease can have.
+func (l *leaseTime) UnmarshalText(text []byte) error {
+	*l = leaseTime(text)
+	return node.Config{Lease: string(text)}.Validate()
 }
 
 // Run serves until a signal, then stops or leaves every device.
@@ -97,6 +105,9 @@ func (c *daemonCmd) config(env *environment) (node.Config, error) {
 	if c.ScrubRate != nil {
 		rate := int64(*c.ScrubRate)
 		cfg.ScrubBytesPerSecond = &rate
+	}
+	if c.Lease != "" {
+		cfg.Lease = string(c.Lease)
 	}
 	if c.FullWait != "" {
 		cfg.FullWait = string(c.FullWait)

@@ -92,6 +92,7 @@ func addLeaf(r *rows, leaf node.Leaf) {
 	}
 	r.add("  store", "%s of %s, with %s", showSpace(leaf.Info.Space), showBytes(leaf.Info.SlotBytes), count(len(leaf.Info.Layers), "layer"))
 	r.add("  uuid", "%s", leaf.Info.UUID)
+	r.add("  FENCED", "%s", leaf.Info.Fenced)
 	r.add("  recovery", "%s", showRecovery(leaf.Info.Recovery))
 	r.add("  scrub", "%s", showScrub(leaf.Info.Scrub))
 	if leaf.Info.Failed {

@@ -11,14 +11,15 @@ import (
 )
 
 type storeCmd struct {
-	Format storeFormatCmd `cmd:"" help:"Make a leaf store on a partition or in a file."`
-	Check  storeCheckCmd  `cmd:"" help:"Read a whole store and tell what is damaged."`
-	Info   storeInfoCmd   `cmd:"" help:"Show a store's size, space and layers."`
-	Grow   storeGrowCmd   `cmd:"" help:"Make a store larger, also while devices use it."`
-	Remove storeRemoveCmd `cmd:"" help:"Remove a layer that nothing uses, and free its space."`
-	Move   storeMoveCmd   `cmd:"" help:"Move or copy a layer to another store."`
-	Scrub  storeScrubCmd  `cmd:"" help:"Have the daemon read a store in use all over, and mend what another copy holds."`
-	Dump   storeDumpCmd   `cmd:"" help:"Print a store's structures as they lie on it."`
+	Format     storeFormatCmd     `cmd:"" help:"Make a leaf store on a partition or in a file."`
+	Check      storeCheckCmd      `cmd:"" help:"Read a whole store and tell what is damaged."`
+	Info       storeInfoCmd       `cmd:"" help:"Show a store's size, space and layers."`
+	Grow       storeGrowCmd       `cmd:"" help:"Make a store larger, also while devices use it."`
+	BreakLease storeBreakLeaseCmd `cmd:"" help:"Take a store on shared storage from a node that is lost."`
+	Remove     storeRemoveCmd     `cmd:"" help:"Remove a layer that nothing uses, and free its space."`
+	Move       storeMoveCmd       `cmd:"" help:"Move or copy a layer to another store."`
+	Scrub      storeScrubCmd      `cmd:"" help:"Have the daemon read a store in use all over, and mend what another copy holds."`
+	Dump       storeDumpCmd       `cmd:"" help:"Print a store's structures as they lie on it."`
 }
 
 // storePath is the argument of all store commands.
@@ -50,6 +51,7 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 	r.add("size", "%s", showBytesExact(info.SizeBytes))
 	r.add("space", "%s of %s", showSpace(info.Space), showBytes(info.SlotBytes))
 	r.add("log", "%s of %s used, in two copies", showBytes(info.LogUsed), showBytes(info.LogBytes))
+	r.add("lease", "%s", showLease(info.Lease))
 	if info.Failed {
 		r.add("FAILED", "a write or flush of the store failed: it takes no writes until it is opened again")
 	}
@@ -93,6 +95,17 @@ func showParent(l union.LayerInfo) string {
 		return "-"
 	}
 	return "root"
+}
+
+// showLease says who holds a store against other nodes.
+func showLease(l *union.LeaseInfo) string {
+	switch {
+	case l == nil:
+		return ""
+	case l.State == "free":
+		return fmt.Sprintf("free; last of node %q", l.Host)
+	}
+	return fmt.Sprintf("%s, node %q, process %d, since %s", l.State, l.Host, l.PID, l.Since.Format("2006-01-02 15:04:05"))
 }
 
 // showSpace says how full a store or a quota is, and what comes of it.

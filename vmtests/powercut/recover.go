@@ -22,7 +22,7 @@ func (r DeviceRoot) Pin() union.Pin {
 // Recover opens a store as after a power cut, writes what a device on each layer reads into dir/LAYER, and checks the store. What is
 // wrong with the store is in problems; the error is for what kept it from being opened or read.
 func Recover(ctx context.Context, store string, layers map[string]union.Base, dir string) (how union.Recovery, problems []union.Problem, err error) {
-	s, err := union.OpenStore(store, union.StoreOptions{})
+	s, err := union.OpenStore(store, union.StoreOptions{NoLease: true})
 	if err != nil {
 		return how, nil, err
 	}

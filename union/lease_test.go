@@ -1,0 +1,443 @@
+package union
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"coppice/ublk"
+	"coppice/ublk/ublktest"
+)
+
+var nodeA, nodeB, nodeC = uuid.UUID{0: 0xa, 15: 1}, uuid.UUID{0: 0xb, 15: 2}, uuid.UUID{0: 0xc, 15: 3}
+
+func exampleLease() lease {
+	return lease{
+		UUID: testUUID, State: leaseHeld, Generation: 0x0102030405060708, Heartbeat: 0x1112131415161718, Duration: 90 * time.Second,
+		Since: 1700000000, Node: nodeA, Boot: nodeB, Token: nodeC, PID: 0x21222324, Host: "store-1.example",
+	}
+}
+
+// TestLeaseBytes holds the block of a lease to what is written here.
+func TestLeaseBytes(t *testing.T) {
+	l := exampleLease()
+	p := make([]byte, blockSize)
+	l.encode(p)
+	const want = "434f50504c454153" + "0100" + "01" + "0f"
+	if got := hex.EncodeToString(p[:12]); got != want {
+		t.Errorf("begins %s, want %s", got, want)
+	}
+	const rest = "0807060504030201" + "1817161514131211" + "0004246bf4140000" // generation, heartbeat, duration
+	if got := hex.EncodeToString(p[32:56]); got[:32] != rest[:32] || le.Uint64(p[48:]) != uint64(l.Duration) {
+		t.Errorf("at 32: %s, want %s", got, rest)
+	}
+	if hex.EncodeToString(p[56:64]) != "00f1536500000000" || hex.EncodeToString(p[112:116]) != "24232221" || string(p[116:131]) != l.Host {
+		t.Errorf("at 56: %x; at 112: %x", p[56:64], p[112:140])
+	}
+	if !bytes.Equal(p[16:32], testUUID[:]) || !bytes.Equal(p[64:80], nodeA[:]) || !bytes.Equal(p[80:96], nodeB[:]) || !bytes.Equal(p[96:112], nodeC[:]) {
+		t.Errorf("identities %x", p[16:112])
+	}
+	var back lease
+	if err := back.decode(p, testUUID); err != nil || back != l {
+		t.Errorf("decoded %+v %v", back, err)
+	}
+	if !isZero(p[180:]) {
+		t.Error("not zero to the end")
+	}
+}
+
+// TestLeaseFlips flips each bit: an error, or the same lease.
+func TestLeaseFlips(t *testing.T) {
+	want := exampleLease()
+	p := make([]byte, blockSize)
+	want.encode(p)
+	for i := range p {
+		for bit := range 8 {
+			p[i] ^= 1 << bit
+			var got lease
+			if err := got.decode(p, testUUID); err == nil && got != want {
+				t.Errorf("bit %d of byte %d flipped: %+v", bit, i, got)
+			}
+			p[i] ^= 1 << bit
+		}
+	}
+	var none lease
+	if err := none.decode(make([]byte, blockSize), testUUID); err != nil || none.Generation != 0 || none.State != leaseFree {
+		t.Errorf("zeros: %+v %v", none, err)
+	}
+	if err := none.decode(p, otherUUID); err != nil || none.Generation != 0 {
+		t.Errorf("the lease of another store: %+v %v", none, err)
+	}
+}
+
+func FuzzLease(f *testing.F) {
+	l := exampleLease()
+	p := make([]byte, blockSize)
+	l.encode(p)
+	f.Add(p)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q := make([]byte, blockSize)
+		copy(q, b)
+		le.PutUint32(q[leaseSumField:], blockChecksum(q, leaseSumField))
+		var l lease
+		if l.decode(q, testUUID) == nil && (l.State > leaseBroken || len(l.Host) > maxHostName || l.Duration < 0 || l.Duration > maxLease) {
+			t.Errorf("%+v", l)
+		}
+	})
+}
+
+// leaseTap counts the writes to everything but the lease, and notes when the last one was.
+type leaseTap struct {
+	*ublktest.Disk
+	writes atomic.Int64
+	stuck  atomic.Bool // the lease cannot be read or written
+}
+
+func (d *leaseTap) WriteAt(p []byte, off int64) (int, error) {
+	if off == leaseBlock<<blockShift {
+		if d.stuck.Load() {
+			return 0, errStuck
+		}
+	} else {
+		d.writes.Add(1)
+	}
+	return d.Disk.WriteAt(p, off)
+}
+
+func (d *leaseTap) ReadAt(p []byte, off int64) (int, error) {
+	if off == leaseBlock<<blockShift && d.stuck.Load() {
+		return 0, errStuck
+	}
+	return d.Disk.ReadAt(p, off)
+}
+
+func (*leaseTap) Close() error { return nil }
+
+var errStuck = errors.New("the way to the storage is lost")
+
+const testLease = 600 * time.Millisecond
+
+func leased(node uuid.UUID) StoreOptions {
+	return StoreOptions{claim: true, boot: uuid.New(), Lease: LeaseOptions{Duration: testLease, Node: node}}
+}
+
+// claimed opens a store on a disk as a node, with its background work.
+func claimed(t *testing.T, d disk, node uuid.UUID) *Store {
+	t.Helper()
+	s, err := openOn("leaf", d, leased(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stopped = make(chan struct{})
+	go s.background()
+	return s
+}
+
+func leaseDisk(t *testing.T) *ublktest.Disk {
+	t.Helper()
+	disk, err := ublktest.NewDisk("leaf", MinStoreBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { disk.Close() })
+	if _, err := formatDisk("leaf", disk, FormatOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+func giveUp(t *testing.T, s *Store) {
+	t.Helper()
+	close(s.stop)
+	<-s.stopped
+	s.fence.end()
+	if err := s.pending.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLeaseKeepsOthersOut has two nodes want one store: the second is told who has it, gets it after an orderly close, and each time the
+// generation grows. The same node gets it at once after a crash.
+func TestLeaseKeepsOthersOut(t *testing.T) {
+	t.Parallel()
+	disk := leaseDisk(t)
+	a := claimed(t, &leaseTap{Disk: disk}, nodeA)
+	if _, err := openOn("leaf", disk, leased(nodeB)); !errors.Is(err, ErrLeased) {
+		t.Fatalf("second node: %v", err)
+	}
+	ro, err := openOn("leaf", disk, StoreOptions{ReadOnly: true})
+	if err != nil || ro.Info().Lease == nil || ro.Info().Lease.State != "held" || ro.Info().Lease.Node != nodeA.String() {
+		t.Errorf("read-only: %v", err)
+	}
+	time.Sleep(testLease * 3 / 2) // it is renewed
+	if info := a.Info(); info.Failed || info.Fenced != "" || info.Lease.Generation != 1 {
+		t.Errorf("after a while %+v", info.Lease)
+	}
+	if _, err := breakLease(disk, LeaseOptions{Node: nodeA}, nil); err != nil {
+		t.Errorf("break: %v", err)
+	}
+	if info := a.Info(); !info.Failed || info.Fenced == "" {
+		t.Error("the holder did not notice")
+	}
+	giveUp(t, a)
+	b := claimed(t, &leaseTap{Disk: disk}, nodeB)
+	if got := b.Info().Lease; got.Generation != 3 {
+		t.Errorf("generation %d", got.Generation)
+	}
+	giveUp(t, b) // as a crash
+	began := time.Now()
+	b = claimed(t, &leaseTap{Disk: disk}, nodeB)
+	if took := time.Since(began); took > leaseSettle/2 {
+		t.Logf("the same node had to wait for %v", took)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := readLease(disk, b.UUID()); err != nil || l.State != leaseFree || l.Generation != 4 {
+		t.Errorf("after a close %+v %v", l, err)
+	}
+	if _, err := breakLease(disk, LeaseOptions{}, nil); !errors.Is(err, ErrNotLeased) {
+		t.Errorf("break a free lease: %v", err)
+	}
+	c := claimed(t, &leaseTap{Disk: disk}, nodeC)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFencedStoreWritesNothing breaks the lease of a store under load, which may or may not be able to see that. From when the time is over, no
+// write of any kind is submitted; the new holder finds everything that was flushed.
+func TestFencedStoreWritesNothing(t *testing.T) {
+	t.Parallel()
+	for name, cut := range map[string]bool{"seen": false, "not to be reached": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRigOf(t, rigConfig{seed: 2})
+			r.close() // for a store with a lease
+			tap := &leaseTap{Disk: r.disk}
+			o := leased(nodeA)
+			o.RunDir = r.run
+			var err error
+			if r.store, err = openOn("leaf", tap, o); err != nil {
+				t.Fatal(err)
+			}
+			r.work()
+			if r.layer, err = r.store.OpenLayer("web1", LayerOptions{Pin: r.base.Pin(), SizeBytes: r.size}); err != nil {
+				t.Fatal(err)
+			}
+			if r.dev, err = NewDevice(r.layer, r.base, DeviceOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			r.serve()
+			var ring atomic.Int64
+			r.sim.Hook = func(e ublktest.Event) {
+				if e.Kind != ublktest.Read && e.Disk == r.disk && !e.After {
+					ring.Add(1)
+				}
+			}
+			for b := range 20 {
+				r.mustWrite(b, uint64(b+1))
+			}
+			if err := r.block.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			tap.stuck.Store(cut)
+			broken := make(chan error, 1)
+			go func() { _, err := breakLease(r.disk, LeaseOptions{Node: nodeB}, nil); broken <- err }()
+			wrote := 0
+			for done := false; !done; {
+				select {
+				case err := <-broken:
+					if err != nil {
+						t.Fatal(err)
+					}
+					done = true
+				default:
+					a := r.begin(writeOf(100+wrote%50, 1), 9)
+					f := r.begin(ublk.Descriptor{Op: ublk.OpFlush}, 0)
+					r.until("an answer", func() bool { return a.done && f.done })
+					if a.errno == 0 && f.errno == 0 {
+						wrote++
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}
+			// From here on the new holder may write.
+			before, beforeRing := tap.writes.Load(), ring.Load()
+			for what, d := range map[string]ublk.Descriptor{
+				"write": writeOf(3, 2), "flush": {Op: ublk.OpFlush}, "discard": {Op: ublk.OpDiscard, Off: 0, Len: blockSize},
+				"part": {Op: ublk.OpWrite, Off: sector, Len: sector},
+			} {
+				a := &answer{}
+				r.block.Submit(d, make([]byte, d.Len), func(e syscall.Errno, _ []byte) { a.done, a.errno = true, e })
+				r.until(what, func() bool { return a.done })
+				if a.errno == 0 {
+					t.Errorf("%s of a fenced store was acknowledged", what)
+				}
+			}
+			_, grown := r.store.Grow(MinStoreBytes + 1<<20)
+			_, quota := r.layer.SetQuota(1 << 20)
+			if r.store.Checkpoint() == nil || grown == nil || quota == nil {
+				t.Errorf("checkpoint, grow %v, quota %v", grown, quota)
+			}
+			if info := r.store.Info(); !info.Failed || info.Fenced == "" {
+				t.Errorf("failed %v, fenced %q", info.Failed, info.Fenced)
+			}
+			b := claimed(t, &leaseTap{Disk: r.disk}, nodeB) // not in order: the first has its run directory, this one none
+			time.Sleep(testLease)
+			if got := tap.writes.Load() - before; got != 0 {
+				t.Errorf("%d writes to the store after it was fenced", got)
+			}
+			if got := ring.Load() - beforeRing; got != 0 {
+				t.Errorf("%d writes and flushes through the ring after it was fenced", got)
+			}
+			if wrote == 0 {
+				t.Error("nothing was written before")
+			}
+			r.stopWork()
+			r.fenceEnd()
+			l, err := b.OpenLayer("web1", LayerOptions{Pin: r.base.Pin(), SizeBytes: r.size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			maps, sums := make([]mapping, 20), make([]uint32, 20)
+			if err := l.resolve(0, maps, sums); err != nil {
+				t.Fatal(err)
+			}
+			p, want := alignedBuffer(blockSize), make([]byte, blockSize)
+			for i, m := range maps {
+				fill(want, uint64(i+1))
+				if _, err := r.disk.ReadAt(p, b.sb.slotOffset(m.slot())); err != nil || !m.isData() || !bytes.Equal(p, want) {
+					t.Errorf("block %d: %v %v", i, m, err)
+				}
+			}
+			l.Release()
+			if err := b.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func (r *rig) fenceEnd() {
+	r.store.fence.end()
+	r.sim.Halt()
+	if err := errors.Join(r.block.Close(), r.store.pending.close()); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// TestOneTakerWins has many nodes take a free lease at the same moment, and in turn: never do two hold it.
+func TestOneTakerWins(t *testing.T) {
+	t.Parallel()
+	disk := leaseDisk(t)
+	var probe Store
+	probe.disk = disk
+	if err := probe.readSuperblocks(); err != nil {
+		t.Fatal(err)
+	}
+	id := probe.sb.UUID
+	for round := range 3 {
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var won []*fence
+		for i := range 6 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i*round) * 3 * time.Millisecond)
+				f, err := takeLease(disk, id, LeaseOptions{Duration: 5 * time.Second, Node: uuid.UUID{0: byte(i + 1)}})
+				if err == nil {
+					mu.Lock()
+					won = append(won, f)
+					mu.Unlock()
+				} else if !errors.Is(err, ErrLeased) && !errors.Is(err, ErrFenced) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		// Who took it as its last owner looks again before the others may go on.
+		open := 0
+		for _, f := range won {
+			if f.renew() == nil && f.open() {
+				open++
+			}
+		}
+		if open > 1 {
+			t.Fatalf("round %d: %d nodes hold the lease", round, open)
+		}
+		l, err := readLease(disk, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.State = leaseFree
+		if err := l.write(disk); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLeaseTimesOut cuts a store off from its lease: it fails by itself when the time is over, and not before.
+func TestLeaseTimesOut(t *testing.T) {
+	t.Parallel()
+	tap := &leaseTap{Disk: leaseDisk(t)}
+	s := claimed(t, tap, nodeA)
+	time.Sleep(testLease)
+	began := time.Now()
+	tap.stuck.Store(true)
+	for info := s.Info(); info.Fenced == "" || !info.Failed; info = s.Info() {
+		if time.Since(began) > 20*testLease {
+			t.Fatal("it goes on without its lease")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(began); took < testLease/2 {
+		t.Errorf("fenced after %v", took)
+	}
+	if s.fence.open() || s.commit() == nil && !s.Info().Failed {
+		t.Error("it still writes")
+	}
+	giveUp(t, s)
+}
+
+// TestFormatAndLease lets the first opening of a new store go on at once, and refuses to format one that another node holds.
+func TestFormatAndLease(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leaf")
+	if _, err := Format(path, FormatOptions{SizeBytes: MinStoreBytes}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenStore(path, StoreOptions{Lease: LeaseOptions{Node: nodeA}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := s.Info().Lease; l == nil || l.DurationSeconds != DefaultLease.Seconds() {
+		t.Errorf("%+v", l)
+	}
+	giveUp(t, s)
+	if err := s.disk.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Format(path, FormatOptions{Force: true}); !errors.Is(err, ErrLeased) {
+		t.Errorf("format of a store that another node holds: %v", err)
+	}
+	if _, err := OpenStore(path, StoreOptions{Lease: LeaseOptions{Node: nodeB}}); !errors.Is(err, ErrLeased) {
+		t.Errorf("open: %v", err)
+	}
+	copied, err := OpenStore(path, StoreOptions{NoLease: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := copied.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenStore(path, StoreOptions{Lease: LeaseOptions{Duration: 2 * time.Hour}}); err == nil {
+		t.Error("a lease of two hours")
+	}
+}
