@@ -290,3 +290,51 @@ func TestHostileStructures(t *testing.T) {
 	}
 	t.Logf("%d of %d accepted", accepted, rounds)
 }
+
+// TestEachByteOfDataFlipped damages the data of the layers of a store a byte at a time: reading the block is an error each time.
+func TestEachByteOfDataFlipped(t *testing.T) {
+	image := goldenImage(t)
+	s, err := openOn("leaf", imageDisk{image}, StoreOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, blocks := newChunk(), 0
+	p := alignedBuffer(blockSize)
+	for _, l := range s.inOrder() {
+		base := goldenBase()
+		if l.entry.Pin.Kind == PinNone {
+			continue
+		}
+		reader := s.newReader()
+		for block := range uint64(goldenSize >> blockShift) {
+			if int64(block)<<blockShift >= l.SizeBytes() {
+				break
+			}
+			off := int64(block) << blockShift
+			var m [1]mapping
+			var sum [1]uint32
+			if err := l.resolve(block, m[:], sum[:]); err != nil {
+				t.Fatal(err)
+			}
+			if !m[0].isData() {
+				continue
+			}
+			blocks++
+			at := s.sb.slotOffset(m[0].slot())
+			for i := range int64(blockSize) {
+				image[at+i] ^= byte(1 + i%255)
+				if err := l.readBlocks(reader, base, p, off, c, nil); !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("byte %d of block %d of layer %q: %v, want %v", i, block, l.Name(), err, ErrCorrupt)
+				}
+				image[at+i] ^= byte(1 + i%255)
+			}
+			if err := l.readBlocks(reader, base, p, off, c, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		reader.close()
+	}
+	if blocks < 5 {
+		t.Errorf("only %d blocks of data in the golden store", blocks)
+	}
+}

@@ -283,13 +283,13 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 			if !ok || h.Seq%src.blocks != i {
 				continue
 			}
+			if h.Seq > s.sb.LogStart && h.Seq-s.sb.LogStart >= s.sb.LogBlocks {
+				return 0, &CorruptError{"log", -1, fmt.Sprintf("block %d is further from the start %d than the log is long: the superblocks are older than the log",
+					h.Seq, s.sb.LogStart)}
+			}
 			seen = max(seen, h.Seq)
 			if h.Seq < s.sb.LogStart || h.Count == 0 {
 				continue
-			}
-			if h.Seq-s.sb.LogStart >= s.sb.LogBlocks {
-				return 0, &CorruptError{"log", -1, fmt.Sprintf("block %d is further from the start %d than the log is long: the superblocks are older than the log",
-					h.Seq, s.sb.LogStart)}
 			}
 			durable = max(durable, h.Durable)
 			if best[h.Seq] == nil && src.live {

@@ -911,7 +911,9 @@ func (w *world) upkeep(c choose) bool {
 			w.t.Errorf("checkpoint after the store had failed")
 		}
 	case 1:
-		mustFlatten(w.t, ws.store)
+		if err := ws.store.flatten(); err != nil {
+			ws.tolerate("flatten", err)
+		}
 	case 2:
 		ws.store.maintain()
 	case 4:
