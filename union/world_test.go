@@ -549,7 +549,7 @@ func (ws *worldStore) tolerate(what string, err error) {
 	ws.w.t.Helper()
 	switch {
 	case ws.w.failing(err):
-	case errors.Is(err, ErrNoSpace) && ws.store.slots.freeSlots() < ws.store.sb.Slots/4:
+	case errors.Is(err, ErrNoSpace) && ws.store.slots.freeSlots() < ws.store.sb.Slots/2:
 		ws.w.tally["refused: "+what]++
 	default:
 		ws.w.t.Fatalf("%s in store %s: %v", what, ws.name, err)
