@@ -96,9 +96,9 @@ type daemon struct {
 
 // startDaemon starts the daemon and waits until it answers. It is stopped with the test, and its log printed where the
 // test failed.
-func startDaemon(t *testing.T) *daemon {
+func startDaemon(t *testing.T, flags ...string) *daemon {
 	t.Helper()
-	d := launchDaemon(t, "coppice")
+	d := launchDaemon(t, "coppice", flags...)
 	t.Cleanup(func() { d.cleanup(t) })
 	d.awaitAnswer(t)
 	return d
@@ -117,13 +117,13 @@ func (d *daemon) cleanup(t *testing.T) {
 }
 
 // launchDaemon starts a build's daemon, and neither waits nor cleans up.
-func launchDaemon(t *testing.T, binary string) *daemon {
+func launchDaemon(t *testing.T, binary string, flags ...string) *daemon {
 	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "daemon-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{binary: binary, cmd: exec.Command(binary, "daemon"), log: log, ended: make(chan error, 1)}
+	d := &daemon{binary: binary, cmd: exec.Command(binary, append([]string{"daemon"}, flags...)...), log: log, ended: make(chan error, 1)}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
