@@ -441,3 +441,62 @@ func TestFormatAndLease(t *testing.T) {
 		t.Error("a lease of two hours")
 	}
 }
+
+// TestExpiredLeaseStopsEveryPath has nobody who fails the store, as where the process did not get to run: the time alone keeps each path from writing.
+func TestExpiredLeaseStopsEveryPath(t *testing.T) {
+	t.Parallel()
+	for what, path := range map[string]func(r *rig) error{
+		"write": func(r *rig) error { return errnoOf(r.answerTo(writeOf(3, 2))) },
+		"part": func(r *rig) error {
+			return errnoOf(r.answerTo(ublk.Descriptor{Op: ublk.OpWrite, Off: sector, Len: sector}))
+		},
+		"FUA": func(r *rig) error {
+			return errnoOf(r.answerTo(ublk.Descriptor{Op: ublk.OpWrite, FUA: true, Off: 0, Len: blockSize}))
+		},
+		"flush":      func(r *rig) error { return errnoOf(r.answerTo(ublk.Descriptor{Op: ublk.OpFlush})) },
+		"commit":     func(r *rig) error { return errors.Join(r.store.commit(), r.store.fencedDiskTakes()) },
+		"checkpoint": func(r *rig) error { return r.store.Checkpoint() },
+		"grow":       func(r *rig) error { _, err := r.store.Grow(MinStoreBytes + 1<<20); return err },
+		"quota":      func(r *rig) error { _, err := r.layer.SetQuota(1 << 20); return err },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 2, false)
+			r.mustWrite(1, 1) // not flushed
+			tap := &leaseTap{Disk: r.disk}
+			f, err := takeLease(tap, r.store.UUID(), LeaseOptions{Duration: testLease, Node: nodeA})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.store.fence, r.store.disk = f, fencedDisk{tap, f}
+			f.until.Store(0)
+			var ring atomic.Int64
+			r.sim.Hook = func(e ublktest.Event) {
+				if e.Kind != ublktest.Read && e.Disk == r.disk && !e.After {
+					ring.Add(1)
+				}
+			}
+			size := r.disk.Size()
+			if err := path(r); err == nil {
+				t.Error("it succeeded")
+			}
+			if tap.writes.Load() != 0 || ring.Load() != 0 || r.disk.Size() != size {
+				t.Errorf("%d writes by goroutines, %d through the ring, %d bytes", tap.writes.Load(), ring.Load(), r.disk.Size())
+			}
+			r.abandon()
+			r.disk.Close()
+		})
+	}
+}
+
+// answerTo carries a request out.
+func (r *rig) answerTo(d ublk.Descriptor) syscall.Errno {
+	r.t.Helper()
+	a := &answer{}
+	r.block.Submit(d, make([]byte, d.Len), func(e syscall.Errno, _ []byte) { a.done, a.errno = true, e })
+	r.until("an answer", func() bool { return a.done })
+	return a.errno
+}
+
+// fencedDiskTakes asks for a flush by a goroutine.
+func (s *Store) fencedDiskTakes() error { return s.disk.Sync() }
