@@ -24,7 +24,7 @@ VULNCHECK := $(TOOLS)/govulncheck
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo test long unit crash vm race lint fmt generate bench figures \
+.PHONY: help deps build demo test long unit crash mutants vm race lint fmt generate bench figures \
         checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -41,13 +41,13 @@ build: ## build bin/coppice, static, and prove that arm64 compiles
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh
 
-test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, race and VM tests
+test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant, race and VM tests
 	@rm -rf $(RESULTS)
-	@failed=; for stage in checks build unit crash race vm; do \
+	@failed=; for stage in checks build unit crash mutants race vm; do \
 	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
 	done; \
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
-	$(TESTSUM) total $(RESULTS) unit crash race vm && [ -z "$$failed" ]
+	$(TESTSUM) total $(RESULTS) unit crash mutants race vm && [ -z "$$failed" ]
 
 unit: $(TESTSUM) ## unit tests: no root, no VM
 	$(GO) -C tools test ./testsum
@@ -55,6 +55,9 @@ unit: $(TESTSUM) ## unit tests: no root, no VM
 
 crash: $(TESTSUM) ## the crash simulator: power cuts and deaths of the process, in memory
 	$(TESTSUM) run -v $(RESULTS)/crash.json -- $(GO) test -count=1 -timeout 20m ./union -run '^TestCrash' -crash-states $(CRASH_STATES)
+
+mutants: $(TESTSUM) ## make each of the durability bugs of union/bugs.go, which the crash simulator must notice
+	$(TESTSUM) run -v $(RESULTS)/mutants.json -- $(GO) test -tags mutants -count=1 -timeout 20m ./union -run Mutant
 
 race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
 	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 6m $(PKGS)
@@ -88,7 +91,7 @@ fmt-check:
 
 vet:
 	$(GO) vet $(PKGS)
-	$(GO) vet -tags vm,long $(PKGS)
+	$(GO) vet -tags vm,long,mutants $(PKGS)
 	GOARCH=arm64 $(GO) vet $(PKGS)
 
 vuln: $(VULNCHECK)

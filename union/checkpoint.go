@@ -31,11 +31,23 @@ func (s *Store) checkpointLocked() error {
 		l.open()
 	}
 	start := l.next
+	if seeded(bugStartMovedEarly) {
+		l.start = start
+	}
 	l.mu.Unlock()
 
 	old, err := s.writeMaps()
-	if err == nil {
+	if seeded(bugMapFreedEarly) {
+		s.releaseAll(old)
+		old = nil
+	}
+	if err == nil && !seeded(bugCheckpointWithoutLog) {
 		err = s.writePending()
+	}
+	if seeded(bugStartTooLate) {
+		l.mu.Lock()
+		start = l.next
+		l.mu.Unlock()
 	}
 	if err == nil {
 		err = s.writeState(start)
@@ -87,8 +99,7 @@ func (s *Store) inOrder() []*Layer {
 }
 
 // writePending writes to both copies of the log what maps and bitmap may have captured and no commit has written. The
-// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks and
-// acknowledge them: a power cut must not find both copies half written again, so the first one is flushed before the second.
+// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks.
 func (s *Store) writePending() error {
 	l := s.log
 	l.mu.Lock()
@@ -113,22 +124,13 @@ func (s *Store) writePending() error {
 		p = p[copy(p, piece.p):]
 	}
 	l.mu.Unlock()
-	if err := s.writeCopy(s.sb.LogA, pieces[:n], buf); err != nil {
-		return err
-	}
-	if err := s.disk.Sync(); err != nil {
-		return err
-	}
-	return s.writeCopy(s.sb.LogB, pieces[:n], buf)
-}
-
-// writeCopy writes pieces of the log, whose content is p, to the copy that begins at block first.
-func (s *Store) writeCopy(first uint64, pieces []ringPiece, p []byte) error {
-	for _, piece := range pieces {
-		if _, err := s.disk.WriteAt(p[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
-			return err
+	for _, piece := range pieces[:n] {
+		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			if _, err := s.disk.WriteAt(buf[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
+				return err
+			}
 		}
-		p = p[len(piece.p):]
+		buf = buf[len(piece.p):]
 	}
 	return nil
 }
@@ -173,6 +175,10 @@ func (s *Store) writeState(logStart uint64) error {
 	n := catalogBlockCount(len(enc))
 	if n > maxCatalogBlocks {
 		return fmt.Errorf("write catalog: %d layers with fragmented maps take %d blocks, at most %d fit: %w", len(entries), n, maxCatalogBlocks, ErrNoSpace)
+	}
+	if seeded(bugCatalogFreedEarly) {
+		s.releaseAll(s.catalogSlots)
+		s.catalogSlots = nil
 	}
 	exts, ok := s.slots.alloc(nil, n, 0)
 	if !ok {
@@ -221,6 +227,9 @@ func (s *Store) writeCatalog(enc []byte, exts []extent, sb *superblock) error {
 		}
 		p = p[n:]
 	}
+	if seeded(bugCheckpointNoFlush) {
+		return nil
+	}
 	return s.disk.Sync()
 }
 
@@ -228,8 +237,14 @@ func (s *Store) writeSuperblocks(sb *superblock) error {
 	p := alignedBuffer(blockSize)
 	sb.encode(p)
 	for _, block := range [...]int64{superBBlock, superABlock} {
+		if seeded(bugOneSuperblock) && block == superABlock {
+			continue
+		}
 		if _, err := s.disk.WriteAt(p, block<<blockShift); err != nil {
 			return err
+		}
+		if seeded(bugSuperblocksTogether) && block == superBBlock {
+			continue
 		}
 		if err := s.disk.Sync(); err != nil {
 			return err

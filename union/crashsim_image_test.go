@@ -154,7 +154,7 @@ func (d *image) cut(rng *rand.Rand) {
 	garbage := []float64{0, 0.3}[rng.IntN(2)]
 	for _, w := range pending {
 		switch {
-		case rng.Float64() < garbage:
+		case rng.Float64() < garbage && !bytes.Equal(w.data, d.block(w.block)):
 			p := d.fresh()
 			fill(p, rng.Uint64())
 			d.set(w.block, p)

@@ -81,11 +81,14 @@ type simConfig struct {
 	oneQueue   bool
 	fileRoot   bool
 	exhaustive int  // up to how many pending writes every subset of them is a state
+	spoils     int  // of power cuts among random writes, one in so many leaves garbage of what it does not keep
 	recuts     int  // after one power cut in so many the recovery is cut too
 	kills      int  // the process dies after one event in so many, and in so many of the recoveries from that again
 	damage     int  // a damaged disk is looked at after one event in so many
 	faultAt    int  // which write or flush of the disk fails, if not 0
+	faultFlush bool // which flush
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
+	blind      bool // no state is looked at: what the living store does is
 	deaf       bool // the oracle takes what is acknowledged for flushed: to prove that violations are found
 	mix        opMix
 }
@@ -95,7 +98,7 @@ func newSimConfig(seed uint64) simConfig {
 	c := simConfig{
 		seed: seed, geometry: simGeometries[rng.IntN(len(simGeometries))],
 		runDir: rng.IntN(2) == 0, fileRoot: rng.IntN(2) == 0, mix: opMixes[rng.IntN(len(opMixes))],
-		exhaustive: 4, recuts: 8, kills: 3, damage: 4,
+		exhaustive: 4, spoils: 6, recuts: 8, kills: 3, damage: 4,
 	}
 	if rng.IntN(16) == 0 {
 		c.exhaustive = 12
@@ -252,9 +255,9 @@ func (r *simRun) serve(o StoreOptions) error {
 	return nil
 }
 
-// fault tells whether a write or flush of the disk is to fail, once devices are there.
+// fault tells whether a write or flush of the disk is to fail, once devices are there and no blocking call is under way.
 func (r *simRun) fault(flush bool) bool {
-	if r.cfg.faultAt == 0 || r.life > 0 || r.devices[1] == nil {
+	if r.cfg.faultAt == 0 || r.cfg.faultFlush && !flush || r.life > 0 || r.devices[1] == nil || r.gate.busy {
 		return false
 	}
 	if r.ios++; r.ios != r.cfg.faultAt {
@@ -340,7 +343,7 @@ func (r *simRun) live(script []simOp, from int) {
 	for i := range script[:from] {
 		r.play(script[i : i+1])
 	}
-	r.look.silent = false
+	r.look.silent = r.cfg.blind
 	r.play(script[from:])
 }
 

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -180,10 +181,11 @@ func (lk *looker) random(r *simRun) {
 	share := []float64{0.2, 0.5, 0.8}[r.pick.IntN(3)]
 	lk.keep(func(int) bool { return r.pick.Float64() < share })
 	how := r.pick.IntN(6)
+	spoil := r.pick.IntN(r.cfg.spoils) == 0
 	for i := range lk.pending {
 		switch {
 		case lk.kept[i] == 'k':
-		case how == 0:
+		case spoil:
 			lk.spoil(r, i)
 		case how < 3 && r.pick.IntN(3) == 0:
 			lk.tear(r, i)
@@ -221,12 +223,20 @@ func (lk *looker) tear(r *simRun, i int) {
 	}
 }
 
-// spoil leaves of a write neither what was there before nor what it wrote.
+// spoil leaves of a write neither what was there before nor what it wrote. Blocks that the write does not change stay: a checkpoint
+// may repeat blocks of the log that a commit under way writes too, with the same content.
 func (lk *looker) spoil(r *simRun, i int) {
 	lk.kept[i] = 'g'
-	garbage := make([]byte, len(lk.pending[i].Data))
-	fill(garbage, r.pick.Uint64())
-	lk.img.put(garbage, lk.pending[i].Off, nil)
+	w := lk.pending[i]
+	for at := 0; at < len(w.Data); at += blockSize {
+		off := w.Off + int64(at)
+		if bytes.Equal(w.Data[at:][:blockSize], lk.stable.content[off:][:blockSize]) {
+			continue
+		}
+		garbage := lk.img.fresh()
+		fill(garbage, r.pick.Uint64())
+		lk.img.put(garbage, off, nil)
+	}
 }
 
 // reordered keeps two writes to one block in the other order.

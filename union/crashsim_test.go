@@ -146,7 +146,7 @@ func TestCrashSmallScope(t *testing.T) {
 			return stats, false
 		}
 		i, schedule := at%len(workloads), at/len(workloads)
-		cfg := simConfig{seed: uint64(i), geometry: simGeometries[0], runDir: true, fifo: true, oneQueue: true, exhaustive: 12, scope: true, recuts: 8, kills: 3, mix: opMixes[0]}
+		cfg := simConfig{seed: uint64(i), geometry: simGeometries[0], runDir: true, fifo: true, oneQueue: true, exhaustive: 12, scope: true, spoils: 6, recuts: 8, kills: 3, mix: opMixes[0]}
 		script := append(append([]simOp(nil), before...), workloads[i]...)
 		from := len(script) - 1 // the states of a workload's beginning are those of a shorter one
 		if schedule > 0 {

@@ -349,7 +349,7 @@ func (o *op) note(res int32) {
 func (o *op) issue(i int) {
 	p := &o.pieces[i]
 	if p.write {
-		o.r.Write(p.file, p.p, p.off, o.fua, uint16(i))
+		o.r.Write(p.file, p.p, p.off, o.fua && !seeded(bugFUAVolatile), uint16(i))
 	} else {
 		o.r.Read(p.file, p.p, p.off, uint16(i))
 	}

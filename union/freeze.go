@@ -69,7 +69,7 @@ func (f *Freeze) Seal() (LayerInfo, error) {
 	l, s := f.layer, f.layer.store
 	defer f.Cancel()
 	sealed, err := s.seal(l, f.as)
-	if err == nil {
+	if err == nil && !seeded(bugFreezeNoCommit) {
 		// Before anybody else can write the catalog, which must not name a sealed layer that the log does not.
 		err = s.commit()
 	}
@@ -196,6 +196,10 @@ func (s *Store) merge(l *Layer) error {
 			var freed []extent
 			s.join(l, below, func(slot uint64) { freed = appendExtent(freed, slot, 1) })
 			s.slots.disownAll(freed)
+			if seeded(bugMergeFreesEarly) {
+				s.releaseAll(freed)
+				freed = nil
+			}
 			s.log.limbo = append(s.log.limbo, freed...)
 		}
 		s.log.mu.Unlock()
@@ -235,7 +239,11 @@ var errNotLoaded = errors.New("entries are not loaded")
 func (s *Store) join(l, below *Layer, freed func(slot uint64)) {
 	below.m.applyAll(l.m, freed)
 	e := l.m.entry()
-	s.stale = append(s.stale, e.slots()...)
+	if !seeded(bugMergeFreesMaps) {
+		s.stale = append(s.stale, e.slots()...)
+	} else if s.slots != nil && s.epochs != nil {
+		s.releaseAll(e.slots())
+	}
 	l.m.drop()
 	l.m = below.m
 	s.dropView(below)
@@ -274,7 +282,9 @@ func (s *Store) replaySeal(l *Layer, r *record, text []byte, byNumber map[uint32
 		return &CorruptError{"log", -1, fmt.Sprintf("name of sealed layer %d not valid", number)}
 	}
 	byNumber[number] = s.split(l, number, id, string(text[len(id):]), int64(r.Slot))
-	s.sb.NextLayer = max(s.sb.NextLayer, number+1)
+	if !seeded(bugLayerNumberReuse) {
+		s.sb.NextLayer = max(s.sb.NextLayer, number+1)
+	}
 	return nil
 }
 

@@ -250,6 +250,11 @@ func (l *Layer) lookupLocked(first uint64, out []mapping, sums []uint32) missing
 	if !ok {
 		return missing{m, region}
 	}
+	for i := range out {
+		if seeded(bugDiscardToRoot) && out[i] == mapZero {
+			out[i] = mapAbsent
+		}
+	}
 	if l.parent != nil {
 		return l.parent.fill(first, out, sums)
 	}
@@ -335,7 +340,7 @@ func (s *Store) changeLayers() error {
 	if failed {
 		return errFailed
 	}
-	if len(s.stale) > 0 {
+	if len(s.stale) > 0 && !seeded(bugCatalogAlone) {
 		return s.checkpointLocked()
 	}
 	err := s.writeState(s.sb.LogStart)
@@ -415,6 +420,10 @@ func (s *Store) dropLayers(layers ...*Layer) error {
 		delete(s.layers, l.entry.Name)
 	}
 	s.slots.disownAll(freed)
+	if seeded(bugRemoveFreesEarly) {
+		s.epochs.retire(freed)
+		freed = nil
+	}
 	s.stale = append(s.stale, mapSlots...)
 	// A checkpoint, and not the catalog alone: the log may hold the record that sealed the layer, and
 	// would bring it back.

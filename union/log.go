@@ -64,6 +64,9 @@ func (l *modLog) open() {
 func (l *modLog) seal() {
 	p := l.block(l.next)
 	le.PutUint64(p[32:], l.durable)
+	if seeded(bugClaimsDurable) {
+		le.PutUint64(p[32:], l.next-1)
+	}
 	sealLogBlock(p)
 	l.next++
 }
@@ -71,7 +74,7 @@ func (l *modLog) seal() {
 // room tells whether k more records fit. The caller holds mu, here and below.
 func (l *modLog) room(k int) bool {
 	last := l.next + uint64(l.count+k)/recordsPerLog + 1
-	return last-l.written <= l.size && last-l.start < l.n
+	return last-l.written <= l.size && (last-l.start < l.n || seeded(bugLogOverrun))
 }
 
 // nearlyFull tells that a checkpoint should move the start on.
@@ -91,7 +94,7 @@ func (l *modLog) append(r *record) {
 
 // together makes the next records, at most recordsPerLog, lie in one block.
 func (l *modLog) together(records int) {
-	if l.count+records > recordsPerLog {
+	if l.count+records > recordsPerLog && !seeded(bugSealSplit) {
 		l.seal()
 		l.open()
 	}
@@ -99,6 +102,13 @@ func (l *modLog) together(records int) {
 
 // appendText adds up to 24 bytes that belong to the record before.
 func (l *modLog) appendText(layer uint32, text []byte) {
+	if seeded(bugSealTextMissing) {
+		return
+	}
+	if seeded(bugSealSplit) && l.count == recordsPerLog {
+		l.seal()
+		l.open()
+	}
 	p := l.block(l.next)
 	encodeText(p[logHeaderSize+l.count*recordSize:], layer, text)
 	l.setCount(p, l.count+1)
@@ -106,6 +116,9 @@ func (l *modLog) appendText(layer uint32, text []byte) {
 
 func (l *modLog) setCount(p []byte, n int) {
 	l.count = n
+	if seeded(bugCountLags) && n > 0 {
+		n--
+	}
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[40])), uint32(n))
 }
 
@@ -140,7 +153,7 @@ func (l *modLog) begin(fua bool) (from, to uint64) {
 		l.seal()
 		l.open()
 	}
-	if !fua {
+	if !fua || seeded(bugFUAFrees) {
 		l.taken, l.limbo = l.limbo, l.taken[:0]
 	}
 	return l.written + 1, l.next - 1
@@ -158,7 +171,7 @@ func (l *modLog) end(to uint64, fua, failed bool) (ready opList) {
 		return l.drop()
 	}
 	l.written = to
-	if !fua {
+	if !fua || seeded(bugFUADurable) {
 		l.durable = to
 	}
 	ready = l.satisfied()
@@ -186,7 +199,7 @@ func (l *modLog) satisfied() (ready opList) {
 }
 
 // fail makes every later write and flush fail. There is no way back but opening the store again.
-func (l *modLog) fail() { l.failed = true }
+func (l *modLog) fail() { l.failed = !seeded(bugErrorNotSticky) }
 
 // drop takes everybody who waits.
 func (l *modLog) drop() (all opList) {

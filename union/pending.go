@@ -88,7 +88,7 @@ func (s *superblock) pendingBytes() int { return blockSize + int(s.pendingBlocks
 // publish puts the ring in the place of the one that a process before left. Only then may the records of that one
 // be forgotten: they must be in the store's own state by now.
 func (r *pendingRing) publish() error {
-	if r.path == "" {
+	if r.path == "" || seeded(bugRingNotPublished) {
 		return nil
 	}
 	return os.Rename(r.fresh, r.path)
@@ -114,7 +114,11 @@ func (r *pendingRing) fill(f *os.File, size int, id, boot uuid.UUID) error {
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size)); err != nil {
 		return fmt.Errorf("allocate %d bytes: %w", size, err)
 	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	flags := unix.MAP_SHARED | unix.MAP_POPULATE
+	if seeded(bugRingPrivate) {
+		flags = unix.MAP_PRIVATE
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}

@@ -40,11 +40,14 @@ func (s *Store) recover(o StoreOptions) error {
 		return fmt.Errorf("%w: a process of this boot had it open and did not close it, and the records that it acknowledged last are not in %q: "+
 			"start the daemon with the run directory that it had then; after a reboot the store opens without them", ErrPendingLost, o.RunDir)
 	}
-	if !o.ReadOnly {
+	if !o.ReadOnly && !seeded(bugReplayUnflushed) {
 		// What a process that died left in the device's cache is read below, and counts as durable from then on.
 		if err := s.disk.Sync(); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
+	}
+	if seeded(bugRingForgotten) {
+		pending = nil
 	}
 	seen, err := s.replay(pending)
 	if err != nil {
@@ -72,16 +75,22 @@ func (s *Store) recover(o StoreOptions) error {
 	}
 	// Beyond all that the ring can hold: a sequence number is never used twice.
 	next := max(seen, s.sb.LogStart) + s.sb.LogBlocks + 1
+	if seeded(bugSequenceReuse) {
+		next = s.sb.LogStart
+	}
 	s.log = newModLog(s.sb.UUID, s.sb.LogBlocks, s.pending.ring(), next)
 	s.sb.BootID = uuid.Nil
 	if o.RunDir != "" {
 		s.sb.BootID = boot
 	}
+	if seeded(bugPublishEarly) {
+		_ = s.pending.publish()
+	}
 	if err := s.Checkpoint(); err != nil {
 		// The ring's file stays: the superblock may say by now that this boot had the store open.
 		return errors.Join(fmt.Errorf("write recovered state: %w", err), s.pending.close())
 	}
-	if err := s.pending.publish(); err != nil {
+	if err := s.pending.publish(); err != nil && !seeded(bugPublishEarly) {
 		return errors.Join(fmt.Errorf("publish pending records: %w", err), s.pending.close())
 	}
 	s.recovery.DurationSeconds = time.Since(began).Seconds()
@@ -114,6 +123,9 @@ func (s *Store) readSuperblocks() error {
 
 func (s *Store) chooseSuperblock(sbs [2]superblock, errs [2]error) error {
 	choose := func(i int) {
+		if seeded(bugOldSuperblock) && errs[1-i] == nil {
+			i = 1 - i
+		}
 		s.sb = sbs[i]
 		s.behind = []int64{superBlocks[1-i]}
 	}
@@ -172,11 +184,17 @@ func (s *Store) hasLog() bool {
 // written: what only the older copy names counts as free from here on, so that copy must never be
 // needed again.
 func (s *Store) levelSuperblocks() error {
+	if seeded(bugNotLevelled) {
+		s.behind = nil
+	}
 	p := alignedBuffer(blockSize)
 	s.sb.encode(p)
 	for _, block := range s.behind {
 		if _, err := s.disk.WriteAt(p, block<<blockShift); err != nil {
 			return err
+		}
+		if seeded(bugLevelledNoFlush) {
+			continue
 		}
 		if err := s.disk.Sync(); err != nil {
 			return err
@@ -291,7 +309,9 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 			if h.Seq < s.sb.LogStart || h.Count == 0 {
 				continue
 			}
-			durable = max(durable, h.Durable)
+			if !seeded(bugDurableIgnored) {
+				durable = max(durable, h.Durable)
+			}
 			if best[h.Seq] == nil && src.live {
 				s.recovery.FromProcess++
 			}
@@ -579,7 +599,7 @@ func (s *Store) applyLog(blocks logBlocks, pending func(seq uint64) bool, durabl
 			if err := p.layers(l, r, rest); err != nil {
 				return err
 			}
-		case seq > durable && r.Kind == kindData && !s.arrived(r, data):
+		case (seq > durable && !seeded(bugTrustsFirstBlock) || seq > durable+1) && r.Kind == kindData && !s.arrived(r, data):
 			s.recovery.Dropped++
 			// The bitmap may have been written when the record counted, and another may have superseded it since.
 			s.slots.disown(r.Slot)
@@ -600,7 +620,7 @@ func (s *Store) replayRecord(m *sectorMap, r *record) error {
 		return err
 	}
 	m.apply(r, s.supersede)
-	if r.Kind == kindData {
+	if r.Kind == kindData && !seeded(bugReplayOwnsNothing) {
 		s.slots.own(r.Slot)
 	}
 	return nil
@@ -610,7 +630,7 @@ func (s *Store) replayRecord(m *sectorMap, r *record) error {
 // there before the recovered state is durable: until then another recovery may begin from the old one, without it.
 func (s *Store) supersede(slot uint64) {
 	s.slots.disown(slot)
-	if s.volatile {
+	if s.volatile && !seeded(bugReplayFreesSuperseded) {
 		s.superseded = append(s.superseded, slot)
 	}
 }
@@ -642,7 +662,7 @@ func (p *replayer) layers(l *Layer, r *record, rest []byte) error {
 func (s *Store) arrived(r *record, buf []byte) bool {
 	for range 3 {
 		if _, err := s.disk.ReadAt(buf, s.sb.slotOffset(r.Slot)); err == nil {
-			return checksum(buf) == r.CRC
+			return checksum(buf) == r.CRC || seeded(bugNoDataCheck)
 		}
 	}
 	return true

@@ -357,7 +357,7 @@ func (s *Store) writeBitmap() (old []extent, err error) {
 		a.mu.Lock()
 		dirty := p.dirty
 		a.mu.Unlock()
-		if !dirty {
+		if !dirty || seeded(bugBitmapStale) {
 			continue
 		}
 		if buf == nil {

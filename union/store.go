@@ -430,7 +430,7 @@ func (s *Store) commit() error {
 	from, to := l.begin(false)
 	l.mu.Unlock()
 	err := s.writeLog(from, to)
-	if err == nil {
+	if err == nil && !seeded(bugCommitNoFlush) {
 		err = s.disk.Sync()
 	}
 	s.endCommit(to, false, err != nil)
@@ -441,6 +441,9 @@ func (s *Store) writeLog(from, to uint64) error {
 	segs, n := s.log.ringPieces(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			if seeded(bugCommitOneCopy) && first == s.sb.LogA {
+				continue
+			}
 			if _, err := s.disk.WriteAt(seg.p, s.logOffset(first, seg.seq)); err != nil {
 				return err
 			}
@@ -458,7 +461,7 @@ func (s *Store) logOffset(first, seq uint64) int64 {
 func (s *Store) endCommit(to uint64, fua, failed bool) {
 	s.log.mu.Lock()
 	ready := s.log.end(to, fua, failed)
-	if !fua && len(s.log.taken) > 0 {
+	if (!fua || seeded(bugFUAFrees)) && len(s.log.taken) > 0 {
 		s.epochs.retire(s.log.taken)
 		s.log.pending.Add(-countSlots(s.log.taken))
 		s.log.taken = s.log.taken[:0]

@@ -218,7 +218,7 @@ func (o *op) edgesChanged() (bool, missing) {
 		if want := o.q.d.layer.lookupLocked(e.block, m[:], sum[:]); want.m != nil {
 			return false, want
 		}
-		if m[0] != e.was {
+		if m[0] != e.was && !seeded(bugEdgesForgotten) {
 			return true, missing{}
 		}
 	}
@@ -248,6 +248,13 @@ func (o *op) apply(layer *Layer, l *modLog) missing {
 	slots.mu.Lock()
 	defer slots.mu.Unlock()
 	free := func(slot uint64) {
+		if seeded(bugReleaseAtRecord) {
+			slots.disown(slot)
+			slots.mu.Unlock()
+			slots.release(slot, 1)
+			slots.mu.Lock()
+			return
+		}
 		l.supersede(slot)
 		slots.disown(slot)
 	}
@@ -266,6 +273,14 @@ func (o *op) apply(layer *Layer, l *modLog) missing {
 	if zeroes > 0 {
 		r := record{Kind: kindZero, Layer: layer.entry.Number, Block: o.zero, Slot: zeroes}
 		l.append(&r)
+		if seeded(bugDiscardFreesEarly) {
+			free = func(slot uint64) {
+				slots.disown(slot)
+				slots.mu.Unlock()
+				slots.release(slot, 1)
+				slots.mu.Lock()
+			}
+		}
 		m.zero(r.Block, r.Slot, free)
 		o.zero += zeroes
 		o.zeroes -= zeroes
@@ -283,6 +298,9 @@ func (o *op) flush() {
 	l := o.q.d.layer.store.log
 	l.mu.Lock()
 	o.target = l.target()
+	if seeded(bugFlushSkipsOpen) {
+		o.target = l.next - 1
+	}
 	switch {
 	case l.failed:
 		l.mu.Unlock()
@@ -321,8 +339,17 @@ func (o *op) lead() {
 	segs, n := l.ringPieces(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
+			if seeded(bugOneLogCopy) && first == s.sb.LogB {
+				continue
+			}
 			o.pieces = append(o.pieces, piece{p: seg.p, off: s.logOffset(first, seg.seq), file: o.q.leaf, write: true})
 		}
+	}
+	if seeded(bugFlushBesideLog) && !o.fua {
+		o.left = 1
+		o.r.Fsync(o.q.leaf, cookieFlush)
+		o.issueAll(stepFlush)
+		return
 	}
 	o.issueAll(stepLog)
 }
@@ -332,6 +359,15 @@ func (o *op) logDone() {
 		o.q.d.layer.store.endCommit(o.to, o.fua, o.errno != 0)
 		o.complete(o.errno)
 		return
+	}
+	if seeded(bugNoDeviceFlush) {
+		o.flushDone()
+		return
+	}
+	if seeded(bugReleaseAtLogWrite) {
+		s := o.q.d.layer.store
+		s.epochs.retire(s.log.taken)
+		s.log.taken = s.log.taken[:0]
 	}
 	o.step = stepFlush
 	if !o.mayWrite() {
@@ -344,6 +380,9 @@ func (o *op) logDone() {
 
 func (o *op) flushDone() {
 	o.q.d.layer.store.endCommit(o.to, false, o.errno != 0)
+	if seeded(bugAckFailedFlush) {
+		o.errno = 0
+	}
 	o.complete(o.errno)
 }
 
