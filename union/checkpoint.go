@@ -230,7 +230,7 @@ func (s *Store) writeCatalog(enc []byte, exts []extent, sb *superblock) error {
 	if seeded(bugCheckpointNoFlush) {
 		return nil
 	}
-	return s.disk.Sync()
+	return s.syncSound()
 }
 
 func (s *Store) writeSuperblocks(sb *superblock) error {
@@ -246,9 +246,26 @@ func (s *Store) writeSuperblocks(sb *superblock) error {
 		if seeded(bugSuperblocksTogether) && block == superBBlock {
 			continue
 		}
-		if err := s.disk.Sync(); err != nil {
+		if err := s.syncSound(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// syncSound flushes the store, and fails where another's write or flush has failed by then: the kernel may have dropped what this one
+// was to cover.
+func (s *Store) syncSound() error {
+	if err := s.disk.Sync(); err != nil {
+		return err
+	}
+	if s.log == nil { // being formatted
+		return nil
+	}
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	if s.log.failed {
+		return errFailed
 	}
 	return nil
 }

@@ -165,7 +165,8 @@ func (l *modLog) begin(fua bool) (from, to uint64) {
 func (l *modLog) end(to uint64, fua, failed bool) (ready opList) {
 	l.committing = false
 	l.ended.Broadcast()
-	if failed {
+	// Where another's write or flush failed meanwhile, nobody knows what this one's flush has covered.
+	if failed || l.failed {
 		l.fail()
 		l.taken = l.taken[:0]
 		return l.drop()

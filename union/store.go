@@ -433,7 +433,9 @@ func (s *Store) commit() error {
 	if err == nil && !seeded(bugCommitNoFlush) {
 		err = s.disk.Sync()
 	}
-	s.endCommit(to, false, err != nil)
+	if !s.endCommit(to, false, err != nil) && err == nil {
+		err = errFailed
+	}
 	return err
 }
 
@@ -457,10 +459,11 @@ func (s *Store) logOffset(first, seq uint64) int64 {
 	return int64(first+seq%s.sb.LogBlocks) << blockShift
 }
 
-// endCommit frees what the commit superseded and resumes who waited for it.
-func (s *Store) endCommit(to uint64, fua, failed bool) {
+// endCommit frees what the commit superseded and resumes who waited for it. It reports whether the commit counts.
+func (s *Store) endCommit(to uint64, fua, failed bool) bool {
 	s.log.mu.Lock()
 	ready := s.log.end(to, fua, failed)
+	failed = s.log.failed
 	if (!fua || seeded(bugFUAFrees)) && len(s.log.taken) > 0 {
 		s.epochs.retire(s.log.taken)
 		s.log.pending.Add(-countSlots(s.log.taken))
@@ -469,6 +472,7 @@ func (s *Store) endCommit(to uint64, fua, failed bool) {
 	s.log.mu.Unlock()
 	resumeAll(ready)
 	s.spaceFreed()
+	return !failed
 }
 
 func resumeAll(ready opList) {

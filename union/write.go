@@ -356,7 +356,7 @@ func (o *op) lead() {
 
 func (o *op) logDone() {
 	if o.errno != 0 || o.fua {
-		o.q.d.layer.store.endCommit(o.to, o.fua, o.errno != 0)
+		o.endCommit(o.fua)
 		o.complete(o.errno)
 		return
 	}
@@ -378,8 +378,15 @@ func (o *op) logDone() {
 	o.r.Fsync(o.q.leaf, cookieFlush)
 }
 
+// endCommit ends the commit that the request led, which fails where the store has failed meanwhile.
+func (o *op) endCommit(fua bool) {
+	if !o.q.d.layer.store.endCommit(o.to, fua, o.errno != 0) && o.errno == 0 {
+		o.errno = syscall.EIO
+	}
+}
+
 func (o *op) flushDone() {
-	o.q.d.layer.store.endCommit(o.to, false, o.errno != 0)
+	o.endCommit(false)
 	if seeded(bugAckFailedFlush) {
 		o.errno = 0
 	}
