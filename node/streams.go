@@ -1,6 +1,9 @@
 package node
 
-import "net/http"
+import (
+	"context"
+	"net/http"
+)
 
 func (s *server) prepareExport(r *http.Request) (any, error) {
 	var req ExportRequest
@@ -16,21 +19,15 @@ func (s *server) cancelExport(r *http.Request) (any, error) {
 
 // export goes on for as long as the client stays.
 func (s *server) export(w http.ResponseWriter, r *http.Request) {
-	st, err := newStream(w)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	s.end(st, s.d.Export(r.Context(), r.PathValue("name"), r.PathValue("token"), func(e ExportEvent) error { return st.emit(e) }))
+	s.stream(w, func(st *stream) error {
+		return s.d.Export(r.Context(), r.PathValue("name"), r.PathValue("token"), func(e ExportEvent) error { return st.emit(e) })
+	})
 }
 
 func (s *server) changed(w http.ResponseWriter, r *http.Request) {
-	st, err := newStream(w)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	s.end(st, s.d.Changed(r.Context(), r.PathValue("name"), func(p ChangedPart) error { return st.emit(p) }))
+	s.stream(w, func(st *stream) error {
+		return s.d.Changed(r.Context(), r.PathValue("name"), func(p ChangedPart) error { return st.emit(p) })
+	})
 }
 
 func (s *server) removeLayer(r *http.Request) (any, error) {
@@ -41,47 +38,33 @@ func (s *server) removeLayer(r *http.Request) (any, error) {
 	return struct{}{}, s.d.RemoveLayer(r.Context(), req)
 }
 
-// detach tells the progress for as long as the client stays; the work goes on without it.
-func (s *server) detach(w http.ResponseWriter, r *http.Request) {
-	var req DetachRequest
-	if err := decodeBody(r.Body, &req); err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
+// stream answers with what the work reports.
+func (s *server) stream(w http.ResponseWriter, work func(st *stream) error) {
 	st, err := newStream(w)
 	if err != nil {
 		s.fail(w, Explain(err))
 		return
 	}
-	s.end(st, s.d.Detach(r.Context(), req, func(status DetachStatus) error { return st.emit(status) }))
+	s.end(st, work(st))
 }
+
+// report reads a request and answers with what the work on it reports.
+func report[Request, Event any](s *server, w http.ResponseWriter, r *http.Request, work func(context.Context, Request, func(Event) error) error) {
+	var req Request
+	if err := decodeBody(r.Body, &req); err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.stream(w, func(st *stream) error {
+		return work(r.Context(), req, func(e Event) error { return st.emit(e) })
+	})
+}
+
+// detach tells the progress for as long as the client stays; the work goes on without it.
+func (s *server) detach(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.Detach) }
 
 // moveLayer goes on for as long as the client stays.
-func (s *server) moveLayer(w http.ResponseWriter, r *http.Request) {
-	var req MoveRequest
-	if err := decodeBody(r.Body, &req); err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	st, err := newStream(w)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	s.end(st, s.d.MoveLayer(r.Context(), req, func(e MoveEvent) error { return st.emit(e) }))
-}
+func (s *server) moveLayer(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.MoveLayer) }
 
 // scrub tells the progress for as long as the client stays; the pass goes on without it.
-func (s *server) scrub(w http.ResponseWriter, r *http.Request) {
-	var req ScrubRequest
-	if err := decodeBody(r.Body, &req); err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	st, err := newStream(w)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	s.end(st, s.d.Scrub(r.Context(), req, func(rep ScrubReport) error { return st.emit(rep) }))
-}
+func (s *server) scrub(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.Scrub) }

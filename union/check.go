@@ -267,13 +267,5 @@ func (rep *CheckReport) checkFlat(s *Store, l *Layer) error {
 
 // resolveBelow resolves blocks that no layer above holds, by the layers' own maps until there are views.
 func (l *Layer) resolveBelow(first uint64, out []mapping, sums []uint32) error {
-	for {
-		want := l.fill(first, out, sums)
-		if want.m == nil {
-			return nil
-		}
-		if err := l.store.load(want.m, want.region); err != nil {
-			return err
-		}
-	}
+	return l.store.untilLoaded(func() missing { return l.fill(first, out, sums) })
 }

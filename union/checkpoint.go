@@ -26,10 +26,7 @@ func (s *Store) checkpointLocked() error {
 		l.mu.Unlock()
 		return fmt.Errorf("checkpoint: %w", errFailed)
 	}
-	if l.count > 0 {
-		l.seal()
-		l.open()
-	}
+	l.cut()
 	start := l.next
 	if seeded(bugStartMovedEarly) {
 		l.start = start
@@ -107,10 +104,7 @@ func (s *Store) writePending() error {
 		l.mu.Unlock()
 		return errFailed
 	}
-	if l.count > 0 {
-		l.seal()
-		l.open()
-	}
+	l.cut()
 	from, to := l.written+1, l.next-1
 	if to < from {
 		l.mu.Unlock()
@@ -220,12 +214,8 @@ func (s *Store) writeCatalog(enc []byte, exts []extent, sb *superblock) error {
 		}
 	}
 	p := catalogBlocks(enc, sb.UUID, sb.CatalogGeneration, slots)
-	for _, e := range exts {
-		n := int(e.Count) << blockShift
-		if _, err := s.disk.WriteAt(p[:n], sb.slotOffset(e.Slot)); err != nil {
-			return err
-		}
-		p = p[n:]
+	if err := s.writeExtents(p, exts); err != nil {
+		return err
 	}
 	if seeded(bugCheckpointNoFlush) {
 		return nil
@@ -259,12 +249,7 @@ func (s *Store) syncSound() error {
 	if err := s.disk.Sync(); err != nil {
 		return err
 	}
-	if s.log == nil { // being formatted
-		return nil
-	}
-	s.log.mu.Lock()
-	defer s.log.mu.Unlock()
-	if s.log.failed {
+	if s.log.hasFailed() {
 		return errFailed
 	}
 	return nil

@@ -208,9 +208,12 @@ func layoutOf(blocks, n, a, gap uint64) superblock {
 	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: a, LogStart: 1, NextLayer: 1}
 	s.LogB = s.LogA + n + gap
 	s.SlotBase = s.LogB + n
-	s.Slots = min(blocks-s.SlotBase, maxSlots)
+	s.fillSlots()
 	return s
 }
+
+// fillSlots makes slots of all blocks behind the log.
+func (s *superblock) fillSlots() { s.Slots = min(s.SizeBlocks-s.SlotBase, maxSlots) }
 
 // pendingBlocks is the size of the ring of pending blocks in memory.
 func (s *superblock) pendingBlocks() uint64 { return min(s.LogBlocks, maxPendingBlocks) }

@@ -21,15 +21,12 @@ func (s *Store) Grow(sizeBytes int64) (StoreInfo, error) {
 }
 
 func (s *Store) growLocked(sizeBytes int64) error {
-	s.log.mu.Lock()
-	failed := s.log.failed
-	s.log.mu.Unlock()
 	switch {
 	case s.closed:
 		return ErrClosed
 	case s.readOnly:
 		return ErrReadOnly
-	case failed:
+	case s.log.hasFailed():
 		return errFailed
 	case sizeBytes < 0:
 		return fmt.Errorf("a size of %d bytes", sizeBytes)
@@ -66,7 +63,7 @@ func (s *Store) takeUp(blocks uint64) error {
 	next := s.sb
 	next.Generation++
 	next.SizeBlocks = blocks
-	next.Slots = blocks - next.SlotBase
+	next.fillSlots()
 	if err := s.writeSuperblocks(&next); err != nil {
 		s.fail()
 		return fmt.Errorf("write superblock: %w", err)

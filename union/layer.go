@@ -224,12 +224,17 @@ type missing struct {
 
 // resolve finds where blocks are: in this layer, in one below, or in none. It may read the store. It is not for requests.
 func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) error {
+	return l.store.untilLoaded(func() missing { return l.lookup(first, out, sums) })
+}
+
+// untilLoaded repeats a look-up until everything that it needs is in memory.
+func (s *Store) untilLoaded(look func() missing) error {
 	for {
-		want := l.lookup(first, out, sums)
+		want := look()
 		if want.m == nil {
 			return nil
 		}
-		if err := l.store.load(want.m, want.region); err != nil {
+		if err := s.load(want.m, want.region); err != nil {
 			return err
 		}
 	}
@@ -243,16 +248,14 @@ func (l *Layer) lookup(first uint64, out []mapping, sums []uint32) missing {
 }
 
 func (l *Layer) lookupLocked(first uint64, out []mapping, sums []uint32) missing {
-	m := l.m
-	m.mu.Lock()
-	region, ok := m.lookup(first, out, sums)
-	m.mu.Unlock()
-	if !ok {
-		return missing{m, region}
+	if want := l.m.lookupOwn(first, out, sums); want.m != nil {
+		return want
 	}
-	for i := range out {
-		if seeded(bugDiscardToRoot) && out[i] == mapZero {
-			out[i] = mapAbsent
+	if seeded(bugDiscardToRoot) {
+		for i := range out {
+			if out[i] == mapZero {
+				out[i] = mapAbsent
+			}
 		}
 	}
 	if l.parent != nil {
@@ -309,7 +312,7 @@ func (m *sectorMap) lookupOwn(first uint64, out []mapping, sums []uint32) missin
 	return missing{}
 }
 
-// content returns what a sealed layer itself holds, and the layer below, as they belong together.
+// content returns what the layer itself holds, and the layer below, as they belong together.
 func (l *Layer) content() (*sectorMap, *Layer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -318,26 +321,17 @@ func (l *Layer) content() (*sectorMap, *Layer) {
 
 // own finds blocks in the layer itself only.
 func (l *Layer) own(first uint64, out []mapping, sums []uint32) error {
-	for {
+	return l.store.untilLoaded(func() missing {
 		l.mu.Lock()
-		want := l.m.lookupOwn(first, out, sums)
-		l.mu.Unlock()
-		if want.m == nil {
-			return nil
-		}
-		if err := l.store.load(want.m, want.region); err != nil {
-			return err
-		}
-	}
+		defer l.mu.Unlock()
+		return l.m.lookupOwn(first, out, sums)
+	})
 }
 
 // changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
 // of space, nobody knows which catalog the superblocks name, and the store takes no more writes.
 func (s *Store) changeLayers() error {
-	s.log.mu.Lock()
-	failed := s.log.failed
-	s.log.mu.Unlock()
-	if failed {
+	if s.log.hasFailed() {
 		return errFailed
 	}
 	if len(s.stale) > 0 && !seeded(bugCatalogAlone) {

@@ -144,15 +144,27 @@ func (l *modLog) target() uint64 {
 	return l.next - 1
 }
 
+// cut seals the block that takes records, if it has any, and begins the next.
+func (l *modLog) cut() {
+	if l.count > 0 {
+		l.seal()
+		l.open()
+	}
+}
+
+// hasFailed is for callers that do not hold mu.
+func (l *modLog) hasFailed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
+}
+
 // begin starts a commit of all records so far. It returns the blocks to write, from
 // through to (none where to is less), which stay untouched until end. A commit for FUA writes the log alone, durably, and
 // frees nothing: the data of other requests' records may still be lost.
 func (l *modLog) begin(fua bool) (from, to uint64) {
 	l.committing = true
-	if l.count > 0 {
-		l.seal()
-		l.open()
-	}
+	l.cut()
 	if !fua || seeded(bugFUAFrees) {
 		l.taken, l.limbo = l.limbo, l.taken[:0]
 	}

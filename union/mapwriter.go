@@ -409,14 +409,19 @@ func (s *Store) writeBlocks(p []byte) ([]extent, error) {
 	if !ok {
 		return nil, fmt.Errorf("%d blocks: %w", n, ErrNoSpace)
 	}
+	return exts, s.writeExtents(p, exts)
+}
+
+// writeExtents writes blocks to the slots of extents, in their order.
+func (s *Store) writeExtents(p []byte, exts []extent) error {
 	for _, e := range exts {
 		k := int(e.Count) << blockShift
 		if _, err := s.disk.WriteAt(p[:k], s.sb.slotOffset(e.Slot)); err != nil {
-			return nil, err
+			return err
 		}
 		p = p[k:]
 	}
-	return exts, nil
+	return nil
 }
 
 // segmentReader goes through the records of a segment.

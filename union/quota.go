@@ -2,13 +2,6 @@ package union
 
 import "fmt"
 
-// dataBlocks is how many blocks the layer itself holds in slots. The caller holds mu.
-func (l *Layer) dataBlocks() uint64 {
-	l.m.mu.Lock()
-	defer l.m.mu.Unlock()
-	return l.m.data
-}
-
 // quotaSlack is by how many blocks metadata may exceed a quota.
 func quotaSlack(quota uint64) uint64 { return min(quota/16, 16<<20>>blockShift) }
 
@@ -20,7 +13,7 @@ func (l *Layer) holdQuota(o *op, fresh int, c class) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.dataBlocks()+l.reserved+uint64(fresh) > l.quotaOf(c) {
+	if l.m.dataBlocks()+l.reserved+uint64(fresh) > l.quotaOf(c) {
 		return false
 	}
 	l.reserved += uint64(fresh)
@@ -53,7 +46,7 @@ func (l *Layer) quotaFor(fresh int, c class) quotaVerdict {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch have, q := l.dataBlocks()+uint64(fresh), l.quotaOf(c); {
+	switch have, q := l.m.dataBlocks()+uint64(fresh), l.quotaOf(c); {
 	case have+l.reserved <= q:
 		return quotaFree
 	case have <= q:
@@ -67,7 +60,7 @@ func (l *Layer) quotaLeft() (left, quota uint64) {
 	quota = l.quota.Load()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if used := l.dataBlocks(); used < quota {
+	if used := l.m.dataBlocks(); used < quota {
 		left = quota - used
 	}
 	return left, quota

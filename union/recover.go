@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -337,10 +338,11 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 		arrived = seen
 	}
 	blocks := logBlocks{s, best, s.sb.LogStart, seen}
-	if err := s.loadForReplay(blocks); err != nil {
+	p := s.newReplayer(blocks)
+	if err := s.loadForReplay(blocks, p.again()); err != nil {
 		return 0, err
 	}
-	return seen, s.applyLog(blocks, func(seq uint64) bool { return copies[seq] == 0 }, arrived)
+	return seen, s.applyLog(blocks, p, func(seq uint64) bool { return copies[seq] == 0 }, arrived)
 }
 
 // replayer applies the records of the log in their order, which the owners of slots depend on.
@@ -366,6 +368,9 @@ func (s *Store) newReplayer(blocks logBlocks) *replayer {
 	})
 	return p
 }
+
+// again returns a replayer that stands at the beginning of the log, as p does.
+func (p *replayer) again() *replayer { return &replayer{p.s, p.byNumber, maps.Clone(p.seals)} }
 
 // target is the map that a layer's records go to at this point of the log.
 func (p *replayer) target(l *Layer) *sectorMap {
@@ -408,8 +413,7 @@ func (b *logBlocks) each(f func(seq uint64, r *record, rest []byte) error) error
 }
 
 // loadForReplay loads the regions that records of the log are about, many at once.
-func (s *Store) loadForReplay(blocks logBlocks) error {
-	p := s.newReplayer(blocks)
+func (s *Store) loadForReplay(blocks logBlocks, p *replayer) error {
 	var wanted []replayRegion
 	last := replayRegion{}
 	_ = blocks.each(func(_ uint64, r *record, _ []byte) error {
@@ -581,8 +585,7 @@ func (s *Store) readCopy(p []byte, off int64) error {
 }
 
 // applyLog applies the records of the blocks. Those that are pending are in the memory of a process that died, and nowhere else.
-func (s *Store) applyLog(blocks logBlocks, pending func(seq uint64) bool, durable uint64) error {
-	p := s.newReplayer(blocks)
+func (s *Store) applyLog(blocks logBlocks, p *replayer, pending func(seq uint64) bool, durable uint64) error {
 	data := alignedBuffer(blockSize)
 	s.recovery.LogBlocks = len(blocks.best)
 	return blocks.each(func(seq uint64, r *record, rest []byte) error {

@@ -196,10 +196,6 @@ func (p *scrubbing) bitmap() error {
 
 // holds tells whether the layer itself has anything in a region.
 func (l *Layer) holds(region uint64) bool {
-	l.mu.Lock()
-	m := l.m
-	l.mu.Unlock()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.word(region) != wordNone
+	m, _ := l.content()
+	return m.touches(region)
 }

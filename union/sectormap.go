@@ -580,6 +580,7 @@ func (m *sectorMap) touches(region uint64) bool {
 	return m.word(region) != 0
 }
 
+// dataBlocks is how many blocks the layer itself holds in slots.
 func (m *sectorMap) dataBlocks() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -49,9 +49,7 @@ func (s *Store) checkRun(run []record, buf []byte, bad func(r *record, why strin
 
 // dataIn returns the records of the data blocks of the layer itself in a region, without those of zeros.
 func (l *Layer) dataIn(region uint64, dst []record) ([]record, error) {
-	l.mu.Lock()
-	m := l.m
-	l.mu.Unlock()
+	m, _ := l.content()
 	dst, err := l.store.records(m, region, dst)
 	data := dst[:0]
 	for _, e := range dst {

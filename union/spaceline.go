@@ -64,7 +64,7 @@ func (o *op) classify() missing {
 		}
 	}
 	switch {
-	case o.r.Op != ublk.OpWrite && l.dataBlocks() > 0:
+	case o.r.Op != ublk.OpWrite && l.m.dataBlocks() > 0:
 		// Where it discards what the layer holds, it gives back more than it takes. It takes two slots at most.
 		o.class = classOverwrite
 	case o.r.Op != ublk.OpWrite:

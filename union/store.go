@@ -207,10 +207,10 @@ func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 	}
 	s := &Store{path: path, disk: d, sb: *sb, slots: newSlotAllocator(sb.Slots), pager: newPager(), layers: map[string]*Layer{}}
 	s.space.setUp(StoreOptions{})
+	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, sb.pendingBlocks()<<blockShift), sb.LogStart)
 	if err := s.writeState(sb.LogStart); err != nil {
 		return nil, err
 	}
-	s.log = newModLog(sb.UUID, sb.LogBlocks, make([]byte, sb.pendingBlocks()<<blockShift), sb.LogStart)
 	s.findSpace()
 	info := s.Info()
 	return &info, nil
