@@ -25,7 +25,7 @@ type sectorModel struct {
 	history   []sectorValue
 	acked     int // acknowledged: survives the process
 	floor     int // covered by a flush or FUA: survives the power
-	witnessed int // covered, and the disk says so in more than the last commit: survives rot of that
+	witnessed int // covered, and the disk says so in two places: survives rot of one
 	busy      bool
 }
 

@@ -702,7 +702,7 @@ func (r *simRun) freeze(d *simDevice) {
 		r.model.flushed(covered, merged, r.durable())
 		r.model.shots[len(r.model.shots)-1].sealed = m
 		r.sealed(m)
-	}, nil)
+	}, func() { delete(r.model.layers, name) })
 }
 
 // sealed takes what a layer holds that has just been sealed as its content from now on, if it is legal.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -102,7 +104,8 @@ func (lk *looker) after(r *simRun) {
 	}
 }
 
-// witness finds out which log block the durable content confirms.
+// witness finds out which log block the durable content confirms, whichever one block of the log rots in both copies: the
+// start of the log, or what two blocks of it call durable.
 func (lk *looker) witness(r *simRun) {
 	var sb superblock
 	p := lk.stable.content
@@ -113,14 +116,18 @@ func (lk *looker) witness(r *simRun) {
 		}
 		sb = b
 	}
-	durable := sb.LogStart - 1
+	claims := map[uint64]uint64{} // by block
 	var h logHeader
 	for _, first := range []uint64{sb.LogA, sb.LogB} {
 		for i := range sb.LogBlocks {
 			if h.decode(p[(first+i)<<blockShift:][:blockSize], sb.UUID) && h.Seq >= sb.LogStart {
-				durable = max(durable, h.Durable)
+				claims[h.Seq] = h.Durable
 			}
 		}
+	}
+	durable := sb.LogStart - 1
+	if all := slices.Sorted(maps.Values(claims)); len(all) > 1 {
+		durable = max(durable, all[len(all)-2])
 	}
 	r.model.witness(durable)
 }
