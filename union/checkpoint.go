@@ -9,7 +9,7 @@ import (
 
 // Checkpoint writes what changed of every sector map and of the bitmap of slots, and moves the log's start to the
 // records that came after. Requests go on meanwhile: what it writes may hold mappings newer than its
-// start, which the log then repeats. All of their records are durable in the log before the checkpoint counts, so that map and bitmap,
+// start, which the log then repeats. The flush before the checkpoint counts covers all of their records, so that map and bitmap,
 // written at different moments, agree once the log has been repeated.
 func (s *Store) Checkpoint() error {
 	s.mu.Lock()
@@ -37,9 +37,6 @@ func (s *Store) checkpointLocked() error {
 	if seeded(bugMapFreedEarly) {
 		s.releaseAll(old)
 		old = nil
-	}
-	if err == nil && !seeded(bugCheckpointWithoutLog) {
-		err = s.writePending()
 	}
 	if seeded(bugStartTooLate) {
 		l.mu.Lock()
@@ -93,40 +90,6 @@ func (s *Store) writeMaps() (old []extent, err error) {
 // inOrder lists the layers by their numbers, so that two stores with the same history are the same.
 func (s *Store) inOrder() []*Layer {
 	return slices.SortedFunc(maps.Values(s.layers), func(a, b *Layer) int { return cmp.Compare(a.entry.Number, b.entry.Number) })
-}
-
-// writePending writes to both copies of the log what maps and bitmap may have captured and no commit has written. The
-// flush of the catalog makes it durable. It does not wait for a commit under way, which may write the same blocks.
-func (s *Store) writePending() error {
-	l := s.log
-	l.mu.Lock()
-	if l.failed {
-		l.mu.Unlock()
-		return errFailed
-	}
-	l.cut()
-	from, to := l.written+1, l.next-1
-	if to < from {
-		l.mu.Unlock()
-		return nil
-	}
-	// A copy: the ring's blocks are used again as soon as that commit has ended.
-	buf := alignedBuffer(int(to-from+1) << blockShift)
-	p := buf
-	pieces, n := l.ringPieces(from, to)
-	for _, piece := range pieces[:n] {
-		p = p[copy(p, piece.p):]
-	}
-	l.mu.Unlock()
-	for _, piece := range pieces[:n] {
-		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
-			if _, err := s.disk.WriteAt(buf[:len(piece.p)], s.logOffset(first, piece.seq)); err != nil {
-				return err
-			}
-		}
-		buf = buf[len(piece.p):]
-	}
-	return nil
 }
 
 // checkpointNeed is how many slots a checkpoint takes at most before it gives any back, once more blocks have been written.
@@ -220,7 +183,7 @@ func (s *Store) writeCatalog(enc []byte, exts []extent, sb *superblock) error {
 	if seeded(bugCheckpointNoFlush) {
 		return nil
 	}
-	return s.syncSound()
+	return s.flushState()
 }
 
 func (s *Store) writeSuperblocks(sb *superblock) error {
@@ -236,21 +199,17 @@ func (s *Store) writeSuperblocks(sb *superblock) error {
 		if seeded(bugSuperblocksTogether) && block == superBBlock {
 			continue
 		}
-		if err := s.syncSound(); err != nil {
+		if err := s.flushState(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// syncSound flushes the store, and fails where another's write or flush has failed by then: the kernel may have dropped what this one
-// was to cover.
-func (s *Store) syncSound() error {
-	if err := s.disk.Sync(); err != nil {
-		return err
+// flushState flushes, with what was written to it, the log: the records of all that maps and bitmap may have captured.
+func (s *Store) flushState() error {
+	if seeded(bugCheckpointWithoutLog) {
+		return s.disk.Sync()
 	}
-	if s.log.hasFailed() {
-		return errFailed
-	}
-	return nil
+	return s.flush()
 }

@@ -255,9 +255,9 @@ func (r *simRun) serve(o StoreOptions) error {
 	return nil
 }
 
-// fault tells whether a write or flush of the disk is to fail, once devices are there and no blocking call is under way.
+// fault tells whether a write or flush of the disk is to fail, once devices are there.
 func (r *simRun) fault(flush bool) bool {
-	if r.cfg.faultAt == 0 || r.cfg.faultFlush && !flush || r.life > 0 || r.devices[1] == nil || r.gate.busy {
+	if r.cfg.faultAt == 0 || r.cfg.faultFlush && !flush || r.life > 0 || r.devices[1] == nil {
 		return false
 	}
 	if r.ios++; r.ios != r.cfg.faultAt {

@@ -139,6 +139,7 @@ func TestDetachBranchInFlight(t *testing.T) {
 				if rng.IntN(3) == 0 && d.finishBadly(w.rig, rng) {
 					died, how = true, 1+rng.IntN(2)
 				} else if d.owner.entry.Detaching {
+					calm(t, w.store, w.sim)
 					if err := d.finish(); err != nil {
 						t.Fatalf("seed %d: finish: %v", seed, err)
 					}

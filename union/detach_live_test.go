@@ -250,13 +250,13 @@ func TestDetachGivesUp(t *testing.T) {
 			}
 			r.sealAs("below")
 			c.spoil(r)
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.checkpoint(); err != nil {
 				t.Fatal(err)
 			}
 			free, layers := r.store.slots.freeSlots(), len(r.store.layers)
 			err := r.store.Detach(context.Background(), "web1", r.base, DetachOptions{})
 			wantError(t, err, c.want, "web1", c.say)
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.checkpoint(); err != nil {
 				t.Fatal(err)
 			}
 			if n := r.store.slots.freeSlots(); n != free || len(r.store.layers) != layers || r.layer.entry.Detaching {

@@ -124,6 +124,7 @@ func TestDetachInFlight(t *testing.T) {
 				if r.base.disk != nil && rng.IntN(3) == 0 && d.finishBadly(r, rng) {
 					died, how = true, 1+rng.IntN(2)
 				} else if d.owner.entry.Detaching {
+					calm(t, r.store, r.sim)
 					if err := d.finish(); err != nil {
 						t.Fatalf("seed %d: finish: %v", seed, err)
 					}

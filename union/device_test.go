@@ -12,7 +12,7 @@ func drive(r *rig, o *oracle, rng *rand.Rand, n int) {
 		case k < 12:
 			o.submit(r, rng)
 		case k == 12 && rng.IntN(8) == 0:
-			if err := r.store.Checkpoint(); err != nil && !o.failing {
+			if err := r.checkpoint(); err != nil && !o.failing {
 				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
 			}
 		case k == 13 && rng.IntN(8) == 0:

@@ -20,7 +20,7 @@ type layerSpace struct {
 // space is measured when nothing waits to be freed.
 func (r *rig) space() layerSpace {
 	r.t.Helper()
-	if err := errors.Join(r.sim.Run(), r.store.commit(), r.store.Checkpoint()); err != nil {
+	if err := errors.Join(r.sim.Run(), r.store.commit(), r.checkpoint()); err != nil {
 		r.t.Fatal(err)
 	}
 	if r.store.epochs.collect() {

@@ -155,13 +155,14 @@ func driveLayers(r *rig, o *layerOracle, rng *rand.Rand, n int) {
 			mustFlatten(r.t, r.store)
 		case k == 57 && o.allDurable(): // writes the catalog and leaves the log as it is
 			o.count++
+			calm(r.t, r.store, r.sim)
 			l, err := r.store.OpenLayer(fmt.Sprintf("other%d", o.count), LayerOptions{Create: true, Pin: r.base.Pin(), SizeBytes: r.size})
 			if err != nil {
 				r.t.Fatalf("seed %d: make layer: %v", r.seed, err)
 			}
 			l.Release()
 		case k == 56 && rng.IntN(4) == 0:
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.checkpoint(); err != nil {
 				r.t.Fatalf("seed %d: checkpoint: %v", r.seed, err)
 			}
 		default:

@@ -159,7 +159,7 @@ func TestFullStoreSurvivesPowerCut(t *testing.T) {
 				t.Fatalf("block %d has other content", perm[i])
 			}
 		}
-		if err := r.store.Checkpoint(); err != nil {
+		if err := r.checkpoint(); err != nil {
 			t.Fatal(err)
 		}
 	}

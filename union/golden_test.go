@@ -111,7 +111,7 @@ func exampleStore(t *testing.T) *rig {
 	write(1500, 1500)
 	r.store.sb.BootID = otherUUID
 	fix(r.layer, 0x3e, 1700000000)
-	if err := r.store.Checkpoint(); err != nil {
+	if err := r.checkpoint(); err != nil {
 		t.Fatal(err)
 	}
 	write(1, 101)

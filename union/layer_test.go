@@ -321,7 +321,7 @@ func (r *rig) wantFailed() {
 			r.t.Errorf("%s on a failed store: %v", name, err)
 		}
 	}
-	for name, err := range map[string]error{"layer": layer, "checkpoint": r.store.Checkpoint()} {
+	for name, err := range map[string]error{"layer": layer, "checkpoint": r.checkpoint()} {
 		if !errors.Is(err, errFailed) {
 			r.t.Errorf("%s on a failed store: %v", name, err)
 		}

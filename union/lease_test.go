@@ -285,7 +285,7 @@ func TestFencedStoreWritesNothing(t *testing.T) {
 			}
 			_, grown := r.store.Grow(MinStoreBytes + 1<<20)
 			_, quota := r.layer.SetQuota(1 << 20)
-			if r.store.Checkpoint() == nil || grown == nil || quota == nil {
+			if r.checkpoint() == nil || grown == nil || quota == nil {
 				t.Errorf("checkpoint, grow %v, quota %v", grown, quota)
 			}
 			if info := r.store.Info(); !info.Failed || info.Fenced == "" {
@@ -455,7 +455,7 @@ func TestExpiredLeaseStopsEveryPath(t *testing.T) {
 		},
 		"flush":      func(r *rig) error { return errnoOf(r.answerTo(ublk.Descriptor{Op: ublk.OpFlush})) },
 		"commit":     func(r *rig) error { return errors.Join(r.store.commit(), r.store.fencedDiskTakes()) },
-		"checkpoint": func(r *rig) error { return r.store.Checkpoint() },
+		"checkpoint": func(r *rig) error { return r.checkpoint() },
 		"grow":       func(r *rig) error { _, err := r.store.Grow(MinStoreBytes + 1<<20); return err },
 		"quota":      func(r *rig) error { _, err := r.layer.SetQuota(1 << 20); return err },
 	} {

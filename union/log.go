@@ -28,6 +28,8 @@ type modLog struct {
 	written    uint64 // blocks up to here are in both copies, which nothing can take back
 	durable    uint64 // blocks up to here are written, and so is, by a flush, the data of their records
 	committing bool
+	begun      uint64 // commits that flush
+	flushed    uint64 // of them, the last that ended well
 	failed     bool
 	limbo      []extent  // slots superseded by records that no commit has taken
 	taken      []extent  // slots superseded by records of the commit under way
@@ -168,6 +170,9 @@ func (l *modLog) begin(fua bool) (from, to uint64) {
 	if !fua || seeded(bugFUAFrees) {
 		l.taken, l.limbo = l.limbo, l.taken[:0]
 	}
+	if !fua {
+		l.begun++
+	}
 	return l.written + 1, l.next - 1
 }
 
@@ -184,6 +189,9 @@ func (l *modLog) end(to uint64, fua, failed bool) (ready opList) {
 		return l.drop()
 	}
 	l.written = to
+	if !fua {
+		l.flushed = l.begun
+	}
 	if !fua || seeded(bugFUADurable) {
 		l.durable = to
 	}

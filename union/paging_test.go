@@ -24,7 +24,7 @@ func TestPaging(t *testing.T) {
 				if err := r.sim.Run(); err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
-				if err := r.store.Checkpoint(); err != nil {
+				if err := r.checkpoint(); err != nil {
 					t.Fatal(err)
 				}
 				before := r.store.pager.arena.words.Load()

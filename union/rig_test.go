@@ -312,6 +312,32 @@ func (r *rig) shorn(rng *rand.Rand) (*ublktest.Disk, error) {
 	return after, after.Sync()
 }
 
+// committing tells whether a commit is under way.
+func committing(s *Store) bool {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return s.log.committing
+}
+
+// calm ends the commit that a request leads: a blocking call would wait for it, in the thread that serves it.
+func calm(t reporter, s *Store, sim *ublktest.Sim) {
+	t.Helper()
+	for committing(s) {
+		if !sim.Step() {
+			t.Fatalf("a commit does not end")
+		}
+	}
+}
+
+// checkpoint makes one beside requests in flight.
+func (r *rig) checkpoint() error {
+	if r.store.stopped != nil { // which may lead commits too
+		return r.beside(r.store.Checkpoint)
+	}
+	calm(r.t, r.store, r.sim)
+	return r.store.Checkpoint()
+}
+
 // check runs the checker over the disk as it is.
 func (r *rig) check() {
 	r.t.Helper()

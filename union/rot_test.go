@@ -19,7 +19,7 @@ func TestRotIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 		// In the log, behind everything that a flush is known to have covered, the record would count as unflushed.
-		if err := r.store.Checkpoint(); err != nil {
+		if err := r.checkpoint(); err != nil {
 			t.Fatal(err)
 		}
 		var m [1]mapping

@@ -167,7 +167,7 @@ func (p *scrubbing) superblocks() error {
 func (s *Store) mend(p []byte, off int64) error {
 	_, err := s.disk.WriteAt(p, off)
 	if err == nil {
-		err = s.disk.Sync()
+		err = s.flush()
 	}
 	if err != nil {
 		s.fail()

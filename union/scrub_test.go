@@ -33,7 +33,7 @@ func TestScrub(t *testing.T) {
 	r.sealAs("silver")
 	flat := func() {
 		t.Helper()
-		if err := errors.Join(r.store.flatten(), r.store.Checkpoint()); err != nil {
+		if err := errors.Join(r.store.flatten(), r.checkpoint()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -88,6 +88,22 @@ func (r *rig) until(what string, holds func() bool) {
 	}
 }
 
+// beside calls what blocks while the simulation goes on: the background work may hand the next commit to a request.
+func (r *rig) beside(f func() error) error {
+	ended := make(chan error)
+	go func() { ended <- f() }()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		default:
+			if !r.sim.Step() {
+				time.Sleep(50 * time.Microsecond)
+			}
+		}
+	}
+}
+
 // stopWork ends the background work, which may wait for a commit that a request leads.
 func (r *rig) stopWork() {
 	close(r.store.stop)
@@ -436,7 +452,7 @@ func TestFullStoreGoesOn(t *testing.T) {
 			all = append(all, r.begin(ublk.Descriptor{Op: ublk.OpDiscard, Off: int64(b) << blockShift, Len: 3 << blockShift}, 0))
 		}
 		if rng.IntN(8) == 0 {
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.checkpoint(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -452,7 +468,7 @@ func TestFullStoreGoesOn(t *testing.T) {
 	if err := r.store.FreezeAllowed(); gone < n/40 && !errors.Is(err, ErrNearlyFull) {
 		t.Errorf("freeze in a full store: %v", err)
 	}
-	if err := errors.Join(r.block.Flush(), r.store.Checkpoint()); err != nil {
+	if err := errors.Join(r.block.Flush(), r.checkpoint()); err != nil {
 		t.Fatal(err)
 	}
 	before := int(r.store.Info().Space.AvailableBytes >> blockShift)
@@ -480,7 +496,7 @@ func TestDiscardedIsWritable(t *testing.T) {
 	r, n := fullRig(t, rigConfig{seed: 6})
 	next := n
 	for _, count := range []int{1, 7, 64, 500} {
-		if err := r.store.Checkpoint(); err != nil {
+		if err := r.checkpoint(); err != nil {
 			t.Fatal(err)
 		}
 		next += r.fillUp(next)
@@ -785,19 +801,21 @@ func TestNearlyFullModel(t *testing.T) {
 				for range rng.IntN(6) {
 					r.sim.Step()
 				}
+				var call func() error
 				switch rng.IntN(200) {
 				case 0:
-					if err := r.store.Checkpoint(); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
-					}
+					call = r.store.Checkpoint
 				case 1:
-					if _, err := r.store.Grow(r.store.Info().SizeBytes + int64(rng.IntN(200))<<blockShift); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
-					}
+					size := r.store.Info().SizeBytes + int64(rng.IntN(200))<<blockShift
+					call = func() error { _, err := r.store.Grow(size); return err }
 				case 2:
-					if _, err := r.layer.SetQuota(int64(rng.IntN(1500)) << blockShift); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
-					}
+					quota := int64(rng.IntN(1500)) << blockShift
+					call = func() error { _, err := r.layer.SetQuota(quota); return err }
+				default:
+					continue
+				}
+				if err := r.beside(call); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
 				}
 			}
 			if life%2 == 0 {
@@ -854,7 +872,7 @@ func TestScatteredFullStore(t *testing.T) {
 		}
 		full = a.errno == syscall.ENOSPC || z.errno == syscall.ENOSPC
 		if i%1600 == 0 {
-			if err := r.store.Checkpoint(); err != nil {
+			if err := r.checkpoint(); err != nil {
 				t.Fatalf("after %d blocks: %v", i, err)
 			}
 		}
@@ -868,7 +886,7 @@ func TestScatteredFullStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := errors.Join(r.store.Checkpoint(), r.block.Flush()); err != nil {
+		if err := errors.Join(r.checkpoint(), r.block.Flush()); err != nil {
 			t.Fatal(err)
 		}
 		r.mustWrite(perm[0]*2, 2)

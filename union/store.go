@@ -380,7 +380,7 @@ func (s *Store) startFlatten() {
 
 // maintain is one round of the background work.
 func (s *Store) maintain() {
-	if err := s.commit(); err != nil {
+	if err := s.commit(); err != nil && !errors.Is(err, errFailed) {
 		slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
 	}
 	s.epochs.collect()
@@ -407,25 +407,41 @@ func (s *Store) wakeBackground() {
 	}
 }
 
-// commit makes all records so far durable, as a flush does, from a goroutine.
+// commit makes all records so far durable, as a flush of a guest does, from a goroutine.
 func (s *Store) commit() error {
 	l := s.log
 	l.mu.Lock()
-	for l.committing {
+	target := l.target()
+	return s.commitUntil(func() bool { return target <= l.durable })
+}
+
+// flush makes all records so far durable, and all that was written to the store before.
+func (s *Store) flush() error {
+	l := s.log
+	l.mu.Lock()
+	want := l.begun + 1
+	return s.commitUntil(func() bool { return l.flushed >= want })
+}
+
+// commitUntil waits for the commit under way, and leads one where done is not true then. All flushes of a store are commits, so there
+// is one at a time: a kernel tells one caller only that a flush has failed, and another's that ended meanwhile
+// would count though nobody knows what it covered. The caller holds the log's lock, which commitUntil gives back.
+func (s *Store) commitUntil(done func() bool) error {
+	l := s.log
+	for !l.failed && !done() && l.committing {
 		l.ended.Wait()
 	}
-	if l.failed {
-		ready := l.drop()
+	if l.failed || done() {
+		var err error
+		var ready opList
+		if l.failed {
+			err, ready = errFailed, l.drop()
+		} else {
+			ready.take(&l.stalled)
+		}
 		l.mu.Unlock()
 		resumeAll(ready)
-		return nil
-	}
-	if l.target() <= l.durable {
-		ready := opList{}
-		ready.take(&l.stalled)
-		l.mu.Unlock()
-		resumeAll(ready)
-		return nil
+		return err
 	}
 	from, to := l.begin(false)
 	l.mu.Unlock()

@@ -277,7 +277,7 @@ func (w *world) steps(n int) {
 // pump does a round of background work where it was asked for.
 func (w *world) pump() (did bool) {
 	for _, ws := range w.stores {
-		if ws.store == nil || ws.committing() {
+		if ws.store == nil || committing(ws.store) {
 			continue
 		}
 		select {
@@ -290,12 +290,6 @@ func (w *world) pump() (did bool) {
 	return did
 }
 
-func (ws *worldStore) committing() bool {
-	ws.store.log.mu.Lock()
-	defer ws.store.log.mu.Unlock()
-	return ws.store.log.committing
-}
-
 // idle lets everything end that was begun.
 func (w *world) idle() {
 	w.t.Helper()
@@ -303,16 +297,6 @@ func (w *world) idle() {
 	}
 	if err := w.sim.Run(); err != nil {
 		w.t.Fatalf("%v", err)
-	}
-}
-
-// calm ends the commit that a request leads: a blocking call would wait for it, in the thread that serves it.
-func (ws *worldStore) calm() {
-	ws.w.t.Helper()
-	for ws.committing() {
-		if !ws.w.sim.Step() {
-			ws.w.t.Fatalf("store %s: a commit does not end", ws.name)
-		}
 	}
 }
 
@@ -584,7 +568,7 @@ func (w *world) create(c choose) bool {
 		o.From = p.name
 	}
 	l.name = ws.newName("web")
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	before := ws.failed()
 	if err := l.plug(o); err != nil {
 		ws.tolerate("create", err)
@@ -637,7 +621,7 @@ func (w *world) freeze(c choose) bool {
 		return false
 	}
 	ws := l.in
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	as := ws.newName("s")
 	f, err := l.layer.PrepareFreeze(as)
 	if errors.Is(err, ErrNoSpace) && ws.store.slots.freeSlots() < ws.store.sb.Slots/2 {
@@ -678,7 +662,7 @@ func (w *world) merge(c choose) bool {
 		return false
 	}
 	ws := l.in
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	below := l.parent
 	before := ws.failed()
 	err := l.layer.Merge()
@@ -713,7 +697,7 @@ func (w *world) remove(c choose) bool {
 		return false
 	}
 	ws := l.in
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	before := ws.failed()
 	detaching := ws.store.layers[l.name].entry.Detaching
 	err := ws.store.RemoveLayer(l.name)
@@ -755,7 +739,7 @@ func (w *world) detach(c choose) bool {
 		return false
 	}
 	ws := l.in
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	before := ws.failed()
 	ctx := &countdown{context.Background(), 1 << 30}
 	switch c("how", 4) {
@@ -817,8 +801,8 @@ func (w *world) transfer(c choose) bool {
 		return false
 	}
 	ws := l.in
-	ws.calm()
-	to.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
+	calm(to.w.t, to.store, to.w.sim)
 	ctx := &countdown{context.Background(), 1 << 30}
 	if c("cancel", 4) == 0 {
 		ctx.left = c("blocks", 8)
@@ -901,7 +885,7 @@ func (w *world) export(c choose) bool {
 // upkeep is what a store does now and then by itself.
 func (w *world) upkeep(c choose) bool {
 	ws := w.stores[c("store", len(w.stores))]
-	ws.calm()
+	calm(ws.w.t, ws.store, ws.w.sim)
 	before := ws.failed()
 	switch c("upkeep", 5) {
 	case 0:
