@@ -121,7 +121,7 @@ func checkDisk(path string, d disk, o CheckOptions) (*CheckReport, error) {
 	if err := rep.checkOwners(s); err != nil {
 		return nil, err
 	}
-	for _, l := range s.layers {
+	for _, l := range s.inOrder() {
 		if err := rep.checkFlat(s, l); err != nil {
 			return nil, err
 		}

@@ -82,7 +82,7 @@ func (s *Store) moveWork(l, below *Layer) {
 // dropUnfinished forgets what nobody can complete: layers that were being copied from another store, and work layers without
 // an owner.
 func (s *Store) dropUnfinished() error {
-	for name, l := range s.layers {
+	for _, l := range s.inOrder() {
 		if !l.entry.Incoming || s.stoodOn(l) || l.isWork() && s.ownerOf(l) != nil {
 			continue
 		}
@@ -90,7 +90,7 @@ func (s *Store) dropUnfinished() error {
 		if err != nil {
 			return err
 		}
-		delete(s.layers, name)
+		delete(s.layers, l.entry.Name)
 		// The state on the store names them until the recovery is done.
 		s.stale = append(s.stale, l.mapSlots()...)
 		s.volatile = true
@@ -488,7 +488,7 @@ func (s *Store) foldSealed(owner, anchor, work *Layer) error {
 	anchor.m = m
 	anchor.standOn(nil)
 	anchor.mu.Unlock()
-	for _, l := range s.layers {
+	for _, l := range s.inOrder() {
 		if l.standsOn(anchor) {
 			l.mu.Lock()
 			l.entry.Pin = Pin{}

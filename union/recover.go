@@ -463,14 +463,21 @@ func (s *Store) loadMany(wanted []replayRegion) error {
 		return cmp.Compare(at(a), at(b))
 	})
 	wanted = slices.Compact(wanted)
+	var segments []*segment
 	bySegment := map[*segment][]replayRegion{}
 	for _, x := range wanted {
-		if e, ok := x.m.store.find(at(x).slot()); ok {
-			bySegment[e.seg] = append(bySegment[e.seg], x)
+		e, ok := x.m.store.find(at(x).slot())
+		if !ok {
+			continue
 		}
+		if bySegment[e.seg] == nil {
+			segments = append(segments, e.seg)
+		}
+		bySegment[e.seg] = append(bySegment[e.seg], x)
 	}
 	var jobs []func() error
-	for seg, regions := range bySegment {
+	for _, seg := range segments {
+		regions := bySegment[seg]
 		if len(regions) > int(seg.records/8) {
 			jobs = append(jobs, func() error { return s.loadSegment(regions[0].m, seg, regions) })
 			continue
@@ -486,16 +493,18 @@ func (s *Store) loadMany(wanted []replayRegion) error {
 			})
 		}
 	}
-	return inParallel(jobs)
+	return s.inParallel(jobs)
 }
 
-func inParallel(jobs []func() error) error {
+func (s *Store) inParallel(jobs []func() error) error {
 	const workers = 8
 	var next atomic.Int64
 	var group sync.WaitGroup
 	errs := make([]error, min(workers, len(jobs)))
+	group.Add(len(errs))
 	for w := range errs {
-		group.Go(func() {
+		s.spawn(func() {
+			defer group.Done()
 			for errs[w] == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(jobs) {

@@ -113,8 +113,8 @@ func (s *Store) Scrub(ctx context.Context, o ScrubOptions, found func(p Problem,
 func (s *Store) scrubLayers(names map[uint32]string) (layers []*Layer, total int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.layers {
-		layers = append(layers, l)
+	layers = s.inOrder()
+	for _, l := range layers {
 		names[l.entry.Number] = l.entry.Name
 		total += l.infoLocked().DataBytes
 	}

@@ -98,7 +98,7 @@ func (p *scrubbing) rebuild(l *Layer) error {
 	defer s.flattening.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, above := range s.layers {
+	for _, above := range s.inOrder() {
 		if above.entry.Sealed && above.standsOn(l) {
 			s.dropView(above)
 		}

@@ -75,7 +75,7 @@ func (rep *CheckReport) checkData(s *Store) error {
 		names[l.entry.Number] = l.entry.Name
 	}
 	var err error
-	for _, l := range s.layers {
+	for _, l := range s.inOrder() {
 		err = rep.eachMapped(s, l, l.m, func(e *record) {
 			if e.Kind == kindData {
 				e.Layer = l.entry.Number

@@ -48,8 +48,8 @@ type Store struct {
 
 	kick    chan struct{}
 	stop    chan struct{}
-	stopped chan struct{}  // nil: no background work
-	spawn   func(f func()) // runs f on a goroutine; a simulation does it at once, to repeat itself
+	stopped chan struct{} // nil: no background work
+	inline  bool          // spawn does without a goroutine
 }
 
 // FormatOptions say how to make a store.
@@ -79,8 +79,9 @@ type StoreOptions struct {
 	// hold up for long.
 	Notify func(SpaceEvent)
 
-	claim bool      // take the lease
-	boot  uuid.UUID // id of the running kernel; zero: read it
+	claim  bool      // take the lease
+	boot   uuid.UUID // id of the running kernel; zero: read it
+	inline bool      // no goroutines: a simulation repeats itself
 }
 
 // Recovery tells what opening a store found and did.
@@ -267,7 +268,7 @@ func OpenStore(path string, o StoreOptions) (*Store, error) {
 func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 	s := &Store{
 		path: path, disk: d, readOnly: o.ReadOnly, pager: newPager(), layers: map[string]*Layer{},
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), spawn: func(f func()) { go f() },
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), inline: o.inline,
 	}
 	s.space.setUp(o)
 	if o.claim {
@@ -292,6 +293,15 @@ func openOn(path string, d disk, o StoreOptions) (*Store, error) {
 	}
 	s.findSpace()
 	return s, nil
+}
+
+// spawn runs f on a goroutine, or at once.
+func (s *Store) spawn(f func()) {
+	if s.inline {
+		f()
+		return
+	}
+	go f()
 }
 
 // Path returns what the store was opened as.

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -159,12 +160,15 @@ func (w *world) serve() {
 
 func (ws *worldStore) open() (err error) {
 	ws.opened++
-	ws.store, err = openOn(ws.name, ws.wrap(ws.disk), StoreOptions{RunDir: ws.run, boot: ws.w.boot})
+	ws.store, err = openOn(ws.name, ws.wrap(ws.disk), ws.options())
 	if err == nil {
-		ws.store.spawn = func(f func()) { f() }
 		ws.mayFail, ws.flushFailed = false, false
 	}
 	return err
+}
+
+func (ws *worldStore) options() StoreOptions {
+	return StoreOptions{RunDir: ws.run, boot: ws.w.boot, inline: true}
 }
 
 // close gives up what the world holds, without a word to the stores.
@@ -1002,7 +1006,7 @@ func (ws *worldStore) check() {
 // cutOpening begins to open the store and stops it after some writes and syncs.
 func (ws *worldStore) cutOpening(c choose) {
 	d := &faultDisk{Disk: ws.disk, left: c("calls", 14), garble: ws.w.boot != uuid.Nil && c("garble", 2) == 1}
-	s, err := openOn(ws.name, d, StoreOptions{RunDir: ws.run, boot: ws.w.boot})
+	s, err := openOn(ws.name, d, ws.options())
 	switch {
 	case errors.Is(err, syscall.EIO):
 	case err != nil:
@@ -1199,7 +1203,7 @@ func (l *worldLayer) verify(from legal, narrow, whole bool) {
 	if tail < l.size {
 		check(tail, l.size)
 	}
-	for s := range l.content.open {
+	for _, s := range slices.Sorted(maps.Keys(l.content.open)) {
 		if off := int64(s) * sector &^ (blockSize - 1); off >= head && off < tail {
 			check(off, min(off+blockSize, l.size))
 		}
