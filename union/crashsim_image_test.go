@@ -49,6 +49,22 @@ func (d *image) reset(base []byte) {
 	d.used, d.left = 0, -1
 }
 
+// save returns what restore needs to have the image as it is now again, before the next reset.
+func (d *image) save() map[int][]byte {
+	blocks := make(map[int][]byte, len(d.touched))
+	for _, b := range d.touched {
+		blocks[b] = d.blocks[b]
+	}
+	return blocks
+}
+
+func (d *image) restore(blocks map[int][]byte) {
+	for _, b := range d.touched {
+		d.blocks[b] = blocks[b]
+	}
+	d.pending, d.left = d.pending[:0], -1
+}
+
 // fresh returns a block of memory that lives until the next reset.
 func (d *image) fresh() []byte {
 	if d.used == len(d.spare) {

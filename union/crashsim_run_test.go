@@ -87,6 +87,7 @@ type simConfig struct {
 	damage     int  // a damaged disk is looked at after one event in so many
 	faultAt    int  // which write or flush of the disk fails, if not 0
 	faultFlush bool // which flush
+	relapses   bool // recoveries that have to level the superblocks are cut at each write
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
 	blind      bool // no state is looked at: what the living store does is
 	deaf       bool // the oracle takes what is acknowledged for flushed: to prove that violations are found
@@ -106,6 +107,7 @@ func newSimConfig(seed uint64) simConfig {
 	if rng.IntN(10) == 0 {
 		c.faultAt = 1 + rng.IntN(60)
 	}
+	c.relapses = rng.IntN(8) == 0
 	return c
 }
 
@@ -134,6 +136,7 @@ type simRun struct {
 	life  int
 	rng   *rand.Rand // of the schedule
 	pick  *rand.Rand // of the states
+	late  *rand.Rand // of relapses
 
 	disk    *ublktest.Disk
 	base    *simBase
@@ -181,6 +184,7 @@ func (r *simRun) begin() error {
 	g := r.cfg.geometry
 	r.rng = rand.New(rand.NewPCG(r.cfg.seed, 31))
 	r.pick = rand.New(rand.NewPCG(r.cfg.seed, 32))
+	r.late = rand.New(rand.NewPCG(r.cfg.seed, 35))
 	r.boot = uuid.UUID{1, byte(r.cfg.seed)}
 	r.base = &simBase{memBase{content: make([]byte, g.rootBytes)}}
 	for i := range r.base.content {

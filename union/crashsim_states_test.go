@@ -51,6 +51,7 @@ type looker struct {
 	pending []*ublktest.WriteRecord
 	kept    []byte // by pending write: what the state has of it
 	extra   string // what else happened to it
+	spoiled bool   // and it was damage
 }
 
 // bench is the memory that looking takes. One goroutine uses it, for one run after the other.
@@ -297,6 +298,8 @@ func (lk *looker) kill(r *simRun) {
 
 // damage looks at a disk that not only lost power but has lost, displaced or changed a block.
 func (lk *looker) damage(r *simRun) {
+	lk.spoiled = true
+	defer func() { lk.spoiled = false }()
 	all := r.pick.IntN(2) == 0
 	lk.keep(func(int) bool { return all })
 	var sb superblock
@@ -414,6 +417,11 @@ func (lk *looker) verify(r *simRun, o ordeal, damaged bool) error {
 	if o == processDeath {
 		opts = StoreOptions{RunDir: lk.dir, boot: r.boot}
 	}
+	if r.cfg.relapses && o == powerCut && !lk.spoiled && lk.newer() >= 0 {
+		if err := lk.relapses(r, opts); err != nil {
+			return err
+		}
+	}
 	share := r.cfg.recuts
 	if o == processDeath {
 		share = r.cfg.kills
@@ -424,6 +432,11 @@ func (lk *looker) verify(r *simRun, o ordeal, damaged bool) error {
 			return err
 		}
 	}
+	return lk.recovered(r, o, opts, damaged)
+}
+
+// recovered looks at what a recovery that comes to its end makes of the image.
+func (lk *looker) recovered(r *simRun, o ordeal, opts StoreOptions, damaged bool) error {
 	if err := lk.open(r, opts, &lk.first); err != nil {
 		if damaged && errors.Is(err, errRefused) {
 			r.stats.Refused++
@@ -489,6 +502,51 @@ func (lk *looker) cutRecovery(r *simRun, o ordeal, opts StoreOptions) (ordeal, S
 	return powerCut, StoreOptions{boot: uuid.UUID{4}}, nil
 }
 
+// newer tells which superblock names a later state than the other, where both can be read and one does; else it is negative.
+func (lk *looker) newer() int {
+	var sbs [2]superblock
+	for i, b := range superBlocks {
+		if sbs[i].decode(lk.img.block(int(b)), 0) != nil {
+			return -1
+		}
+	}
+	return slices.IndexFunc(sbs[:], func(sb superblock) bool { return sb.Generation > min(sbs[0].Generation, sbs[1].Generation) })
+}
+
+// relapses cuts the power at each write and sync of a recovery that has to level the superblocks, and then has the newer one rot, where
+// both can be read still: the other one must do.
+func (lk *looker) relapses(r *simRun, opts StoreOptions) error {
+	begin, extra := lk.img.save(), lk.extra
+	defer func() { lk.img.restore(begin) }()
+	for left := 0; ; left++ {
+		lk.img.left = left
+		s, err := openOn("leaf", &lk.img, opts)
+		if err == nil {
+			_ = s.pending.close()
+			break
+		}
+		if !errors.Is(err, errHalted) {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		lk.img.cut(r.late)
+		lk.extra = fmt.Sprintf("%s recovery stopped (%v)", extra, err)
+		if i := lk.newer(); i >= 0 {
+			p := lk.img.fresh()
+			copy(p, lk.img.block(int(superBlocks[i])))
+			p[r.late.IntN(blockSize)] ^= 1 << r.late.IntN(8)
+			lk.img.set(int(superBlocks[i]), p)
+			lk.extra += fmt.Sprintf("; superblock %c rots", 'A'+i)
+		}
+		r.stats.CutRecoveries++
+		if err := lk.recovered(r, powerCut, StoreOptions{boot: uuid.UUID{4}}, false); err != nil {
+			return err
+		}
+		lk.img.restore(begin)
+	}
+	lk.extra = extra
+	return nil
+}
+
 // live lets the recovered store live on for a while: requests, flushes, layers, and power cuts of its own.
 func (lk *looker) live(r *simRun) error {
 	if lk.lives == nil {
@@ -496,7 +554,7 @@ func (lk *looker) live(r *simRun) error {
 	}
 	r.stats.Lives++
 	l := &simRun{
-		cfg: r.cfg, stats: r.stats, life: r.life + 1, stamp: r.stamp, base: r.base, boot: r.boot, pick: r.pick,
+		cfg: r.cfg, stats: r.stats, life: r.life + 1, stamp: r.stamp, base: r.base, boot: r.boot, pick: r.pick, late: r.late,
 		rng: rand.New(rand.NewPCG(r.pick.Uint64(), 34)), model: lk.first.collapse(), look: looker{bench: lk.lives},
 	}
 	var err error

@@ -68,7 +68,7 @@ var mutants = [bugs]struct {
 	bugDurableIgnored:   {name: "DurableIgnored", hint: damaged},
 	bugOldSuperblock:    {name: "OldSuperblock", hint: damaged},
 	bugNotLevelled:      {name: "NotLevelled", hint: recut},
-	bugLevelledNoFlush:  {name: "LevelledNoFlush", hint: recut},
+	bugLevelledNoFlush:  {name: "LevelledNoFlush", hint: relapsing},
 	bugReplayUnflushed:  {name: "ReplayUnflushed", hint: dying},
 	bugLayerNumberReuse: {name: "LayerNumberReuse"},
 
@@ -135,6 +135,24 @@ func recut(c *simConfig) []simOp {
 	checkpoints(c)
 	c.recuts, c.runDir = 1, false
 	return nil
+}
+
+// relapsing makes one checkpoint after the other where a recovery soon writes to the slots that an older superblock names.
+func relapsing(c *simConfig) []simOp {
+	c.geometry, c.faultAt = tightGeometry, 0
+	c.geometry.deviceBytes = 20*blockSize - 3*sector
+	c.relapses, c.runDir = true, false
+	rng := rand.New(rand.NewPCG(c.seed, 53))
+	var script []simOp
+	for dev := range 2 {
+		for at := 0; at < 20; at += 8 {
+			script = append(script, simOp{kind: opWrite, dev: dev, first: at * 8, count: 8 * 8}, simOp{kind: opDrain})
+		}
+	}
+	for range 20 {
+		script = append(script, simOp{kind: opWrite, first: rng.IntN(20) * 8, count: 8}, simOp{kind: opDrain}, simOp{kind: opCheckpoint}, simOp{kind: opDrain})
+	}
+	return script
 }
 
 func partsOfBlocks(c *simConfig) []simOp {
