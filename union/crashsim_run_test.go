@@ -87,6 +87,8 @@ type simConfig struct {
 	damage     int  // a damaged disk is looked at after one event in so many
 	faultAt    int  // which write or flush of the disk fails, if not 0
 	faultFlush bool // which flush
+	slow       []ublktest.Kind
+	slowCalls  bool // what blocks goes on when requests have nothing to do, mostly
 	relapses   bool // recoveries that have to level the superblocks are cut at each write
 	scope      bool // those subsets and the death of the process after each event, and nothing at random
 	blind      bool // no state is looked at: what the living store does is
@@ -223,7 +225,7 @@ func (r *simRun) serve(o StoreOptions) error {
 	if r.store, err = openOn("leaf", &recorder{r.disk, r.gate, r.fault}, o); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
-	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.cfg.seed + uint64(r.life)<<32, FIFO: r.cfg.fifo})
+	r.sim = ublktest.NewSim(ublktest.SimConfig{Seed: r.cfg.seed + uint64(r.life)<<32, FIFO: r.cfg.fifo, Slow: r.cfg.slow})
 	r.sim.AddDisk(r.disk)
 	if r.base.disk != nil {
 		r.sim.AddDisk(r.base.disk)
@@ -386,7 +388,7 @@ func (r *simRun) end() {
 			d.block.Close()
 		}
 	}
-	r.store.pending.close()
+	_ = r.store.pending.close()
 }
 
 func (r *simRun) close() {
@@ -414,7 +416,11 @@ func (r *simRun) step() bool {
 
 func (r *simRun) turn() bool {
 	ready := r.gate.busy && r.gate.ready()
-	if ready && (r.cfg.fifo || r.rng.IntN(3) == 0) {
+	wait := 3
+	if r.cfg.slowCalls {
+		wait = 24
+	}
+	if ready && (r.cfg.fifo || r.rng.IntN(wait) == 0) {
 		r.letThrough()
 		return true
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,8 @@ var ErrStuck = errors.New("ublktest: requests wait for something that does not c
 type SimConfig struct {
 	Seed uint64
 	FIFO bool // execute everything in the order in which it was begun
+	// Slow are kinds of target I/O that are executed late: fifteen times out of sixteen something else is done first, while there is any.
+	Slow []Kind
 
 	// StuckAfter is how long Run waits for a Post from another goroutine before it
 	// gives up with ErrStuck; 0 means 10 s.
@@ -191,12 +194,20 @@ func (s *Sim) Step() bool {
 	if !s.cfg.FIFO {
 		pick = s.rng.IntN(choices)
 	}
+	for len(s.cfg.Slow) > 0 && s.slow(pick-len(starts)) && s.rng.IntN(16) != 0 {
+		pick = s.rng.IntN(choices)
+	}
 	if pick < len(starts) {
 		starts[pick].start()
 		return true
 	}
 	s.advance(pick - len(starts))
 	return true
+}
+
+// slow tells whether i is the index of a target I/O that is to be executed late.
+func (s *Sim) slow(i int) bool {
+	return i >= 0 && !s.ios[i].executed && slices.Contains(s.cfg.Slow, s.ios[i].ev.Kind)
 }
 
 // advance takes an I/O one stage further, and removes it after the last one.
