@@ -10,12 +10,10 @@ func TestChanged(t *testing.T) {
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		r := newRig(t, seed, false)
-		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		o := newLayerOracle(r)
 		for range 3 {
 			driveLayers(r, o, rng, 400)
-			if err := r.sim.Run(); err != nil {
-				t.Fatal(err)
-			}
+			r.idle()
 			want := make([]int8, r.layer.blocks())
 			for e, err := range r.layer.Changed() {
 				if err != nil {

@@ -19,14 +19,14 @@ type twins struct {
 func newTwins(t *testing.T, seed uint64, rng *rand.Rand) *twins {
 	t.Helper()
 	r := newRig(t, seed, false)
-	o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+	o := newOracle(r)
 	for _, name := range []string{"p1", "branch"} {
-		drive(r, o.oracle, rng, 400)
-		r.flushed(o.oracle)
+		drive(r, o, rng, 400)
+		r.flushed(o)
 		r.sealAs(name)
 	}
 	o.settle(r, func(s, i int) bool { return i == o.acked[s] })
-	w := &twins{rig: r, o: [2]*oracle{o.oracle, newOracle(r)}}
+	w := &twins{rig: r, o: [2]*oracle{o, newOracle(r)}}
 	for s := range o.history {
 		w.o[1].history[s] = append([]uint64(nil), o.history[s]...)
 	}
@@ -79,13 +79,11 @@ func (w *twins) drive(rng *rand.Rand, n int) {
 	}
 }
 
-// end ends the life of the process, cleanly (0), by death (1) or by a power cut (2), and begins the next.
-func (w *twins) end(how int, rng *rand.Rand) {
+// end ends the life of the process and begins the next.
+func (w *twins) end(how ending, rng *rand.Rand) {
 	w.t.Helper()
-	if how == 0 {
-		if err := w.sim.Run(); err != nil {
-			w.t.Fatal(err)
-		}
+	if how == endClosed {
+		w.idle()
 	} else {
 		w.sim.Halt()
 	}
@@ -93,28 +91,10 @@ func (w *twins) end(how int, rng *rand.Rand) {
 		w.t.Fatal(err)
 	}
 	w.second.layer.Release()
-	switch how {
-	case 0:
-		w.close()
-		w.check()
-	case 1:
-		w.abandon()
-	default:
-		w.powerCut(rng)
-	}
-	w.open()
+	w.next(how, rng)
 	w.openSecond()
 	for i, r := range []*rig{w.rig, w.second} {
-		o := w.o[i]
-		o.settle(r, func(s, i int) bool {
-			switch how {
-			case 0:
-				return i == o.acked[s]
-			case 1:
-				return i >= o.acked[s]
-			}
-			return i >= o.floor[s]
-		})
+		w.o[i].settleAfter(r, how)
 	}
 }
 
@@ -129,25 +109,10 @@ func TestDetachBranchInFlight(t *testing.T) {
 		branch := w.store.layers["branch"]
 		for detached := false; !detached; kills++ {
 			d := w.beginDetach("branch")
-			how, died := rng.IntN(3), false
-			left := rng.IntN(2 * int(branch.m.blocks) / 24)
-			for ; d != nil && left > 0; left-- {
-				w.drive(rng, rng.IntN(60))
-				if !d.some(w.rig) {
-					continue
-				}
-				if rng.IntN(3) == 0 && d.finishBadly(w.rig, rng) {
-					died, how = true, 1+rng.IntN(2)
-				} else if d.owner.entry.Detaching {
-					calm(t, w.store, w.sim)
-					if err := d.finish(); err != nil {
-						t.Fatalf("seed %d: finish: %v", seed, err)
-					}
-				}
-				break
-			}
-			if d != nil {
-				d.end()
+			how := ending(rng.IntN(3))
+			died := d.progress(w.rig, rng, rng.IntN(2*int(branch.m.blocks)/24), func() { w.drive(rng, rng.IntN(60)) })
+			if died {
+				how = endKilled + ending(rng.IntN(2))
 			}
 			if branch = w.store.layers["branch"]; !died && !branch.entry.Detaching {
 				if err := w.store.RemoveLayer("p1"); err != nil {
@@ -163,7 +128,7 @@ func TestDetachBranchInFlight(t *testing.T) {
 			w.end(how, rng)
 		}
 		w.drive(rng, 300)
-		w.end(0, rng)
+		w.end(endClosed, rng)
 		w.close2()
 		if t.Failed() {
 			return
@@ -189,7 +154,5 @@ func (w *twins) close2() {
 	if err := w.store.RemoveLayer("web2"); err != nil {
 		w.t.Error(err)
 	}
-	w.close()
-	w.check()
-	w.disk.Close()
+	w.shut()
 }

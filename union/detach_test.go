@@ -93,6 +93,33 @@ func (d *detaching) finishBadly(r *rig, rng *rand.Rand) bool {
 	return err != nil
 }
 
+// progress copies among requests, some steps at most, and puts the copy in its place when it is complete, perhaps badly. It reports
+// whether the store failed at that.
+func (d *detaching) progress(r *rig, rng *rand.Rand, steps int, drive func()) (died bool) {
+	r.t.Helper()
+	if d == nil {
+		return false
+	}
+	defer d.end()
+	for ; steps > 0; steps-- {
+		drive()
+		if !d.some(r) {
+			continue
+		}
+		if r.base.disk != nil && rng.IntN(3) == 0 && d.finishBadly(r, rng) {
+			return true
+		}
+		if d.owner.entry.Detaching {
+			calm(r.t, r.store, r.sim)
+			if err := d.finish(); err != nil {
+				r.t.Fatalf("seed %d: finish: %v", r.seed, err)
+			}
+		}
+		return false
+	}
+	return false
+}
+
 // TestDetachInFlight detaches a device's leaf among concurrent requests, freezes and merges, ends process or power at any point,
 // goes on after it, and in the end removes all ancestors and the root: the device, and what was frozen from it
 // since, hold what they held.
@@ -102,7 +129,7 @@ func TestDetachInFlight(t *testing.T) {
 	for seed := range seeds(20) {
 		rng := rand.New(rand.NewPCG(seed, 31))
 		r := newRig(t, seed, seed%4 == 3)
-		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		o := newLayerOracle(r)
 		driveLayers(r, o, rng, 200+rng.IntN(900))
 		for detached := false; ; {
 			r.flushed(o.oracle)
@@ -110,66 +137,26 @@ func TestDetachInFlight(t *testing.T) {
 				st.durable = true
 			}
 			d := r.beginDetach("web1")
-			how := rng.IntN(3)
+			how := ending(rng.IntN(3))
 			if r.base.disk == nil { // an asynchronous root writes into what a process that died would have had
-				how = 0
+				how = endClosed
 			}
-			died := false
-			left := rng.IntN(2 * int(r.layer.m.blocks) / 24) // steps before the end of this life
-			for ; d != nil && left > 0; left-- {
-				driveLayers(r, o, rng, rng.IntN(60))
-				if !d.some(r) {
-					continue
-				}
-				if r.base.disk != nil && rng.IntN(3) == 0 && d.finishBadly(r, rng) {
-					died, how = true, 1+rng.IntN(2)
-				} else if d.owner.entry.Detaching {
-					calm(t, r.store, r.sim)
-					if err := d.finish(); err != nil {
-						t.Fatalf("seed %d: finish: %v", seed, err)
-					}
-				}
-				break
-			}
-			if d != nil {
-				d.end()
+			steps := rng.IntN(2 * int(r.layer.m.blocks) / 24) // before the end of this life
+			died := d.progress(r, rng, steps, func() { driveLayers(r, o, rng, rng.IntN(60)) })
+			if died {
+				how = endKilled + ending(rng.IntN(2))
 			}
 			if !died && !r.layer.entry.Detaching {
 				if !detached {
 					o.removeAncestors(r)
-					// Reads that began before may still go to the root.
-					if err := r.sim.Run(); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
-					}
+					r.idle() // reads that began before may still go to the root
 					r.loseRoot()
 				}
 				detached = true
 				driveLayers(r, o, rng, rng.IntN(400))
 			}
-			switch how {
-			case 0:
-				if err := r.sim.Run(); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				r.close()
-				r.check()
-			case 1:
-				r.abandon()
-			default:
-				r.powerCut(rng)
-			}
 			kills++
-			r.open()
-			o.verify(r, how == 2)
-			o.settle(r, func(s, i int) bool {
-				switch how {
-				case 0:
-					return i == o.acked[s]
-				case 1:
-					return i >= o.acked[s]
-				}
-				return i >= o.floor[s]
-			})
+			o.next(r, how, rng)
 			mustFlatten(r.t, r.store)
 			o.verify(r, false)
 			if detached {
@@ -179,9 +166,7 @@ func TestDetachInFlight(t *testing.T) {
 		if r.store.workOf(r.layer) != nil || r.layer.entry.Pin != (Pin{}) {
 			t.Errorf("seed %d: left %+v", seed, r.store.Info().Layers)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}

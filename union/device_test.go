@@ -33,18 +33,12 @@ func TestAcknowledgedContent(t *testing.T) {
 		o := newOracle(r)
 		for range 3 {
 			drive(r, o, rng, 600)
-			if err := r.sim.Run(); err != nil {
-				t.Fatalf("seed %d: %v", seed, err)
-			}
-			exactly := func(s, i int) bool { return i == o.acked[s] }
-			o.settle(r, exactly)
-			r.close()
-			r.check()
-			r.open()
-			o.settle(r, exactly)
+			r.idle()
+			o.settleAfter(r, endClosed)
+			r.next(endClosed, rng)
+			o.settleAfter(r, endClosed)
 		}
-		r.close()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}
@@ -62,14 +56,11 @@ func TestPowerCut(t *testing.T) {
 		o := newOracle(r)
 		for range 4 {
 			drive(r, o, rng, 1+rng.IntN(900))
-			r.powerCut(rng)
-			r.open()
-			o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
+			r.next(endCut, rng)
+			o.settleAfter(r, endCut)
 			states++
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}
@@ -86,13 +77,10 @@ func TestProcessDeath(t *testing.T) {
 		o := newOracle(r)
 		for range 4 {
 			drive(r, o, rng, 1+rng.IntN(900))
-			r.abandon()
-			r.open()
-			o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
+			r.next(endKilled, rng)
+			o.settleAfter(r, endKilled)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}

@@ -109,14 +109,6 @@ const (
 	sweepPartOps = 20 // 500 in all
 )
 
-// How a part ends.
-const (
-	endClosed = iota
-	endKilled
-	endCut
-	ends
-)
-
 // snapshot is a machine that is off.
 type snapshot struct {
 	image   []byte // of the disk
@@ -124,7 +116,7 @@ type snapshot struct {
 	model   *worldStore
 	boot    uuid.UUID
 	stamp   uint32
-	end     int // how it came about
+	end     ending // how it came about
 }
 
 // clone copies the model of a store that is not open.
@@ -153,7 +145,7 @@ func (ws *worldStore) clone(w *world) *worldStore {
 }
 
 // snapshot keeps the machine as it is.
-func (s *sweep) snapshot(end int) {
+func (s *sweep) snapshot(end ending) {
 	ws := s.w.stores[0]
 	pending, err := os.ReadFile(pendingPath(ws.run, testUUID))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -274,7 +266,7 @@ func (s *sweep) run(part, at int, fault *sweepFault) {
 	c := func(_ string, n int) int { return rng.IntN(n) }
 	w.serve()
 	ws.mustOpen()
-	ws.reconcile([]legal{endClosed: sinceAcked, endKilled: sinceAcked, endCut: sinceFloor}[begin.end], begin.end == endCut)
+	ws.reconcileAfter(begin.end)
 	if s.hit { // and got over
 		w.injected = nil
 		s.leave()
@@ -293,7 +285,7 @@ func (s *sweep) run(part, at int, fault *sweepFault) {
 		}
 	}
 	w.idle()
-	end := part % ends
+	end := ending(part) % endings
 	if s.hit {
 		s.judge()
 		w.injected = nil
@@ -302,7 +294,7 @@ func (s *sweep) run(part, at int, fault *sweepFault) {
 				l.wantReads()
 			}
 		}
-		end = endKilled + at%2
+		end = endKilled + ending(at%2)
 	}
 	s.end(end, c)
 	calls := len(s.calls)
@@ -311,7 +303,7 @@ func (s *sweep) run(part, at int, fault *sweepFault) {
 	}
 	w.serve()
 	ws.mustOpen()
-	ws.reconcile([]legal{endClosed: sinceAcked, endKilled: sinceAcked, endCut: sinceFloor}[end], end == endCut)
+	ws.reconcileAfter(end)
 	s.leave()
 	s.calls = s.calls[:calls]
 }
@@ -326,7 +318,7 @@ func (s *sweep) leave() {
 }
 
 // end turns the machine off.
-func (s *sweep) end(how int, c choose) {
+func (s *sweep) end(how ending, c choose) {
 	w, ws := s.w, s.w.stores[0]
 	if how == endClosed {
 		for _, l := range ws.layers {
@@ -529,9 +521,7 @@ func TestCheckpointFaults(t *testing.T) {
 		r.abandon()
 		r.open()
 		o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if err == nil {
 			if calls < 6 {
 				t.Errorf("a checkpoint has only %d calls", calls)

@@ -25,6 +25,18 @@ type layerOracle struct {
 	count  int
 }
 
+func newLayerOracle(r *rig) *layerOracle {
+	return &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+}
+
+// next ends the life of the process, begins another, and demands every sealed layer and the device as they were.
+func (o *layerOracle) next(r *rig, how ending, rng *rand.Rand) {
+	r.t.Helper()
+	r.next(how, rng)
+	o.verify(r, how == endCut)
+	o.settleAfter(r, how)
+}
+
 // seal freezes in the midst of requests: each that was acknowledged is in the sealed layer.
 func (o *layerOracle) seal(r *rig) {
 	o.count++
@@ -178,39 +190,15 @@ func TestFreezeInFlight(t *testing.T) {
 	for seed := range seeds(6) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		r := newRig(t, seed, false)
-		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		o := newLayerOracle(r)
 		for range 4 {
 			driveLayers(r, o, rng, 100+rng.IntN(900))
-			how := rng.IntN(3)
-			switch how {
-			case 0:
-				if err := r.sim.Run(); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				r.close()
-				r.check()
-			case 1:
-				r.abandon()
-			default:
-				r.powerCut(rng)
-			}
-			r.open()
-			o.verify(r, how == 2)
-			o.settle(r, func(s, i int) bool {
-				switch how {
-				case 0:
-					return i == o.acked[s]
-				case 1:
-					return i >= o.acked[s]
-				}
-				return i >= o.floor[s]
-			})
+			how := ending(rng.IntN(3))
+			o.next(r, how, rng)
 			mustFlatten(r.t, r.store)
 			o.verify(r, false)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}

@@ -50,8 +50,6 @@ func TestFUAWithoutFlush(t *testing.T) {
 		if !bytes.Equal(got[4096:], bytes.Repeat([]byte{49, 4}, 2048)) {
 			t.Fatalf("seed %d: a block written with FUA is lost", seed)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 	}
 }

@@ -163,7 +163,5 @@ func TestFullStoreSurvivesPowerCut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r.close()
-	r.check()
-	r.disk.Close()
+	r.shut()
 }

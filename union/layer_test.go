@@ -297,9 +297,7 @@ func TestPowerCutWhileLayersChange(t *testing.T) {
 				t.Errorf("after %d calls: done, and undone by the cut", calls)
 			}
 			o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
-			r.close()
-			r.check()
-			r.disk.Close()
+			r.shut()
 			if done || t.Failed() {
 				break
 			}

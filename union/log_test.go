@@ -100,30 +100,14 @@ func TestLogWraps(t *testing.T) {
 			if got := r.store.log.start; got < start+n {
 				t.Errorf("seed %d: the log still starts at %d, after %d blocks from %d", seed, got, highest-start, start)
 			}
-			end := life
+			end := ending(life)
 			if seed%2 == 0 {
-				end = rng.IntN(3)
+				end = ending(rng.IntN(3))
 			}
-			switch end {
-			case 0:
-				r.idle()
-				r.close()
-				r.check()
-				r.open()
-				o.settle(r, func(s, i int) bool { return i == o.acked[s] })
-			case 1:
-				r.abandon()
-				r.open()
-				o.settle(r, func(s, i int) bool { return i >= o.acked[s] })
-			case 2:
-				r.powerCut(rng)
-				r.open()
-				o.settle(r, func(s, i int) bool { return i >= o.floor[s] })
-			}
+			r.next(end, rng)
+			o.settleAfter(r, end)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}
@@ -163,9 +147,7 @@ func TestWritesDuringCheckpoint(t *testing.T) {
 		}
 		r.open()
 		o.settle(r, exactly)
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 	}
 }
 
@@ -241,9 +223,7 @@ func TestFullLogStalls(t *testing.T) {
 			r.open()
 		}
 	}
-	r.close()
-	r.check()
-	r.disk.Close()
+	r.shut()
 }
 
 // TestFullPendingRingStalls has no commit: as many records as the pending ring holds are taken, and no more, and
@@ -290,9 +270,7 @@ func TestFullPendingRingStalls(t *testing.T) {
 	if l.next <= taken {
 		t.Errorf("no record was taken after the ring had been full")
 	}
-	r.close()
-	r.check()
-	r.disk.Close()
+	r.shut()
 }
 
 // TestEitherLogCopyIsEnough loses all of one copy of the log after commits by requests and in the background.

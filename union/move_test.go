@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/uuid"
-
 	"coppice/ublk/ublktest"
 )
 
@@ -25,15 +23,15 @@ func newMover(t *testing.T, seed uint64) *mover {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 61))
 	r := newRig(t, seed, false)
-	o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+	o := newOracle(r)
 	m := &mover{rig: r, want: map[string][]byte{}}
 	for _, name := range []string{"first", "gold"} {
-		drive(r, o.oracle, rng, 300)
-		r.flushed(o.oracle)
+		drive(r, o, rng, 300)
+		r.flushed(o)
 		r.sealAs(name)
 	}
-	drive(r, o.oracle, rng, 300)
-	r.flushed(o.oracle)
+	drive(r, o, rng, 300)
+	r.flushed(o)
 	for _, name := range []string{"gold", "web1"} {
 		m.want[name] = m.contentOf(r.store, name)
 	}
@@ -245,15 +243,8 @@ func (m *mover) cutBoth(rng *rand.Rand) {
 		}
 	}
 	m.cutDisk(rng)
-	after, err := m.other.Crash(rng)
-	if err == nil {
-		err = m.other.Close()
-	}
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.other = after
-	m.boot = uuid.New()
+	m.other.CutSome(rng)
+	var err error
 	if m.store, err = openOn("leaf", keepOpen{m.rig.disk}, m.options()); err != nil {
 		m.t.Fatalf("open: %v", err)
 	}

@@ -13,7 +13,7 @@ func TestPaging(t *testing.T) {
 	for seed := range seeds(4) {
 		rng := rand.New(rand.NewPCG(seed, 31))
 		r := newRigOf(t, rigConfig{seed: seed, sizeBytes: 24<<20 + 5*sector, storeBytes: 64 << 20})
-		o := &layerOracle{oracle: newOracle(r), sealed: map[string]*sealedState{}}
+		o := newLayerOracle(r)
 		for range 3 {
 			r.store.pager.limit = 9000
 			for range 12 {
@@ -21,9 +21,7 @@ func TestPaging(t *testing.T) {
 				if rng.IntN(6) == 0 {
 					o.discardMuch(r, rng)
 				}
-				if err := r.sim.Run(); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
+				r.idle()
 				if err := r.checkpoint(); err != nil {
 					t.Fatal(err)
 				}
@@ -37,34 +35,9 @@ func TestPaging(t *testing.T) {
 			}
 			driveLayers(r, o, rng, 100)
 			misses += r.store.pager.misses.Load()
-			how := rng.IntN(3)
-			switch how {
-			case 0:
-				if err := r.sim.Run(); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				r.close()
-				r.check()
-			case 1:
-				r.abandon()
-			default:
-				r.powerCut(rng)
-			}
-			r.open()
-			o.verify(r, how == 2)
-			o.settle(r, func(s, i int) bool {
-				switch how {
-				case 0:
-					return i == o.acked[s]
-				case 1:
-					return i >= o.acked[s]
-				}
-				return i >= o.floor[s]
-			})
+			o.next(r, ending(rng.IntN(3)), rng)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 		if t.Failed() {
 			return
 		}

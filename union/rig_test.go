@@ -250,28 +250,21 @@ func (r *rig) abandon() {
 	}
 }
 
-// powerCut replaces the disk by one that kept some of what was not flushed, and forgets the tmpfs.
+// powerCut leaves of the disk some of what was not flushed, and forgets the tmpfs.
 func (r *rig) powerCut(rng *rand.Rand) {
 	r.t.Helper()
 	r.abandon()
 	r.cutDisk(rng)
 }
 
-// cutDisk replaces the disk by what a power cut may leave of it, and reboots.
+// cutDisk makes of the disk what a power cut may leave of it, and reboots.
 func (r *rig) cutDisk(rng *rand.Rand) {
 	r.t.Helper()
-	crash := r.disk.Crash
-	if rng.IntN(4) == 0 {
-		crash = r.shorn
-	}
-	after, err := crash(rng)
-	if err != nil {
+	if rng.IntN(4) != 0 {
+		r.disk.CutSome(rng)
+	} else if err := shear(r.disk, rng); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := r.disk.Close(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.disk = after
 	r.reboot()
 }
 
@@ -288,14 +281,11 @@ func (r *rig) options() StoreOptions {
 	return StoreOptions{RunDir: r.run, boot: r.boot, FullWait: r.fullWait, Notify: r.notify}
 }
 
-// shorn is what a disk leaves that does not even write sectors whole: of some writes that no flush covered there is
-// neither the old content nor the new one.
-func (r *rig) shorn(rng *rand.Rand) (*ublktest.Disk, error) {
-	writes := r.disk.Volatile()
-	after, err := r.disk.CrashWith(func(int, int) bool { return false })
-	if err != nil {
-		return nil, err
-	}
+// shear cuts the power of a disk that does not even write sectors whole: of some writes that no flush covered it leaves neither the
+// old content nor the new one.
+func shear(d *ublktest.Disk, rng *rand.Rand) error {
+	writes := d.Volatile()
+	d.Cut(func(int, int) bool { return false })
 	for _, w := range writes {
 		p := w.Data
 		switch rng.IntN(3) {
@@ -305,11 +295,47 @@ func (r *rig) shorn(rng *rand.Rand) (*ublktest.Disk, error) {
 			p = make([]byte, len(w.Data))
 			fill(p, rng.Uint64())
 		}
-		if _, err := after.WriteAt(p, w.Off); err != nil {
-			return nil, err
+		if _, err := d.WriteAt(p, w.Off); err != nil {
+			return err
 		}
 	}
-	return after, after.Sync()
+	return d.Sync()
+}
+
+// ending is how the life of a process ends.
+type ending int
+
+const (
+	endClosed ending = iota // as a daemon ends
+	endKilled
+	endCut // of the power
+	endings
+)
+
+// next ends the life of the process, and begins another.
+func (r *rig) next(how ending, rng *rand.Rand) {
+	r.t.Helper()
+	switch how {
+	case endClosed:
+		r.idle()
+		r.close()
+		r.check()
+	case endKilled:
+		r.abandon()
+	default:
+		r.powerCut(rng)
+	}
+	r.open()
+}
+
+// shut ends it for good.
+func (r *rig) shut() {
+	r.t.Helper()
+	r.close()
+	r.check()
+	if err := r.disk.Close(); err != nil {
+		r.t.Error(err)
+	}
 }
 
 // committing tells whether a commit is under way.
@@ -439,6 +465,20 @@ func (o *oracle) settle(r *rig, legal func(s, i int) bool) {
 		o.history[s] = []uint64{o.history[s][found]}
 		o.acked[s], o.floor[s], o.busy[s] = 0, 0, false
 	}
+}
+
+// settleAfter is settle with what an end of the process leaves legal.
+func (o *oracle) settleAfter(r *rig, how ending) {
+	r.t.Helper()
+	o.settle(r, func(s, i int) bool {
+		switch how {
+		case endClosed:
+			return i == o.acked[s]
+		case endKilled:
+			return i >= o.acked[s]
+		}
+		return i >= o.floor[s]
+	})
 }
 
 // submit starts a random request that touches no sector that another in flight changes.

@@ -73,8 +73,6 @@ func TestRotIsNoticed(t *testing.T) {
 		if _, err := r.block.ReadAt(got, at); err != nil {
 			t.Error(err)
 		}
-		r.close()
-		r.check()
-		r.disk.Close()
+		r.shut()
 	}
 }

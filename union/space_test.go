@@ -151,9 +151,7 @@ func fullRig(t *testing.T, c rigConfig) (r *rig, n int) {
 
 func (r *rig) end() {
 	r.t.Helper()
-	r.close()
-	r.check()
-	r.disk.Close()
+	r.shut()
 }
 
 // TestWaitingEnds has writes wait in a full store, and has each of the things happen that make space.

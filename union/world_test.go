@@ -1058,7 +1058,7 @@ func (w *world) powerCut(c choose) bool {
 	w.serve()
 	for _, ws := range w.stores {
 		ws.mustOpen()
-		ws.reconcile(sinceFloor, true)
+		ws.reconcileAfter(endCut)
 	}
 	return true
 }
@@ -1072,7 +1072,9 @@ func (ws *worldStore) cut(c choose) {
 	case 1:
 		ws.disk.Cut(func(int, int) bool { return true })
 	case 2:
-		ws.shear(rand.New(rand.NewPCG(uint64(c("seed", 1<<16)), 0)))
+		if err := shear(ws.disk, rand.New(rand.NewPCG(uint64(c("seed", 1<<16)), 0))); err != nil {
+			w.t.Fatalf("%v", err)
+		}
 	default:
 		ws.disk.CutSome(rand.New(rand.NewPCG(uint64(c("seed", 1<<16)), 0)))
 	}
@@ -1082,24 +1084,14 @@ func (ws *worldStore) cut(c choose) {
 	w.boot = uuid.New()
 }
 
-// shear leaves, of some writes that no flush covered, neither the old content nor the new one.
-func (ws *worldStore) shear(rng *rand.Rand) {
-	writes := ws.disk.Volatile()
-	ws.disk.Cut(func(int, int) bool { return false })
-	for _, w := range writes {
-		p := w.Data
-		switch rng.IntN(3) {
-		case 0:
-			continue
-		case 1:
-			p = make([]byte, len(w.Data))
-			fill(p, rng.Uint64())
-		}
-		if _, err := ws.disk.WriteAt(p, w.Off); err != nil {
-			ws.w.t.Fatalf("%v", err)
-		}
+// reconcileAfter compares a store that was opened again with the model.
+func (ws *worldStore) reconcileAfter(how ending) {
+	ws.w.t.Helper()
+	from := sinceAcked
+	if how == endCut {
+		from = sinceFloor
 	}
-	ws.disk.Settle()
+	ws.reconcile(from, how == endCut)
 }
 
 // reconcile compares a store that was opened again with the model: which layers there are, how they stand, and what they hold.
