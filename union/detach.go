@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -104,13 +105,30 @@ func (s *Store) dropUnfinished() error {
 	return nil
 }
 
-func (s *Store) stoodOn(l *Layer) bool {
-	for _, other := range s.layers {
-		if other.parent == l {
-			return true
+// standsOnly fails where a layer other than but stands on l. The caller holds mu, here and below.
+func (s *Store) standsOnly(l *Layer, but ...*Layer) error {
+	for _, other := range s.inOrder() {
+		if other.parent == l && !slices.Contains(but, other) {
+			return fmt.Errorf("layer %q stands on it: %w", other.entry.Name, ErrLayerInUse)
 		}
 	}
-	return false
+	return nil
+}
+
+func (s *Store) stoodOn(l *Layer) bool { return s.standsOnly(l) != nil }
+
+// whole finds a layer that is no copy under way.
+func (s *Store) whole(name string) (*Layer, error) {
+	l := s.layers[name]
+	switch {
+	case s.closed:
+		return nil, ErrClosed
+	case l == nil:
+		return nil, ErrNoLayer
+	case l.entry.Incoming:
+		return nil, fmt.Errorf("it is a copy that is not complete: %w", ErrLayerInUse)
+	}
+	return l, nil
 }
 
 // standsOn tells whether l is or stands on p.
@@ -154,16 +172,12 @@ func (s *Store) Detach(ctx context.Context, name string, base Base, o DetachOpti
 func (s *Store) beginDetach(name string, base Base, o DetachOptions) (*detach, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.layers[name]
+	l, err := s.whole(name)
 	switch {
-	case s.closed:
-		return nil, ErrClosed
+	case err != nil:
+		return nil, err
 	case s.readOnly:
 		return nil, ErrReadOnly
-	case l == nil:
-		return nil, ErrNoLayer
-	case l.entry.Incoming:
-		return nil, fmt.Errorf("it is a copy that is not complete: %w", ErrLayerInUse)
 	case l.detach != nil:
 		return nil, fmt.Errorf("it is being detached already: %w", ErrLayerInUse)
 	case l.complete():
@@ -177,7 +191,6 @@ func (s *Store) beginDetach(name string, base Base, o DetachOptions) (*detach, e
 	}
 	work := s.workOf(l)
 	if work == nil {
-		var err error
 		if work, err = s.makeWork(l); err != nil {
 			return nil, err
 		}
@@ -199,11 +212,11 @@ func (s *Store) makeWork(l *Layer) (*Layer, error) {
 		Number: s.sb.NextLayer, UUID: uuid.New(), Name: workName(l.entry.UUID), SizeBytes: l.entry.SizeBytes,
 		Created: time.Now().Unix(), Pin: l.entry.Pin, Detaching: true, Incoming: true,
 	}
-	switch {
-	case s.layers[e.Name] != nil:
+	if s.layers[e.Name] != nil {
 		return nil, fmt.Errorf("%q: %w", e.Name, ErrLayerExists)
-	case len(s.layers) >= maxLayers:
-		return nil, fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
+	}
+	if err := s.fewEnough(); err != nil {
+		return nil, err
 	}
 	work := newLayer(s, e)
 	work.m = newSectorMap(s.pager, e.Number, work.blocks())

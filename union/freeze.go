@@ -41,8 +41,8 @@ func (l *Layer) canFreeze(as string) error {
 		return ErrReadOnly
 	case s.layers[as] != nil:
 		return fmt.Errorf("%w: give another name", ErrLayerExists)
-	case len(s.layers) >= maxLayers:
-		return fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
+	case s.fewEnough() != nil:
+		return s.fewEnough()
 	case errors.Is(s.roomForLayer(), ErrNoSpace):
 		return s.roomForLayer()
 	case l.depth() > MaxDepth:
@@ -175,10 +175,8 @@ func (s *Store) merge(l *Layer) error {
 	case below.entry.Detaching && below != work:
 		return fmt.Errorf("layer %q is being detached: %w", below.entry.Name, ErrLayerInUse)
 	}
-	for _, other := range s.layers {
-		if other != l && other != work && other.parent == below {
-			return fmt.Errorf("layer %q stands on it too: %w", other.entry.Name, ErrLayerInUse)
-		}
+	if err := s.standsOnly(below, l, work); err != nil {
+		return err
 	}
 	s.moveWork(l, below)
 	s.pager.pins.Add(1)

@@ -143,10 +143,11 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	if size <= 0 || size>>blockShift > maxBlock || size%512 != 0 {
 		return nil, fmt.Errorf("make layer %q: device size of %d bytes: must be a multiple of 512, more than 0 and less than 4 PiB", name, size)
 	}
-	if len(s.layers) >= maxLayers {
-		return nil, fmt.Errorf("make layer %q: store %s has %d layers, which is the limit", name, s.path, maxLayers)
+	err = s.fewEnough()
+	if err == nil {
+		err = s.roomForLayer()
 	}
-	if err := s.roomForLayer(); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("make layer %q: %w", name, err)
 	}
 	if err := validQuota(o.QuotaBytes); err != nil {
@@ -169,6 +170,14 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 	l.setQuota()
 	l.opened, l.made = true, true
 	return l, nil
+}
+
+// fewEnough fails where the store has as many layers as it can have.
+func (s *Store) fewEnough() error {
+	if len(s.layers) >= maxLayers {
+		return fmt.Errorf("store %s has %d layers, which is the limit", s.path, maxLayers)
+	}
+	return nil
 }
 
 // parentFor finds the sealed layer that a new one is to stand on.
@@ -366,10 +375,8 @@ func (s *Store) RemoveLayer(name string) error {
 	if l.entry.Detaching || l.entry.Incoming {
 		return fmt.Errorf("remove layer %q from store %s: it is being copied: %w", name, s.path, ErrLayerInUse)
 	}
-	for _, other := range s.layers {
-		if other.parent == l {
-			return fmt.Errorf("remove layer %q from store %s: layer %q stands on it: %w", name, s.path, other.entry.Name, ErrLayerInUse)
-		}
+	if err := s.standsOnly(l); err != nil {
+		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, err)
 	}
 	drop := []*Layer{l}
 	for p := l.parent; p != nil && s.leftover(p, drop[len(drop)-1]); p = p.parent {
@@ -387,15 +394,7 @@ const ExportPrefix = "export-"
 
 // leftover tells whether a sealed layer is one that an export left, and nothing but l stands on it.
 func (s *Store) leftover(p, l *Layer) bool {
-	if !strings.HasPrefix(p.entry.Name, ExportPrefix) || p.readers > 0 || p.entry.Detaching {
-		return false
-	}
-	for _, other := range s.layers {
-		if other != l && other.parent == p {
-			return false
-		}
-	}
-	return true
+	return strings.HasPrefix(p.entry.Name, ExportPrefix) && p.readers == 0 && !p.entry.Detaching && s.standsOnly(p, l) == nil
 }
 
 // dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them

@@ -72,14 +72,12 @@ func (s *Store) copyLayer(ctx context.Context, name string, to *Store, as string
 func (s *Store) takeSource(name string, move bool) (*Layer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.layers[name]
+	l, err := s.whole(name)
 	switch {
-	case s.closed:
-		return nil, ErrClosed
-	case l == nil:
-		return nil, ErrNoLayer
-	case l.entry.Incoming || l.entry.Detaching:
-		return nil, fmt.Errorf("it is being copied: %w", ErrLayerInUse)
+	case err != nil:
+		return nil, err
+	case l.entry.Detaching:
+		return nil, fmt.Errorf("it is being detached: %w", ErrLayerInUse)
 	case l.opened:
 		return nil, fmt.Errorf("a device has it open: %w", ErrLayerInUse)
 	case move && s.readOnly:
@@ -88,10 +86,8 @@ func (s *Store) takeSource(name string, move bool) (*Layer, error) {
 		return nil, fmt.Errorf("it is being read: %w", ErrLayerInUse)
 	}
 	if move {
-		for _, other := range s.layers {
-			if other.parent == l {
-				return nil, fmt.Errorf("layer %q stands on it: %w", other.entry.Name, ErrLayerInUse)
-			}
+		if err := s.standsOnly(l); err != nil {
+			return nil, err
 		}
 	}
 	l.readers++
@@ -124,8 +120,9 @@ func (s *Store) takeTarget(from *Layer, as string, move bool) (*Layer, error) {
 		return there, nil
 	case there != nil:
 		return nil, fmt.Errorf("it is there already: %w", ErrLayerExists)
-	case len(s.layers) >= maxLayers:
-		return nil, fmt.Errorf("the store has %d layers, which is the limit", maxLayers)
+	}
+	if err := s.fewEnough(); err != nil {
+		return nil, err
 	}
 	in := layerEntry{
 		Number: s.sb.NextLayer, UUID: uuid.New(), Name: as, SizeBytes: e.SizeBytes, Created: time.Now().Unix(), Pin: e.Pin,
