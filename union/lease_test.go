@@ -213,6 +213,60 @@ func TestLeaseKeepsOthersOut(t *testing.T) {
 	}
 }
 
+// slowLease is a disk that takes long for the lease; once calls what happens before the first write of it.
+type slowLease struct {
+	*ublktest.Disk
+	once func()
+}
+
+func (d *slowLease) WriteAt(p []byte, off int64) (int, error) {
+	if off == leaseBlock<<blockShift {
+		if once := d.once; once != nil {
+			d.once = nil
+			once()
+		}
+		time.Sleep(leaseRace + leaseRace/5)
+	}
+	return d.Disk.WriteAt(p, off)
+}
+
+func (*slowLease) Close() error { return nil }
+
+// TestLeaseOnSlowStorage writes the lease too slowly to be sure that no other node took it meanwhile. A node that found it its own goes on at once; one
+// that found it free waits until the other has noticed.
+func TestLeaseOnSlowStorage(t *testing.T) {
+	t.Parallel()
+	disk := leaseDisk(t)
+	o := LeaseOptions{Duration: 2 * time.Second, Node: nodeA}
+	crashed, err := takeLease(disk, testUUID, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	again, err := takeLease(&slowLease{Disk: disk}, testUUID, o)
+	if err != nil || !again.open() || again.mine.Generation != crashed.mine.Generation+1 {
+		t.Errorf("the same node after a crash: %v", err)
+	}
+	if took := time.Since(began); took > o.Duration {
+		t.Errorf("the same node had to wait for %v", took)
+	}
+	if err := crashed.renew(); !errors.Is(err, ErrFenced) {
+		t.Errorf("the one that crashed could go on: %v", err)
+	}
+	if err := again.release(); err != nil {
+		t.Fatal(err)
+	}
+	var other *fence
+	slow := &slowLease{Disk: disk, once: func() { other, err = takeLease(disk, testUUID, LeaseOptions{Duration: o.Duration, Node: nodeB}) }}
+	mine, slowErr := takeLease(slow, testUUID, o)
+	if err != nil || slowErr != nil {
+		t.Fatalf("two at the same time: %v, %v", err, slowErr)
+	}
+	if !mine.open() || other.open() {
+		t.Errorf("both hold it: %v, %v", mine.open(), other.open())
+	}
+}
+
 // TestFencedStoreWritesNothing breaks the lease of a store under load, which may or may not be able to see that. From when the time is over, no
 // write of any kind is submitted; the new holder finds everything that was flushed.
 func TestFencedStoreWritesNothing(t *testing.T) {

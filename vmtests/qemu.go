@@ -58,10 +58,13 @@ func (d Disk) logged(id string) string {
 // escapeCommas writes a value for one of QEMU's comma-separated options.
 func escapeCommas(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
+// machineID is what the firmware of every VM says, so that a guest, which has no machine-id(5), is a node that can hold leases.
+const machineID = "c0991ce0-0000-4000-8000-000000000001"
+
 // qemuArgs is the whole command line of a VM whose files lie in dir.
 func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 	args := []string{
-		"-name", "coppice-" + cfg.Name + ",debug-threads=on",
+		"-name", "coppice-" + cfg.Name + ",debug-threads=on", "-uuid", machineID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-m", strconv.Itoa(cfg.MemMiB), "-smp", strconv.Itoa(cfg.CPUs),
 		"-kernel", kernel.Image, "-initrd", filepath.Join(dir, "initrd"), "-append", kernelCommandLine(cfg, accel),

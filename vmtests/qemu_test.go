@@ -14,7 +14,7 @@ func TestCommandLine(t *testing.T) {
 	}}
 	args := qemuArgs(cfg, Kernel{Image: "/k"}, TCG, "/dir")
 	for _, want := range []string{
-		"tcg,thread=multi", cpuFlags, "coppice-x,debug-threads=on",
+		"tcg,thread=multi", cpuFlags, "coppice-x,debug-threads=on", machineID,
 		"if=none,id=disk0,format=raw,discard=unmap,cache=writeback,file=/a,,b,snapshot=on",
 		"if=none,id=disk1,format=raw,discard=unmap,cache=none,file=/leaf,readonly=on",
 		"virtio-blk-pci,drive=disk1,serial=leaf,logical_block_size=512,physical_block_size=4096",
