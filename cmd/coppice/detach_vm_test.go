@@ -16,7 +16,7 @@ import (
 func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 	r := newVMRig(t)
 	r.sh("mkdir " + r.dir + "/files && head -c 48M /dev/urandom > " + r.dir + "/files/big && rm " + r.root +
-		" && truncate -s 256M " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
+		" && truncate -s 96M " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
 	d := r.start()
 	web := r.create("web1")
 	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")

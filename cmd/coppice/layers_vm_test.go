@@ -183,7 +183,7 @@ func TestExportMountedFileSystemUnderLoad(t *testing.T) {
 		t.Errorf("another device of the same layer has %s", got.SHA256)
 	}
 	r.ok("delete", "other")
-	loop := strings.TrimSpace(r.sh("modprobe loop && tr '\\0' x < /dev/zero | head -c 256M > " + r.dir + "/disk && losetup -f --show " + r.dir + "/disk"))
+	loop := strings.TrimSpace(r.sh("modprobe loop && tr '\\0' x < /dev/zero | head -c " + rootSize + " > " + r.dir + "/disk && losetup -f --show " + r.dir + "/disk"))
 	third := r.create("third", "--from", "gold")
 	r.export("third", loop)
 	if got := r.sha256(loop); got != e.SHA256 {

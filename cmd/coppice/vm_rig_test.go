@@ -16,6 +16,9 @@ import (
 	"coppice/node"
 )
 
+// rootSize is how large a root is. All of it is digested again and again, at some 10 MB/s where the CPU is emulated.
+const rootSize = "64M"
+
 // vmRig is a run directory, a root with a file system and a leaf store, all on tmpfs, in a guest with the
 // real ublk driver.
 type vmRig struct {
@@ -31,7 +34,7 @@ func newVMRig(t *testing.T) *vmRig {
 		t: t, dir: dir, runDir: filepath.Join(dir, "run"), root: filepath.Join(dir, "root.img"),
 		mnt: filepath.Join(dir, "mnt"), leaf: filepath.Join(dir, "leaf"),
 	}
-	r.sh("truncate -s 256M " + r.root + " && mkfs.ext4 -q -F " + r.root + " && mkdir " + r.mnt)
+	r.sh("truncate -s " + rootSize + " " + r.root + " && mkfs.ext4 -q -F " + r.root + " && mkdir " + r.mnt)
 	r.ok("store", "format", r.leaf, "--size", "256M")
 	return r
 }
@@ -118,13 +121,13 @@ type vmDaemon struct {
 }
 
 // start runs a daemon and waits until it answers.
-func (r *vmRig) start() *vmDaemon {
+func (r *vmRig) start(flags ...string) *vmDaemon {
 	r.t.Helper()
 	log, err := os.CreateTemp(r.dir, "log")
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	d := &vmDaemon{t: r.t, cmd: exec.Command("coppice", "--run-dir", r.runDir, "daemon"), log: log.Name(), ended: make(chan error, 1)}
+	d := &vmDaemon{t: r.t, cmd: exec.Command("coppice", append([]string{"--run-dir", r.runDir, "daemon"}, flags...)...), log: log.Name(), ended: make(chan error, 1)}
 	d.cmd.Stderr = log
 	if err := errors.Join(d.cmd.Start(), log.Close()); err != nil {
 		r.t.Fatal(err)
