@@ -49,12 +49,17 @@ func (d *Daemon) deleteLive(ctx context.Context, v *device) error {
 		v.setState(StateLive)
 		return err
 	}
-	if err := v.disk.Stop(ctx); err != nil {
+	lost, err := d.stopOrDrop(ctx, v)
+	if err != nil {
 		err = errors.Join(inUse(err, v.disk.Path()), d.mark(rec, phaseActive))
 		v.setState(StateLive)
 		return err
 	}
-	err := v.closeBacking()
+	err = v.closeBacking()
+	if lost != nil {
+		d.log.Warn("device of a failed store deleted; what was not written yet is lost", "device", rec.Device.Name, "error", oneLine(errors.Join(lost, err)))
+		err = nil
+	}
 	if rm := d.records.remove(rec.Device.Name); rm != nil {
 		err = errors.Join(err, rm)
 	}
@@ -63,6 +68,15 @@ func (d *Daemon) deleteLive(ctx context.Context, v *device) error {
 		return fmt.Errorf("the device is gone, but its leaf did not close well: %w", err)
 	}
 	return nil
+}
+
+// stopOrDrop stops a device. One whose store has failed cannot be written back, and is dropped as it is: lost tells why.
+func (d *Daemon) stopOrDrop(ctx context.Context, v *device) (lost, err error) {
+	stopped := v.disk.Stop(ctx)
+	if stopped == nil || errors.Is(stopped, ublk.ErrInUse) || !v.back.store.Info().Failed {
+		return nil, stopped
+	}
+	return stopped, v.disk.Drop(ctx)
 }
 
 // deleteFailed forgets a device that is not served. What the kernel has of it goes only if

@@ -53,6 +53,9 @@ type Disk interface {
 	// [ublk.ErrInUse], and changes nothing, where somebody has it in use.
 	Stop(ctx context.Context) error
 
+	// Drop is Stop for a device that takes no writes any more: what is dirty is lost.
+	Drop(ctx context.Context) error
+
 	// Detach ends the service and leaves the device quiesced in the kernel for
 	// [Driver.Recover]. It fails where the kernel cannot do that.
 	Detach(ctx context.Context) error

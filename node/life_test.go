@@ -387,6 +387,24 @@ func TestDeleteOfFailedDeviceForgetsIt(t *testing.T) {
 	r.nothingLeft("bad")
 }
 
+// A device whose store another node has taken cannot be written back, and is deleted all the same.
+func TestDeleteOfDeviceOfFailedStore(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Lease, r.cfg.NodeID = "1s", "c0991ce0-0000-4000-8000-000000000002"
+	r.start()
+	r.create(r.request("web1"))
+	const leaseBytes, leaseOff = 4096, 24 * 4096
+	f, err := os.OpenFile(r.store, os.O_WRONLY, 0)
+	check(t, err)
+	_, err = f.WriteAt(make([]byte, leaseBytes), leaseOff)
+	check(t, errors.Join(err, f.Close()))
+	r.eventually("fenced", func() bool { return state(t, r, "web1").Leaf.Info.Failed })
+	_, err = r.client().Delete(context.Background(), "web1")
+	check(t, err)
+	r.nothingLeft("web1")
+	r.log.wait(t, "device of a failed store deleted")
+}
+
 // Creation takes the same time whatever the size of the root.
 func TestCreationDoesNotDependOnRootSize(t *testing.T) {
 	r := newRig(t)

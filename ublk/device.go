@@ -268,7 +268,15 @@ func (d *Device) Oldest() (oldest RequestInfo, ok bool, err error) { return d.at
 // A process that merely has the block device open gets errors from then on, and /dev/ublkbN's id becomes
 // free when it closes it. Stop waits for requests in service; when ctx ends the device may be half
 // stopped, and Stop can be called again. A stopped device is stopped at once.
-func (d *Device) Stop(ctx context.Context) error {
+func (d *Device) Stop(ctx context.Context) error { return d.stop(ctx, syncExclusive) }
+
+// Drop is Stop for a device that takes no writes any more: what the page cache holds is lost.
+func (d *Device) Drop(ctx context.Context) error {
+	return d.stop(ctx, func(context.Context, *os.File) error { return nil })
+}
+
+// stop removes the device. writeBack closes the file where it fails.
+func (d *Device) stop(ctx context.Context, writeBack func(context.Context, *os.File) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopped {
@@ -281,7 +289,7 @@ func (d *Device) Stop(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("stop ublk device %d: %w", d.id, err)
 	}
-	if err := syncExclusive(ctx, f); err != nil {
+	if err := writeBack(ctx, f); err != nil {
 		return fmt.Errorf("stop ublk device %d: %w", d.id, err)
 	}
 	// The open file keeps others from mounting it between sync and stop.

@@ -247,15 +247,20 @@ func (s *servedDisk) Broken() <-chan struct{} { return s.a.Broken() }
 // Err returns what failed.
 func (s *servedDisk) Err() error { return s.a.Err() }
 
-// Stop removes a device that is not held.
-func (s *servedDisk) Stop(ctx context.Context) error {
+// Stop removes a device that is not held, after a flush.
+func (s *servedDisk) Stop(ctx context.Context) error { return s.stop(ctx, s.disk.fake.Flush) }
+
+// Drop removes a device that is not held.
+func (s *servedDisk) Drop(ctx context.Context) error { return s.stop(ctx, func() error { return nil }) }
+
+func (s *servedDisk) stop(ctx context.Context, flush func() error) error {
 	s.d.k.mu.Lock()
 	held := s.disk.held
 	s.d.k.mu.Unlock()
 	if held {
 		return fmt.Errorf("stop device %d: %w", s.id, ublk.ErrInUse)
 	}
-	if err := s.disk.fake.Flush(); err != nil {
+	if err := flush(); err != nil {
 		return fmt.Errorf("flush device %d: %w", s.id, err)
 	}
 	s.disk.fake.Stop()
