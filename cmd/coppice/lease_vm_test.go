@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// nodeOf is another node: a daemon with a node id of its own, which reaches r's leaf by a block device of its own.
+// nodeOf is another node: a daemon with a node id and a boot id of its own, which reaches r's leaf by a block device of its own.
 func (r *vmRig) nodeOf(name string) (*vmRig, *vmDaemon) {
 	r.t.Helper()
 	n := *r
@@ -21,8 +22,9 @@ func (r *vmRig) nodeOf(name string) (*vmRig, *vmDaemon) {
 	n.leaf = strings.TrimSpace(r.sh("losetup -f --show " + r.leaf))
 	r.t.Cleanup(func() { r.sh("losetup -d " + n.leaf) })
 	config := filepath.Join(r.dir, name+".toml")
+	n.bootID = filepath.Join(r.dir, name+".boot")
 	text := "node_id = \"" + uuid.NewString() + "\"\nlease = \"8s\"\nscrub_bytes_per_second = 0\n"
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	if err := errors.Join(os.WriteFile(config, []byte(text), 0o600), os.WriteFile(n.bootID, []byte(uuid.NewString()+"\n"), 0o600)); err != nil {
 		r.t.Fatal(err)
 	}
 	return &n, n.start("--config", config)

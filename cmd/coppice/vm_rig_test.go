@@ -25,6 +25,7 @@ type vmRig struct {
 	t                      *testing.T
 	dir, runDir, root, mnt string
 	leaf                   string
+	bootID                 string // file with the boot id that the daemon sees; "": the kernel's
 }
 
 func newVMRig(t *testing.T) *vmRig {
@@ -127,7 +128,12 @@ func (r *vmRig) start(flags ...string) *vmDaemon {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	d := &vmDaemon{t: r.t, cmd: exec.Command("coppice", append([]string{"--run-dir", r.runDir, "daemon"}, flags...)...), log: log.Name(), ended: make(chan error, 1)}
+	argv := append([]string{"coppice", "--run-dir", r.runDir, "daemon"}, flags...)
+	if r.bootID != "" {
+		mount := "mount --bind " + r.bootID + " /proc/sys/kernel/random/boot_id && exec \"$@\""
+		argv = append([]string{"unshare", "-m", "sh", "-ec", mount, "sh"}, argv...)
+	}
+	d := &vmDaemon{t: r.t, cmd: exec.Command(argv[0], argv[1:]...), log: log.Name(), ended: make(chan error, 1)}
 	d.cmd.Stderr = log
 	if err := errors.Join(d.cmd.Start(), log.Close()); err != nil {
 		r.t.Fatal(err)
