@@ -3,6 +3,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,22 +12,48 @@ import (
 	"coppice/node"
 )
 
+// detached is how much of a device's layer has been copied for it to be complete.
+func (r *vmRig) detached(device string) int64 {
+	r.t.Helper()
+	s := r.inspect(device)
+	if s.Leaf.Info == nil {
+		return 0
+	}
+	for _, l := range s.Leaf.Info.Layers {
+		if l.Unfinished {
+			return l.DataBytes
+		}
+	}
+	if s.State == node.StateLive && s.Root.Path == "" {
+		r.t.Fatal("it is complete already")
+	}
+	return 0
+}
+
 // A mounted ext4 under load is detached while the daemon is killed again and again. In the end the root and the layer that it stood
 // on are gone, and the file system is whole, byte for byte.
 func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 	r := newVMRig(t)
-	r.sh("mkdir " + r.dir + "/files && head -c 48M /dev/urandom > " + r.dir + "/files/big && rm " + r.root +
-		" && truncate -s 96M " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
+	r.sh("mkdir " + r.dir + "/files && head -c 24M /dev/urandom > " + r.dir + "/files/big && rm " + r.root +
+		" && truncate -s 64M " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
 	d := r.start()
 	web := r.create("web1")
 	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")
 	r.freeze("web1", "gold")
 	stop := r.writers()
-	r.ok("detach", "web1", "--rate", "3M", "--background")
+	r.ok("detach", "web1", "--rate", "2M", "--background")
 	const kills = 6
-	unfinished := 0
-	for range kills {
-		time.Sleep(500 * time.Millisecond)
+	var resumed []int64 // bytes that were copied at each kill, as the next daemon finds it
+	for len(resumed) < kills {
+		last := int64(0)
+		if n := len(resumed); n > 0 {
+			last = resumed[n-1]
+		}
+		for began := time.Now(); r.detached("web1") <= last; time.Sleep(100 * time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("detaching does not go on after %d bytes", last)
+			}
+		}
 		d.signal(syscall.SIGKILL)
 		if err := d.wait(); err == nil {
 			t.Error("the daemon ended well")
@@ -39,17 +66,11 @@ func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 		if s.State != node.StateLive {
 			t.Fatalf("the device is %s: %s", s.State, s.Error)
 		}
-		for _, l := range s.Leaf.Info.Layers {
-			if l.Name == "web1" && l.Detaching { // the work itself may begin a moment later
-				unfinished++
-			}
-			if l.Unfinished {
-				t.Logf("to be resumed: %d MiB are copied", l.DataBytes>>20)
-			}
-		}
+		resumed = append(resumed, r.detached("web1"))
 	}
-	if unfinished < kills-1 {
-		t.Errorf("killed only %d times before the end", unfinished)
+	t.Logf("killed when so many bytes were copied: %d", resumed)
+	if !slices.IsSorted(resumed) || resumed[0] == 0 {
+		t.Error("not gone on with where it had ended")
 	}
 	if out := r.ok("detach", "web1"); !strings.Contains(out, "is complete") {
 		t.Errorf("detach: %s", out)
