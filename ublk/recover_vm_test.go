@@ -282,11 +282,11 @@ func TestRecoverAfterKillUnderLoad(t *testing.T) {
 	c := openControl(t)
 	const workers, part = 4, 1 << 20
 	disk := diskFile(t, workers*part)
-	for round := range 30 {
+	for round := range 10 { // the daemon is killed more often, with a leaf: vmtests/scenarios
 		t.Run(strconv.Itoa(round), func(t *testing.T) {
 			s := startServer(t, disk.Name(), "")
 			l := startLoad(t, BlockPath(s.id), workers, part)
-			l.advance(t, int64(20+round*10))
+			l.advance(t, int64(20+round*30))
 			s.kill()
 			rs := vmReactors(t)
 			d, err := c.Recover(vmContext(t), s.id, &fileDisk{f: disk}, rs)

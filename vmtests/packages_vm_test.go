@@ -10,29 +10,26 @@ import (
 	"time"
 )
 
-// packageNeeds holds, for packages that need more than the default VM (two CPUs, 2 GiB, the userland, ublk_drv), what
-// they need.
-var packageNeeds = map[string]struct {
-	cfg     Config
-	scratch []string
-	limit   time.Duration
-}{}
+// packageLimit is how long the tests of one package may take.
+const packageLimit = 5 * time.Minute
 
-// TestPackages runs every VM test that lives beside the code it tests. Packages below vmtests have hosts of their own.
+// TestPackages runs every VM test that lives beside the code it tests, in one VM: two CPUs, 2 GiB, the userland, ublk_drv.
+// Packages below vmtests have hosts of their own.
 func TestPackages(t *testing.T) {
 	b := newBuild(t)
 	packages, err := b.GuestPackages(longTags...)
 	if err != nil {
 		t.Fatal(err)
 	}
+	m := &testVM{t: t, b: b, cfg: Config{Name: "packages", Files: make(map[string]string)}}
+	var all []*GuestTests
 	for _, pkg := range packages {
-		if strings.HasPrefix(pkg, "./vmtests/") {
-			continue
+		if !strings.HasPrefix(pkg, "./vmtests/") {
+			all = append(all, m.add(pkg))
 		}
-		t.Run(strings.TrimPrefix(pkg, "./"), func(t *testing.T) {
-			needs := packageNeeds[pkg]
-			runGuestPackage(t, pkg, needs.cfg, needs.scratch, needs.limit)
-		})
+	}
+	for _, tests := range all {
+		t.Run(strings.TrimPrefix(tests.Package, "./"), func(t *testing.T) { m.run(t, tests, packageLimit) })
 	}
 }
 
@@ -40,27 +37,45 @@ func TestPackages(t *testing.T) {
 func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, limit time.Duration) {
 	t.Helper()
 	b := newBuild(t)
-	tests, err := b.GuestTests(t.Context(), pkg, longTags...)
-	if err != nil {
-		t.Fatal(err)
-	}
 	disks, cleanup, err := b.Scratch(scratch)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cleanup)
-	files := tests.Files()
-	maps.Copy(files, cfg.Files)
-	cfg.Name, cfg.Files, cfg.Userland = strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "-"), files, true
-	cfg.Modules = append([]string{"ublk_drv"}, cfg.Modules...)
+	cfg.Name = strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "-")
 	cfg.Disks = append(disks, cfg.Disks...)
-	if limit == 0 {
-		limit = 5 * time.Minute
+	m := &testVM{t: t, b: b, cfg: cfg}
+	m.run(t, m.add(pkg), limit)
+}
+
+// testVM is a VM for the tests of packages, one after the other. After one that did not pass, the next get a new VM.
+type testVM struct {
+	t   *testing.T // the VM ends with it
+	b   *Build
+	cfg Config
+	vm  *VM // nil: to be booted
+}
+
+// add compiles the tests of a package and puts them into the VM, which is not booted yet.
+func (m *testVM) add(pkg string) *GuestTests {
+	m.t.Helper()
+	tests, err := m.b.GuestTests(m.t.Context(), pkg, longTags...)
+	if err != nil {
+		m.t.Fatal(err)
 	}
-	results, problem, err := boot(t, b, cfg).RunTests(t.Context(), tests, limit, nil)
+	files := tests.Files()
+	maps.Copy(files, m.cfg.Files)
+	m.cfg.Files = files
+	return tests
+}
+
+// run runs tests in the VM and reports them as subtests of t.
+func (m *testVM) run(t *testing.T, tests *GuestTests, limit time.Duration) {
+	t.Helper()
+	results, problem, err := m.try(t, tests, limit)
 	if errors.Is(err, ErrEmulator) {
 		t.Logf("running the tests again in a new VM: %v", ErrEmulator)
-		results, problem, err = boot(t, b, cfg).RunTests(t.Context(), tests, limit, nil)
+		results, problem, err = m.try(t, tests, limit)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +86,50 @@ func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, lim
 	if problem != "" {
 		t.Error(problem)
 	}
+	if t.Failed() {
+		m.end()
+	}
+}
+
+func (m *testVM) try(t *testing.T, tests *GuestTests, limit time.Duration) (results []*TestResult, problem string, err error) {
+	t.Helper()
+	if m.vm == nil {
+		if err := m.boot(t); err != nil {
+			return nil, "", err
+		}
+	}
+	results, problem, err = m.vm.RunTests(m.t.Context(), tests, limit, nil)
+	if err != nil {
+		m.end()
+	}
+	return results, problem, err
+}
+
+func (m *testVM) boot(t *testing.T) error {
+	t.Helper()
+	cfg := m.cfg
+	cfg.Userland, cfg.Modules = true, append([]string{"ublk_drv"}, cfg.Modules...)
+	start := time.Now()
+	vm, err := m.b.Boot(m.t.Context(), cfg)
+	if err != nil {
+		return err
+	}
+	t.Logf("Linux %s with %d CPUs, up in %.1f s", vm.Hello().Kernel, vm.Hello().CPUs, time.Since(start).Seconds())
+	m.vm = vm
+	m.t.Cleanup(func() {
+		if err := vm.Close(); err != nil {
+			m.t.Error(err)
+		}
+	})
+	return nil
+}
+
+// end drops the VM.
+func (m *testVM) end() {
+	if err := m.vm.Close(); err != nil {
+		m.t.Error(err)
+	}
+	m.vm = nil
 }
 
 // report makes a guest's test a subtest of t.
