@@ -42,7 +42,7 @@ func TestRawModel(t *testing.T) {
 		t.Run(fmt.Sprintf("%d-%d", g.block, g.queues), func(t *testing.T) {
 			format(t, leaf)
 			var models [][]byte
-			for round := range uint64(3) {
+			for round := range uint64(2) {
 				dev := rawDevice(t, root, leaf, g.block, g.queues)
 				models = workOn(t, dev.Path, g.block, seed+round, models)
 				coppice(t, "delete", "raw")
