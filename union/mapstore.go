@@ -29,10 +29,9 @@ import (
 //
 //	0  4  region
 //	4  2  number of entries; bit 15: blocks without an entry read as zeros
-//	6     entries of 11 bytes, in order of blocks:
-//	        0  2  index of the block in the region in the low 10 bits, kind above
-//	        2  5  slot (data) or count of blocks (zero)
-//	        7  4  CRC-32C of the slot's content (data)
+//	6     entries of 10 bytes, in order of blocks:
+//	        0  6  index of the block in the region in the low 10 bits, kind in two, slot (data) or count of blocks (zero) above
+//	        6  4  CRC-32C of the slot's content (data)
 //
 // A page of the directory:
 //

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sort"
 )
@@ -157,9 +158,9 @@ func (s *Store) writeMap(m *sectorMap) (old []extent, err error) {
 	m.mu.Lock()
 	regions, size := m.dirty, m.dirtyBytes
 	m.dirty = nil
-	victims := m.store.victims(size)
+	victims, moved := m.store.victims(size, s.tidying.Load())
 	m.mu.Unlock()
-	if s.slots.freeSlots() < s.keepFor(classOverwrite, 0)+uint64(max(mapBatch, size/mapPayload)) {
+	if s.slots.freeSlots() < s.keepFor(classOverwrite, 0)+uint64(max(mapBatch, size/mapPayload+moved)) {
 		victims = nil
 	}
 	if len(regions) > 0 || len(victims) > 0 {
@@ -289,21 +290,34 @@ func (w *mapWriter) relocate(at place, r *regionRecord) (bool, error) {
 const (
 	// maxSegments of a map; then the smallest are joined.
 	maxSegments = 64
-	// spareSegments are not worth the trouble of moving what is alive in them.
+	// spareSegments are not worth the trouble of moving what is alive in them while there is other work.
 	spareSegments = 8
+	// tidyBlocks are moved at once when there is no other work.
+	tidyBlocks = 16 << 20 >> blockShift
 )
 
-// victims chooses segments to give up: those with the smallest live part, until the dead part of all is less than an eighth, or there are few
-// enough. What they have alive is at most about what the checkpoint writes anyway.
-func (st *mapStore) victims(size int64) []*segment {
-	var blocks, dead float64
+// dead returns how many blocks all segments have, and how many of them hold what is not alive.
+func (st *mapStore) dead() (blocks, dead float64) {
 	for _, seg := range st.segments {
 		blocks += float64(seg.blocks)
 		dead += float64(seg.blocks) * seg.deadPart()
 	}
+	return blocks, dead
+}
+
+// untidy tells whether there is something to gain by moving what is alive.
+func (st *mapStore) untidy() bool {
+	blocks, dead := st.dead()
+	return dead > max(blocks/8, mapBatch)
+}
+
+// victims chooses segments to give up: those with the smallest live part, until the dead part of all is less than an eighth, or there are few
+// enough. What they have alive, moved blocks, is at most about what the checkpoint writes anyway, or tidyBlocks or one segment.
+func (st *mapStore) victims(size int64, tidy bool) (victims []*segment, moved int64) {
+	blocks, dead := st.dead()
 	count := len(st.segments)
-	if count < spareSegments && dead < blocks/2 || dead <= blocks/8 && count <= maxSegments {
-		return nil
+	if !tidy && count < spareSegments && dead < blocks/2 || dead <= blocks/8 && count <= maxSegments {
+		return nil, 0
 	}
 	all := slices.Clone(st.segments)
 	if dead <= blocks/8 {
@@ -312,10 +326,12 @@ func (st *mapStore) victims(size int64) []*segment {
 		sort.SliceStable(all, func(i, j int) bool { return all[i].deadPart() > all[j].deadPart() })
 	}
 	budget := float64(max(mapBatch, size/mapPayload))
-	var victims []*segment
+	if tidy {
+		budget = max(budget, tidyBlocks)
+	}
 	for _, seg := range all {
 		alive := float64(seg.blocks) * (1 - seg.deadPart())
-		if dead <= blocks/16 && count <= maxSegments/2 || alive > budget {
+		if dead <= blocks/16 && count <= maxSegments/2 || alive > budget && (!tidy || victims != nil) {
 			break
 		}
 		if seg.live == 0 {
@@ -323,10 +339,11 @@ func (st *mapStore) victims(size int64) []*segment {
 		}
 		victims = append(victims, seg)
 		budget -= alive
+		moved += int64(math.Ceil(alive))
 		dead -= float64(seg.blocks) * seg.deadPart()
 		count--
 	}
-	return victims
+	return victims, moved
 }
 
 func (seg *segment) deadPart() float64 { return 1 - float64(seg.live)/float64(max(seg.records, 1)) }

@@ -28,7 +28,7 @@ type pager struct {
 const (
 	// mapMemory is the size in bytes of the entries in memory, of all layers of a store, that is tried to stay below. What a
 	// checkpoint has not written yet comes on top where it must.
-	mapMemory = 64 << 20
+	mapMemory = 48 << 20
 	// maxDirtyRegions asks for a checkpoint: a recovery has to load the records of as many regions.
 	maxDirtyRegions = 256 << 10
 	// trimWords is more than any load brings in.

@@ -47,3 +47,30 @@ func TestPaging(t *testing.T) {
 		t.Error("nothing was paged")
 	}
 }
+
+// TestTidy lets most of what the segments of a map hold become dead, and the store rest: what is alive is moved together, and
+// stays what it was.
+func TestTidy(t *testing.T) {
+	t.Parallel()
+	d := newTapped(t, t.TempDir(), "", 450*gib, 400*gib)
+	for range 3 {
+		d.writeMany(60_000, 1024)
+		if err := d.store.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := d.layer.Info()
+	after := d.rest()
+	t.Logf("%d blocks: map of %d bytes, %d after a rest", after.DataBytes>>blockShift, before.MapBytes, after.MapBytes)
+	if after.MapBytes >= before.MapBytes || after.DataBytes != before.DataBytes || d.layer.m.store.untidy() {
+		t.Errorf("map %d bytes, then %d; data %d bytes, then %d", before.MapBytes, after.MapBytes, before.DataBytes, after.DataBytes)
+	}
+	var m [1]mapping
+	var sum [1]uint32
+	for i := range d.next {
+		if err := d.layer.resolve(uint64(d.scattered(i)), m[:], sum[:]); err != nil || !m[0].isData() {
+			t.Fatalf("block %d: %v, %v", i, m[0], err)
+		}
+	}
+	d.close()
+}

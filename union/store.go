@@ -37,7 +37,9 @@ type Store struct {
 	volatile    bool          // the records under replay are pending ones
 	superseded  []uint64      // slots that lost their owner by those
 	scrub       scrubState
-	behind      []int64 // blocks of superblock copies that do not hold sb, while opening
+	quietAt     uint64      // where the log stood at the last round of the background work
+	tidying     atomic.Bool // a checkpoint is made for the sake of the maps' size alone
+	behind      []int64     // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
 	sb           superblock
@@ -399,14 +401,42 @@ func (s *Store) maintain() {
 		s.tendSpace()
 	}
 	s.log.mu.Lock()
-	due := (s.log.nearlyFull() || s.pager.crowded() || s.space.recount.Load()) && !s.log.failed
+	due := s.log.nearlyFull() || s.pager.crowded() || s.space.recount.Load()
+	at := s.log.next*recordsPerLog + uint64(s.log.count)
+	quiet := at == s.quietAt
+	s.quietAt = at
+	failed := s.log.failed
 	s.log.mu.Unlock()
-	if !due {
+	s.tidying.Store(!due && quiet && !failed && s.untidy())
+	defer s.tidying.Store(false)
+	if failed || !due && !s.tidying.Load() {
 		return
 	}
 	if err := s.Checkpoint(); err != nil {
 		slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
 	}
+}
+
+// untidy tells whether a map takes much more of the store than it needs.
+func (s *Store) untidy() bool {
+	if !s.mu.TryLock() {
+		return false
+	}
+	defer s.mu.Unlock()
+	for _, l := range s.layers {
+		for _, m := range [...]*sectorMap{l.m, l.flat} {
+			if m == nil {
+				continue
+			}
+			m.mu.Lock()
+			untidy := m.store.untidy()
+			m.mu.Unlock()
+			if untidy {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // wakeBackground makes the background work begin now. It never blocks.
