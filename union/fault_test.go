@@ -446,7 +446,7 @@ func newSweep(t *testing.T) *sweep {
 	if _, err := formatDisk("leaf", s.disk, FormatOptions{Force: true, UUID: testUUID, geometry: &geometry}); err != nil {
 		t.Fatal(err)
 	}
-	s.parts = []snapshot{{image: slices.Clone(s.disk.Bytes()), model: &worldStore{}}}
+	s.parts = []snapshot{{image: slices.Clone(s.disk.Bytes()), model: &worldStore{blocks: geometry.SizeBlocks}}}
 	return s
 }
 

@@ -80,6 +80,9 @@ var worldActions = []struct {
 	{"transfer", 2, (*world).transfer},
 	{"export", 1, (*world).export},
 	{"upkeep", 3, (*world).upkeep},
+	{"quota", 3, (*world).setQuota},
+	{"grow", 1, (*world).grow},
+	{"take over", 1, (*world).takeOver},
 	{"restart", 1, (*world).restart},
 	{"kill", 2, (*world).kill},
 	{"power cut", 3, (*world).powerCut},
@@ -110,7 +113,7 @@ func newWorld(t reporter, dir string, roots []*memBase, c choose) *world {
 	w := &world{t: t, dir: dir, roots: roots, seed: uint64(c("seed", 1<<16)), sizes: []int64{worldSize, worldSmallSize},
 		chunk: newChunk()}
 	for i := range 2 {
-		geometry := layoutOf([]uint64{1024, 384, 192, 128}[c("blocks", 4)], []uint64{8, 16}[c("log", 2)], superBBlock+1, uint64(c("gap", 3)))
+		geometry := layoutOf([]uint64{1024, 384, 192, 128}[c("blocks", 4)], []uint64{8, 16}[c("log", 2)], []uint64{superBBlock, leaseBlock}[c("lease", 2)]+1, uint64(c("gap", 3)))
 		disk, err := ublktest.NewDisk(fmt.Sprintf("store%d", i), int64(geometry.SizeBlocks)<<blockShift)
 		if err != nil {
 			t.Fatalf("%v", err)

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -61,7 +63,10 @@ type worldStore struct {
 	layers []*worldLayer             // in the order in which they were made
 	ghosts []ghost
 	made   int // layers ever made, for their names
+	leased bool
 	opened int // times
+	blocks uint64
+	bounds int // changes of its size, and of quotas
 
 	mayFail     bool // an injected fault made the store fail
 	flushFailed bool
@@ -87,6 +92,11 @@ type worldLayer struct {
 	fading  bool // a removal failed: it may be gone at the next recovery
 	parting bool // a detach failed: it may be bare at the next recovery
 
+	quota  int64  // bytes; 0: none
+	beyond bool   // it may hold more than its quota
+	asked  uint64 // blocks of all requests so far
+	open   uint64 // those of requests in flight
+
 	layer    *Layer
 	block    *ublktest.Device
 	inFlight int
@@ -100,6 +110,7 @@ const (
 	worldRootSize  = worldRegion + 20<<10 + 777
 	worldMaxIO     = 64 << 10
 	worldLayers    = 10 // of a store
+	worldMostBytes = 5 << 20
 )
 
 // worldRoots makes roots that worlds share: they are never written.
@@ -124,8 +135,9 @@ func worldRoots(n int) (roots []*memBase, err error) {
 // format makes another store.
 func (w *world) format(on *ublktest.Disk, geometry superblock) *worldStore {
 	w.t.Helper()
-	ws := &worldStore{w: w, name: on.Name(), run: filepath.Join(w.dir, on.Name()), disk: on}
+	ws := &worldStore{w: w, name: on.Name(), run: filepath.Join(w.dir, on.Name()), disk: on, blocks: geometry.SizeBlocks}
 	ws.wrap = func(d *ublktest.Disk) disk { return keepOpen{d} }
+	ws.leased = geometry.LogA > leaseBlock
 	geometry.UUID = uuid.UUID{15: byte(len(w.stores) + 1)}
 	if _, err := formatDisk(ws.name, ws.wrap(on), FormatOptions{Force: true, UUID: geometry.UUID, geometry: &geometry}); err != nil {
 		w.t.Fatalf("format %s: %v", ws.name, err)
@@ -164,7 +176,24 @@ func (ws *worldStore) open() (err error) {
 	if err == nil {
 		ws.mayFail, ws.flushFailed = false, false
 	}
+	if err == nil && ws.leased {
+		err = ws.claim()
+	}
 	return err
+}
+
+// claim takes the store's lease, without a keeper: what that does is takeOver's.
+func (ws *worldStore) claim() error {
+	s := ws.store
+	have, err := readLease(s.disk, s.sb.UUID)
+	if err != nil {
+		return err
+	}
+	f := &fence{disk: s.disk, id: s.sb.UUID, began: time.Now(), stop: make(chan struct{}),
+		mine: lease{UUID: s.sb.UUID, State: leaseHeld, Generation: have.Generation + 1, Duration: maxLease}}
+	f.until.Store(math.MaxInt64)
+	s.fence, s.disk = f, fencedDisk{s.disk, f}
+	return f.mine.write(f.disk)
 }
 
 func (ws *worldStore) options() StoreOptions {
@@ -330,15 +359,30 @@ func (l *worldLayer) submit(d ublk.Descriptor) {
 		}
 	}
 	ended := l.content.change(first, count, value)
+	blocks := blocksOf(d)
+	before, others, bounds := l.asked, l.open, l.in.bounds
+	l.asked += blocks
+	l.open += blocks
 	l.inFlight++
 	l.block.Submit(d, data, func(errno syscall.Errno, _ []byte) {
 		l.inFlight--
-		ended(l.outcome(d, errno), d.FUA)
+		l.open -= blocks
+		ended(l.outcome(d, errno, others+l.asked-before, bounds), d.FUA)
 	})
 }
 
-// outcome judges how a request that changes something, or a flush, ended.
-func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno) outcome {
+// blocksOf is how many blocks a request touches at most.
+func blocksOf(d ublk.Descriptor) uint64 { return uint64(d.Len)>>blockShift + 2 }
+
+// data is how many blocks with data a layer itself holds.
+func (l *worldLayer) data() uint64 {
+	m, _ := l.in.store.layers[l.name].content()
+	return m.dataBlocks()
+}
+
+// outcome judges how a request that changes something, or a flush, ended. Beside it others, and it itself, were about that many blocks, and
+// the store had the given bounds when it began.
+func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno, others uint64, bounds int) outcome {
 	w, ws := l.in.w, l.in
 	switch {
 	case errno == 0:
@@ -349,10 +393,11 @@ func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno) outcome {
 		w.tally["requests answered"]++
 		return acknowledged
 	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && !errors.Is(w.injected, errno):
-		n := int(d.Len>>blockShift) + 2
-		keep := ws.store.keepFor(classData, n)
-		if free := ws.store.slots.freeSlots(); free > keep+uint64(n) {
-			w.t.Errorf("%s: no space for op %d at %d with %d slots free", l.name, d.Op, d.Off, free)
+		n := blocksOf(d)
+		keep := ws.store.keepFor(classData, int(n))
+		overQuota := l.quota > 0 && l.data()+others > uint64(l.quota)>>blockShift
+		if free := ws.store.slots.freeSlots(); free > keep+n && !overQuota && bounds == ws.bounds {
+			w.t.Errorf("%s: no space for op %d at %d with %d slots free, and %d blocks of a quota of %d bytes", l.name, d.Op, d.Off, free, l.data(), l.quota)
 		}
 		w.tally["requests refused"]++
 		return refused
@@ -368,7 +413,7 @@ func (l *worldLayer) flush() {
 	l.inFlight++
 	l.block.Submit(flushDescriptor, nil, func(errno syscall.Errno, _ []byte) {
 		l.inFlight--
-		if l.outcome(flushDescriptor, errno) == acknowledged {
+		if l.outcome(flushDescriptor, errno, 0, 0) == acknowledged {
 			durable()
 			l.in.forget(ghosts)
 		}
@@ -689,9 +734,99 @@ func (w *world) merge(c choose) bool {
 	default:
 		ws.drop(below)
 		ws.ghosts = append(ws.ghosts, ghost{layer: below, above: l})
-		l.parent, l.bare = below.parent, below.bare
+		l.parent, l.bare, l.beyond = below.parent, below.bare, true
 	}
 	return true
+}
+
+// setQuota bounds what a layer may hold, or takes the bound away.
+func (w *world) setQuota(c choose) bool {
+	l := w.pick(c, isOpen)
+	if l == nil {
+		return false
+	}
+	ws := l.in
+	calm(w.t, ws.store, w.sim)
+	l.keepsQuota()
+	quota := int64(c("quota", 64)) << blockShift
+	if _, err := l.layer.SetQuota(quota); err != nil {
+		ws.tolerate("quota", err)
+		return true
+	}
+	ws.bounds++
+	l.quota, l.beyond = quota, l.inFlight > 0 || l.data() > uint64(quota)>>blockShift
+	return true
+}
+
+// keepsQuota demands that the layer holds no more than its quota, and what metadata may take beyond it.
+func (l *worldLayer) keepsQuota() {
+	quota := uint64(l.quota) >> blockShift
+	if have := l.data(); quota > 0 && !l.beyond && have > quota+quotaSlack(quota) {
+		l.in.w.t.Errorf("%s holds %d blocks, its quota is %d", l.name, have, quota)
+	}
+}
+
+// grow makes a store larger.
+func (w *world) grow(c choose) bool {
+	ws := w.stores[c("store", len(w.stores))]
+	if ws.disk.Size() >= worldMostBytes {
+		return false
+	}
+	calm(w.t, ws.store, w.sim)
+	size := ws.disk.Size() + int64(1+c("more", 64))<<blockShift
+	slots := ws.store.sb.Slots
+	info, err := ws.store.Grow(size)
+	if err != nil {
+		w.t.Fatalf("grow %s to %d bytes: %v", ws.name, size, err)
+	}
+	if info.SizeBytes != size || ws.store.sb.Slots != slots+uint64(size-int64(ws.blocks)<<blockShift)>>blockShift {
+		w.t.Errorf("store %s has %d bytes and %d slots, it had %d slots and grew to %d bytes", ws.name, info.SizeBytes, ws.store.sb.Slots, slots, size)
+	}
+	ws.bounds++
+	ws.blocks = uint64(size) >> blockShift
+	return true
+}
+
+// takeOver gives the lease of a store to another node, in the midst of requests: from when the holder knows, it writes nothing. Then it is
+// switched off.
+func (w *world) takeOver(c choose) bool {
+	ws := w.stores[c("store", len(w.stores))]
+	f := ws.store.fence
+	if f == nil {
+		return false
+	}
+	calm(w.t, ws.store, w.sim)
+	theirs := f.mine
+	theirs.Generation++
+	p := alignedBuffer(blockSize)
+	theirs.encode(p)
+	if err := ws.disk.WriteDurable(p, leaseBlock<<blockShift); err != nil {
+		w.t.Fatalf("%v", err)
+	}
+	err := f.renew()
+	if !errors.Is(err, ErrFenced) {
+		w.t.Fatalf("store %s: renew a lease that another node has: %v", ws.name, err)
+	}
+	f.close(err.Error())
+	ws.store.fail() // as fenced does, which tells the log too
+	ws.store.spaceFreed()
+	ws.mayFail = true
+	w.idle()
+	writes, flushes := w.sim.Count(ublktest.Write), w.sim.Count(ublktest.Flush)
+	for _, l := range ws.layers {
+		if l.block != nil {
+			l.submit(l.descriptor(c))
+			l.flush()
+		}
+	}
+	w.idle()
+	if w.sim.Count(ublktest.Write) != writes || w.sim.Count(ublktest.Flush) != flushes {
+		w.t.Errorf("store %s was written to while another node had it", ws.name)
+	}
+	if err := ws.store.Checkpoint(); !errors.Is(err, errFailed) {
+		w.t.Errorf("store %s: checkpoint while another node has it: %v", ws.name, err)
+	}
+	return w.powerCut(c)
 }
 
 // remove removes a layer, or demands that one in use cannot be removed.
@@ -828,7 +963,7 @@ func (w *world) transfer(c choose) bool {
 	case err != nil:
 		w.t.Fatalf("copy %s to store %s: %v", l.name, to.name, err)
 	}
-	copied.content = l.content.sealed()
+	copied.content, copied.quota, copied.beyond = l.content.sealed(), l.quota, true
 	to.layers = append(to.layers, copied)
 	if move {
 		ws.drop(l)
@@ -1134,7 +1269,13 @@ func (ws *worldStore) reconcile(from legal, cut bool) {
 			l.parting = false
 		}
 	}
+	if ws.store.sb.SizeBlocks != ws.blocks {
+		w.t.Fatalf("store %s has %d blocks, want %d", ws.name, ws.store.sb.SizeBlocks, ws.blocks)
+	}
 	for _, l := range ws.layers {
+		if l.beyond = l.beyond || cut; !l.sealed { // what was discarded may be back
+			l.keepsQuota()
+		}
 		have := ws.store.layers[l.name]
 		parent := ""
 		if l.parent != nil {
@@ -1144,7 +1285,7 @@ func (ws *worldStore) reconcile(from legal, cut bool) {
 		if p := have.parent; p != nil && p.isWork() { // all but merged with the copy that it stands on
 			info.Parent = ""
 		}
-		if info.Parent != parent || info.Sealed != l.sealed || info.Pin != rootPin(l.base()) || info.SizeBytes != l.size || info.Open {
+		if info.Parent != parent || info.Sealed != l.sealed || info.Pin != rootPin(l.base()) || info.SizeBytes != l.size || info.Open || info.QuotaBytes != l.quota {
 			w.t.Fatalf("store %s: layer %s on %q, want on %q, sealed %v, want %v", ws.name, l.name, info.Parent, parent, info.Sealed, l.sealed)
 		}
 		l.verify(from, true, false)
