@@ -390,7 +390,7 @@ func TestDeleteOfFailedDeviceForgetsIt(t *testing.T) {
 // A device whose store another node has taken cannot be written back, and is deleted all the same.
 func TestDeleteOfDeviceOfFailedStore(t *testing.T) {
 	r := newRig(t)
-	r.cfg.Lease, r.cfg.NodeID = "1s", "c0991ce0-0000-4000-8000-000000000002"
+	r.cfg.Lease, r.cfg.NodeID = "6s", "c0991ce0-0000-4000-8000-000000000002"
 	r.start()
 	r.create(r.request("web1"))
 	const leaseBytes, leaseOff = 4096, 24 * 4096

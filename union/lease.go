@@ -2,6 +2,7 @@ package union
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,8 +26,8 @@ import (
 // Who wants the store from a node that is lost breaks the lease: he raises the generation and waits for one duration and a
 // quarter. The holder's last good read began before that, so its time is over by then, whether or not it can be reached.
 //
-// Who takes a lease that was another node's last writes it, waits, and goes on if it is still his own. Who takes one that was his own node's goes on
-// at once, and looks again after leaseRace. The two rules leave one winner at most of those who found the lease free at the same time: each writes within
+// Who takes a lease that was another node's last writes it, waits, and goes on if it is still his own. Who takes one that was his own node's, or the
+// lease of a store which his own node formatted, goes on at once, and looks again after leaseRace. The two rules leave one winner at most of those who found the lease free at the same time: each writes within
 // leaseRace of having read it. Where the storage is too slow for that he waits, as who breaks a lease does; who found it held by his own node
 // need not, as nobody else could have taken it.
 //
@@ -37,11 +38,11 @@ const (
 	// DefaultLease is how long a lease lasts without being renewed. A third of it may pass before a renewal begins, so storage can stand still for
 	// two thirds, longer than paths of iSCSI or NVMe over fabrics mostly take to fail over, before a store gives itself up.
 	DefaultLease = time.Minute
-	minLease     = 100 * time.Millisecond
+	minLease     = leaseSettle * leaseRace
 	maxLease     = time.Hour
 
-	leaseRace   = 250 * time.Millisecond
-	leaseSettle = 4 * leaseRace
+	leaseRace   = time.Second
+	leaseSettle = 6 // times leaseRace
 )
 
 // Lease block, at block 24. A torn write cannot mix two: all fields lie in its first sector.
@@ -144,6 +145,8 @@ func (l *lease) decode(p []byte, id uuid.UUID) error {
 type LeaseOptions struct {
 	Duration time.Duration // 0: [DefaultLease]
 	Node     uuid.UUID     // of this machine; zero: from /etc/machine-id
+
+	race time.Duration // 0: leaseRace; all nodes have the same
 }
 
 // LeaseInfo tells who holds a store.
@@ -173,11 +176,14 @@ func (l *lease) holder() string {
 }
 
 func (o LeaseOptions) check() error {
-	if o.Duration != 0 && (o.Duration < minLease || o.Duration > maxLease) {
+	if o.Duration != 0 && (o.Duration < leaseSettle*o.atOnce() || o.Duration > maxLease) {
 		return fmt.Errorf("a lease of %s: must be between %s and %s", o.Duration, minLease, maxLease)
 	}
 	return nil
 }
+
+// atOnce is how soon after reading the lease it must have been written.
+func (o LeaseOptions) atOnce() time.Duration { return cmp.Or(o.race, leaseRace) }
 
 // MachineID identifies this machine: by machine-id(5), or by what its firmware says. It is zero where neither is known.
 func MachineID() uuid.UUID {
@@ -204,8 +210,9 @@ type fence struct {
 	reason atomic.Pointer[string] // why it is over
 	stop   chan struct{}
 	ended  sync.WaitGroup
-	expiry int64     // on CLOCK_BOOTTIME, ns; the keeper's
-	info   LeaseInfo // as it was taken
+	expiry int64         // on CLOCK_BOOTTIME, ns; the keeper's
+	race   time.Duration // see LeaseOptions
+	info   LeaseInfo     // as it was taken
 }
 
 // newOwner describes this process as the holder of a lease.
@@ -270,7 +277,8 @@ func takeLease(d disk, id uuid.UUID, o LeaseOptions) (*fence, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fence{disk: d, id: id, began: time.Now(), stop: make(chan struct{})}
+	race := o.atOnce()
+	f := &fence{disk: d, id: id, race: race, began: time.Now(), stop: make(chan struct{})}
 	have, err := readLease(d, id)
 	if err != nil {
 		return nil, err
@@ -288,10 +296,10 @@ func takeLease(d disk, id uuid.UUID, o LeaseOptions) (*fence, error) {
 	f.mine, f.info = mine, *mine.info()
 	took := time.Since(f.began)
 	switch {
-	case took > leaseRace && have.State == leaseHeld:
+	case took > race && have.State == leaseHeld:
 		// By this node: only who breaks it could have come in between, and he waits for as long as for any renewal.
 		return f, f.renew()
-	case took > leaseRace:
+	case took > race:
 		wait := max(mine.Duration, have.Duration)
 		wait += wait / 4
 		slog.Warn("writing the lease of a store took so long that another node may have taken it meanwhile: waiting until that one must have noticed",
@@ -299,9 +307,9 @@ func takeLease(d disk, id uuid.UUID, o LeaseOptions) (*fence, error) {
 		time.Sleep(wait)
 		return f, f.renew()
 	case have.Node == mine.Node:
-		return f, f.extend(took, leaseSettle-leaseRace)
+		return f, f.extend(took, (leaseSettle-1)*race)
 	}
-	time.Sleep(leaseSettle)
+	time.Sleep(leaseSettle * race)
 	if err := f.renew(); err != nil {
 		return nil, err
 	}
@@ -363,7 +371,7 @@ func (f *fence) close(reason string) bool { return f.reason.CompareAndSwap(nil, 
 // keep renews the lease until it is stopped, or lost. It looks at the clock every second, for suspensions.
 func (f *fence) keep(lost func(reason string)) {
 	defer f.ended.Done()
-	due := time.Now().Add(leaseRace) // the first look is for others who took it at the same time
+	due := time.Now().Add(f.race) // the first look is for others who took it at the same time
 	last := errors.New("this process did not get to run")
 	for {
 		select {

@@ -123,10 +123,13 @@ func (*leaseTap) Close() error { return nil }
 
 var errStuck = errors.New("the way to the storage is lost")
 
-const testLease = 600 * time.Millisecond
+const (
+	testLease = 600 * time.Millisecond
+	testRace  = testLease / leaseSettle
+)
 
 func leased(node uuid.UUID) StoreOptions {
-	return StoreOptions{claim: true, boot: uuid.New(), Lease: LeaseOptions{Duration: testLease, Node: node}}
+	return StoreOptions{claim: true, boot: uuid.New(), Lease: LeaseOptions{Duration: testLease, Node: node, race: testRace}}
 }
 
 // claimed opens a store on a disk as a node, with its background work.
@@ -195,7 +198,7 @@ func TestLeaseKeepsOthersOut(t *testing.T) {
 	giveUp(t, b) // as a crash
 	began := time.Now()
 	b = claimed(t, &leaseTap{Disk: disk}, nodeB)
-	if took := time.Since(began); took > leaseSettle/2 {
+	if took := time.Since(began); took > leaseSettle*testRace {
 		t.Logf("the same node had to wait for %v", took)
 	}
 	if err := b.Close(); err != nil {
@@ -225,7 +228,7 @@ func (d *slowLease) WriteAt(p []byte, off int64) (int, error) {
 			d.once = nil
 			once()
 		}
-		time.Sleep(leaseRace + leaseRace/5)
+		time.Sleep(300 * time.Millisecond)
 	}
 	return d.Disk.WriteAt(p, off)
 }
@@ -237,7 +240,7 @@ func (*slowLease) Close() error { return nil }
 func TestLeaseOnSlowStorage(t *testing.T) {
 	t.Parallel()
 	disk := leaseDisk(t)
-	o := LeaseOptions{Duration: 2 * time.Second, Node: nodeA}
+	o := LeaseOptions{Duration: 2 * time.Second, Node: nodeA, race: 250 * time.Millisecond}
 	crashed, err := takeLease(disk, testUUID, o)
 	if err != nil {
 		t.Fatal(err)
@@ -257,7 +260,9 @@ func TestLeaseOnSlowStorage(t *testing.T) {
 		t.Fatal(err)
 	}
 	var other *fence
-	slow := &slowLease{Disk: disk, once: func() { other, err = takeLease(disk, testUUID, LeaseOptions{Duration: o.Duration, Node: nodeB}) }}
+	slow := &slowLease{Disk: disk, once: func() {
+		other, err = takeLease(disk, testUUID, LeaseOptions{Duration: o.Duration, Node: nodeB, race: o.race})
+	}}
 	mine, slowErr := takeLease(slow, testUUID, o)
 	if err != nil || slowErr != nil {
 		t.Fatalf("two at the same time: %v, %v", err, slowErr)
@@ -406,7 +411,7 @@ func TestOneTakerWins(t *testing.T) {
 		for i := range 6 {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i*round) * 3 * time.Millisecond)
-				f, err := takeLease(disk, id, LeaseOptions{Duration: 5 * time.Second, Node: uuid.UUID{0: byte(i + 1)}})
+				f, err := takeLease(disk, id, LeaseOptions{Duration: 5 * time.Second, Node: uuid.UUID{0: byte(i + 1)}, race: 250 * time.Millisecond})
 				if err == nil {
 					mu.Lock()
 					won = append(won, f)
@@ -461,13 +466,13 @@ func TestLeaseTimesOut(t *testing.T) {
 	giveUp(t, s)
 }
 
-// TestFormatAndLease lets the first opening of a new store go on at once, and refuses to format one that another node holds.
+// TestFormatAndLease refuses to format a store that another node holds.
 func TestFormatAndLease(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leaf")
 	if _, err := Format(path, FormatOptions{SizeBytes: MinStoreBytes}); err != nil {
 		t.Fatal(err)
 	}
-	s, err := OpenStore(path, StoreOptions{Lease: LeaseOptions{Node: nodeA}})
+	s, err := OpenStore(path, StoreOptions{Lease: LeaseOptions{Node: nodeA, race: testRace}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,7 +523,7 @@ func TestExpiredLeaseStopsEveryPath(t *testing.T) {
 			r := newRig(t, 2, false)
 			r.mustWrite(1, 1) // not flushed
 			tap := &leaseTap{Disk: r.disk}
-			f, err := takeLease(tap, r.store.UUID(), LeaseOptions{Duration: testLease, Node: nodeA})
+			f, err := takeLease(tap, r.store.UUID(), LeaseOptions{Duration: testLease, Node: nodeA, race: testRace})
 			if err != nil {
 				t.Fatal(err)
 			}
