@@ -85,6 +85,7 @@ func (o *layerOracle) removeAncestors(r *rig) {
 // finishBadly stops the last step at one of its writes; it reports whether that was early enough.
 func (d *detaching) finishBadly(r *rig, rng *rand.Rand) bool {
 	r.store.disk = &faultDisk{Disk: r.disk, left: rng.IntN(12)}
+	calm(r.t, r.store, r.sim)
 	err := d.finish()
 	r.store.disk = r.disk
 	if err != nil && !errors.Is(err, syscall.EIO) {
