@@ -13,6 +13,7 @@ var (
 	ErrNotFound  = errors.New("not found")
 	ErrExists    = errors.New("exists")
 	ErrBusy      = errors.New("in use by another process")
+	ErrBadOption = errors.New("cannot be built so")
 	ErrBadRef    = errors.New("not a reference of an image")
 	ErrClosed    = errors.New("closed")
 	ErrChanged   = errors.New("the source changes while it is read")

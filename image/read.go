@@ -85,9 +85,10 @@ func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
 	}
 	var mine []want
 	for i := range wants {
-		w, first := &wants[i], false
-		if w.fl, first = im.flights.claim(w.index); first {
-			mine = append(mine, *w)
+		fl, first := im.flights.claim(wants[i].index)
+		wants[i].fl = fl
+		if first {
+			mine = append(mine, wants[i])
 		}
 	}
 	for _, run := range runs(mine) {
@@ -303,11 +304,8 @@ func (im *Image) leafPage(ctx context.Context, index int64) (*page, error) {
 		if !held {
 			return nil, nil
 		}
-		if ref, err = p.child(k); err == nil && ref.Offset > im.manifest.Table.Size-int64(ref.Length) {
-			err = errors.New("lies beyond the end of the table")
-		}
-		if err != nil {
-			return nil, im.corrupt("table page", fmt.Sprintf("of level %d over chunk %d", level-1, index), "%w", err)
+		if ref, err = im.childRef(p, k, index); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -24,7 +25,6 @@ type memStore struct {
 	tags  map[string][]byte
 
 	reads, bytes int
-	open         int                                       // readers that were not closed
 	spoil        func(blob string, off int64, p []byte)    // changes what ReadBlob answers
 	hold         func(ctx context.Context, p []byte) error // before ReadBlob answers
 }
@@ -83,7 +83,9 @@ func (s *memStore) OpenBlob(_ context.Context, d ocispec.Descriptor) (io.ReadClo
 	return io.NopCloser(bytes.NewReader(b)), err
 }
 
-func (s *memStore) Tags(context.Context) ([]string, error) { return slices.Sorted(maps.Keys(s.tags)), nil }
+func (s *memStore) Tags(context.Context) ([]string, error) {
+	return slices.Sorted(maps.Keys(s.tags)), nil
+}
 
 func (s *memStore) put(mediaType string, data []byte) ocispec.Descriptor {
 	d := descriptor(mediaType, data)
@@ -220,16 +222,18 @@ func testContent(seed uint64, size int) []byte {
 	p := make([]byte, size)
 	for i := 0; i < size; i += 4096 {
 		block := p[i:min(i+4096, size)]
+		mask := uint64(0x0303030303030303) // compressible
 		switch rng.IntN(4) {
-		case 0: // zeros
+		case 0:
+			continue
 		case 1:
-			for j := range block {
-				block[j] = byte(rng.Uint32())
-			}
-		default:
-			for j := range block {
-				block[j] = byte(rng.IntN(3)) + 'a'
-			}
+			mask = math.MaxUint64
+		}
+		for ; len(block) >= 8; block = block[8:] {
+			le.PutUint64(block, rng.Uint64()&mask)
+		}
+		for j := range block {
+			block[j] = 'a'
 		}
 	}
 	return p

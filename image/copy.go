@@ -1,0 +1,130 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// copiers is how many blobs are copied at a time.
+const copiers = 4
+
+// CopyReport tells what a copy did.
+type CopyReport struct {
+	Manifest    Digest `json:"manifest"`
+	ContentRoot Digest `json:"content_root"`
+	SizeBytes   int64  `json:"size_bytes"`
+	Blobs       int    `json:"blobs"`
+	CopiedBytes int64  `json:"copied_bytes"` // of blobs that were not there
+	SharedBytes int64  `json:"shared_bytes"` // of blobs that were
+}
+
+// Copy carries an image to a target, where a tag means it then. Blobs that are there already are not copied; those that
+// are, are compared with their digests. A copy that was interrupted goes on with the first blob that is missing when it is called again.
+func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(done, total int64)) (CopyReport, error) {
+	report := CopyReport{Manifest: Digest{}, ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
+	fail := func(err error) (CopyReport, error) {
+		return report, fmt.Errorf("copy image %s from %s to %s: %w", im.name, im.src, dst, err)
+	}
+	if keeper, ok := dst.(interface{ hold() (func(), error) }); ok {
+		release, err := keeper.hold()
+		if err != nil {
+			return fail(err)
+		}
+		defer release()
+	}
+	data, err := im.src.Manifest(ctx, string(im.desc.Digest))
+	if err != nil {
+		return fail(err)
+	}
+	if got := descriptor(ocispec.MediaTypeImageManifest, data); got.Digest != im.desc.Digest {
+		return fail(&CorruptError{"manifest", im.name, fmt.Sprintf("has digest %s, not %s", got.Digest, im.desc.Digest)})
+	}
+	if err := report.copyBlobs(ctx, im, dst, progress); err != nil {
+		return fail(err)
+	}
+	if err := dst.PutManifest(ctx, tag, data); err != nil {
+		return fail(err)
+	}
+	report.Manifest, err = ParseDigest(string(im.desc.Digest))
+	return report, err
+}
+
+func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progress func(done, total int64)) error {
+	blobs := uniqueBlobs(im.manifest.blobs())
+	var total, copied atomic.Int64
+	var done atomic.Int64
+	for _, b := range blobs {
+		total.Add(b.Size)
+	}
+	count := func(n int64) {
+		if sum := done.Add(n); progress != nil {
+			progress(sum, total.Load())
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(copiers)
+	for _, b := range blobs {
+		group.Go(func() error {
+			there, err := dst.HasBlob(ctx, b)
+			if there {
+				count(b.Size)
+			}
+			if there || err != nil {
+				return err
+			}
+			copied.Add(b.Size)
+			return putBlob(ctx, im.src, dst, b, count)
+		})
+	}
+	err := group.Wait()
+	r.Blobs, r.CopiedBytes, r.SharedBytes = len(blobs), copied.Load(), total.Load()-copied.Load()
+	return err
+}
+
+func uniqueBlobs(all []ocispec.Descriptor) []ocispec.Descriptor {
+	seen := map[string]bool{}
+	var out []ocispec.Descriptor
+	for _, b := range all {
+		if !seen[string(b.Digest)] {
+			seen[string(b.Digest)] = true
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// copyBlob copies a blob unless it is there.
+func copyBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64)) error {
+	if there, err := dst.HasBlob(ctx, blob); there || err != nil {
+		return err
+	}
+	return putBlob(ctx, src, dst, blob, count)
+}
+
+func putBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64)) error {
+	r, err := src.OpenBlob(ctx, blob)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return dst.PutBlob(ctx, blob, &countingReader{r, count})
+}
+
+// countingReader tells how much was read.
+type countingReader struct {
+	r     io.Reader
+	count func(int64)
+}
+
+func (r *countingReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if r.count != nil {
+		r.count(int64(n))
+	}
+	return n, err
+}
