@@ -201,10 +201,7 @@ func (l *Layout) Manifest(_ context.Context, name string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("manifest of %s in %s: %w", name, l, err)
 	}
-	if got := Digest(sha256.Sum256(data)); got != digest {
-		return nil, &CorruptError{"manifest", fmt.Sprintf("of %s in %s", name, l), fmt.Sprintf("has digest %s, not %s", got, digest)}
-	}
-	return data, nil
+	return data, checkManifest(data, digest, name, l)
 }
 
 // ReadBlob reads from the blob's file.

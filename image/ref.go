@@ -1,12 +1,45 @@
 package image
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
+	"strings"
+
+	"oras.land/oras-go/v2/registry"
 )
 
-// names are those that OCI allows for org.opencontainers.image.ref.name, and skopeo takes.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9]+(?:(?:--|[-._:@+])[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:--|[-._:@+])[A-Za-z0-9]+)*)*$`)
+// Kind is where a reference leads.
+type Kind string
+
+// The kinds of references.
+const (
+	KindFile     Kind = "file"     // a raw file or block device, which is no image
+	KindLayout   Kind = "layout"   // oci:DIR:NAME:TAG
+	KindWeb      Kind = "web"      // http(s)://HOST/DIR:NAME:TAG
+	KindRegistry Kind = "registry" // HOST[:PORT]/REPO:TAG
+)
+
+// Ref is a parsed reference of an image, or of a place that has images.
+type Ref struct {
+	Kind  Kind
+	Place string // path, directory, URL, or HOST/REPO
+	Name  string // what the place's Manifest takes; "" for a file, and for a place alone
+	text  string
+}
+
+// String returns what was parsed.
+func (r Ref) String() string { return r.text }
+
+// names are those that OCI allows for org.opencontainers.image.ref.name, and skopeo takes; tags those of registries.
+var (
+	namePattern = regexp.MustCompile(`^[A-Za-z0-9]+(?:(?:--|[-._:@+])[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:--|[-._:@+])[A-Za-z0-9]+)*)*$`)
+	tagPattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+)
+
+func validTag(tag string) bool { return tagPattern.MatchString(tag) }
 
 // checkName refuses names of images that others could not use.
 func checkName(name string) error {
@@ -14,4 +47,146 @@ func checkName(name string) error {
 		return fmt.Errorf("name %.80q: letters and digits, joined by one of - . _ : @ + or /, at most 255: %w", name, ErrBadRef)
 	}
 	return nil
+}
+
+const layoutPrefix = "oci:"
+
+// ParseRef parses a reference of an image: oci:DIR:NAME:TAG, http(s)://HOST/DIR:NAME:TAG, HOST[:PORT]/REPO:TAG, or a path. A digest
+// stands for a tag: oci:DIR:NAME@sha256:…. What looks like none of the first three is a path; ./ in front makes a path of anything.
+func ParseRef(text string) (Ref, error) {
+	switch {
+	case strings.HasPrefix(text, layoutPrefix):
+		place, name, err := cutName(text[len(layoutPrefix):])
+		if err != nil {
+			return Ref{}, fmt.Errorf("reference %.200q: %w: write oci:DIR:NAME:TAG: %w", text, err, ErrBadRef)
+		}
+		return Ref{KindLayout, place, name, text}, nil
+	case isURL(text):
+		place, name, err := cutName(text)
+		if err == nil && !strings.Contains(strings.SplitN(place, "://", 2)[1], "/") {
+			err = fmt.Errorf("no directory")
+		}
+		if err != nil {
+			return Ref{}, fmt.Errorf("reference %.200q: %w: write http://HOST/DIR:NAME:TAG: %w", text, err, ErrBadRef)
+		}
+		return Ref{KindWeb, place, name, text}, nil
+	case looksLikeRegistry(text):
+		ref, err := registry.ParseReference(text)
+		if err == nil && ref.Reference == "" {
+			err = fmt.Errorf("no tag")
+		}
+		if err != nil {
+			return Ref{}, fmt.Errorf("reference %.200q: %w: write HOST/REPOSITORY:TAG, or ./PATH for a file: %w", text, err, ErrBadRef)
+		}
+		return Ref{KindRegistry, ref.Registry + "/" + ref.Repository, ref.Reference, text}, nil
+	case text == "":
+		return Ref{}, fmt.Errorf("reference is empty: %w", ErrBadRef)
+	}
+	return Ref{KindFile, text, "", text}, nil
+}
+
+// ParsePlace parses a reference without name and tag: oci:DIR, http(s)://HOST/DIR or HOST[:PORT]/REPO.
+func ParsePlace(text string) (Ref, error) {
+	switch {
+	case strings.HasPrefix(text, layoutPrefix) && len(text) > len(layoutPrefix):
+		return Ref{KindLayout, text[len(layoutPrefix):], "", text}, nil
+	case isURL(text):
+		return Ref{KindWeb, text, "", text}, nil
+	}
+	if ref, err := registry.ParseReference(text); err == nil && ref.Reference == "" && !strings.HasPrefix(text, ".") {
+		return Ref{KindRegistry, text, "", text}, nil
+	}
+	return Ref{}, fmt.Errorf("place %.200q: write oci:DIR, http://HOST/DIR or HOST/REPOSITORY: %w", text, ErrBadRef)
+}
+
+func isURL(text string) bool {
+	return strings.HasPrefix(text, "http://") || strings.HasPrefix(text, "https://")
+}
+
+// cutName cuts NAME:TAG, or NAME@DIGEST, off the end of a text.
+func cutName(text string) (place, name string, err error) {
+	if left, digest, ok := strings.Cut(text, "@"+digestPrefix); ok {
+		if _, err := ParseDigest(digestPrefix + digest); err != nil {
+			return "", "", err
+		}
+		if i := strings.LastIndexByte(left, ':'); i > 0 && !strings.HasPrefix(left[i:], "://") {
+			return left[:i], digestPrefix + digest, nil
+		}
+		return "", "", fmt.Errorf("no name")
+	}
+	tag := strings.LastIndexByte(text, ':')
+	if tag < 0 {
+		return "", "", fmt.Errorf("no tag")
+	}
+	colon := strings.LastIndexByte(text[:tag], ':')
+	if colon <= 0 || strings.HasPrefix(text[colon:], "://") {
+		return "", "", fmt.Errorf("no tag, or no name")
+	}
+	name = text[colon+1:]
+	if !validTag(text[tag+1:]) {
+		return "", "", fmt.Errorf("tag %.80q is not letters, digits, '.', '_' and '-'", text[tag+1:])
+	}
+	return text[:colon], name, checkName(name)
+}
+
+// looksLikeRegistry reports whether a text begins with a host and ends with a tag or digest. A host has a dot or a port, or is localhost.
+func looksLikeRegistry(text string) bool {
+	host, rest, ok := strings.Cut(text, "/")
+	if !ok || host == "" || strings.HasPrefix(host, ".") {
+		return false
+	}
+	return (host == "localhost" || strings.ContainsAny(host, ".:")) && strings.ContainsAny(rest, ":@")
+}
+
+// Source opens the place of a reference for reading.
+func (r Ref) Source(o SourceOptions) (Source, error) {
+	switch r.Kind {
+	case KindLayout:
+		return asSource(OpenLayout(r.Place))
+	case KindWeb:
+		return asSource(OpenWeb(r.Place, o))
+	case KindRegistry:
+		return asSource(OpenRegistry(r.Place, o))
+	}
+	return nil, fmt.Errorf("%s is a path, not an image: write oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG: %w", r, ErrBadRef)
+}
+
+// asSource keeps a nil of some kind from becoming a Source.
+func asSource[S Source](s S, err error) (Source, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Target opens the place of a reference for writing. A directory is made where there is none.
+func (r Ref) Target(o SourceOptions) (Target, error) {
+	switch r.Kind {
+	case KindLayout:
+		l, err := CreateLayout(filepath.Clean(r.Place))
+		if err != nil {
+			return nil, err
+		}
+		return l, nil
+	case KindRegistry:
+		reg, err := OpenRegistry(r.Place, o)
+		if err != nil {
+			return nil, err
+		}
+		return reg, nil
+	}
+	return nil, fmt.Errorf("%s: only a directory (oci:DIR:NAME:TAG) and a registry (HOST/REPOSITORY:TAG) can be written to: %w", r, ErrReadOnly)
+}
+
+// OpenRef opens the image that a reference means. Both are the caller's to close, the image first.
+func OpenRef(ctx context.Context, r Ref, o SourceOptions) (*Image, Source, error) {
+	src, err := r.Source(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	im, err := Open(ctx, src, r.Name)
+	if err != nil {
+		return nil, nil, errors.Join(err, src.Close())
+	}
+	return im, src, nil
 }

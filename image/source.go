@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 
@@ -45,6 +46,14 @@ type Target interface {
 
 	// Remove forgets a tag, and what only it used where the target can tell.
 	Remove(ctx context.Context, tag string) error
+}
+
+// checkManifest compares a manifest with the digest that it was asked for by.
+func checkManifest(data []byte, want Digest, name string, from fmt.Stringer) error {
+	if got := Digest(sha256.Sum256(data)); got != want {
+		return &CorruptError{"manifest", fmt.Sprintf("%s from %s", name, from), fmt.Sprintf("has digest %s, not %s", got, want)}
+	}
+	return nil
 }
 
 // fetchManifest reads and decodes what a name means.

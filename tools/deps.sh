@@ -9,6 +9,7 @@ packages=(
 	mmdebstrap e2fsprogs xfsprogs gdisk                 # real root images
 	fio dmsetup                                         # load, and the peers of the benchmark
 	nbdkit nbd-client                                   # remote block devices
+	nginx-light docker-registry skopeo                  # servers of images, and who copies between them
 )
 
 missing=()

@@ -1,0 +1,69 @@
+package image
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestParseRef(t *testing.T) {
+	digest := Digest{1}.String()
+	for text, want := range map[string]Ref{
+		"debian.img":                         {KindFile, "debian.img", "", ""},
+		"/srv/roots/debian.img":              {KindFile, "/srv/roots/debian.img", "", ""},
+		"/dev/vdb":                           {KindFile, "/dev/vdb", "", ""},
+		"images.d/debian.img":                {KindFile, "images.d/debian.img", "", ""},
+		"./registry.example/debian:12":       {KindFile, "./registry.example/debian:12", "", ""},
+		"oci:/srv/images:debian:12":          {KindLayout, "/srv/images", "debian:12", ""},
+		"oci:images:os/debian:12.1-rc_1":     {KindLayout, "images", "os/debian:12.1-rc_1", ""},
+		"oci:/mnt/a:b:debian:12":             {KindLayout, "/mnt/a:b", "debian:12", ""},
+		"oci:/srv/images:debian@" + digest:   {KindLayout, "/srv/images", digest, ""},
+		"http://web/images:debian:12":        {KindWeb, "http://web/images", "debian:12", ""},
+		"https://web:8443/a/b/:debian:12":    {KindWeb, "https://web:8443/a/b/", "debian:12", ""},
+		"http://[::1]:80/a:debian@" + digest: {KindWeb, "http://[::1]:80/a", digest, ""},
+		"localhost/debian:12":                {KindRegistry, "localhost/debian", "12", ""},
+		"localhost:5000/os/debian:12":        {KindRegistry, "localhost:5000/os/debian", "12", ""},
+		"registry.example/debian@" + digest:  {KindRegistry, "registry.example/debian", digest, ""},
+	} {
+		got, err := ParseRef(text)
+		if want.text = text; got != want || err != nil {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{
+		"", "oci:", "oci:dir", "oci:dir:name", "oci::name:tag", "oci:dir:na me:tag", "oci:dir:../x:tag", "oci:dir:name:ta/g", "oci:dir:name:",
+		"oci:dir:name@sha256:12", "oci:dir@" + digest, "http://web:name:tag", "http://web/dir", "http://web/dir:name", "https://web:443/dir:name",
+		"http://web/dir:name:-tag", "localhost/Debian:12", "registry.example/debian:", "registry.example/a b:1", "registry.example/debian@sha256:1",
+		"oci:dir:" + strings.Repeat("a", 300) + ":1",
+	} {
+		if got, err := ParseRef(text); !errors.Is(err, ErrBadRef) || !strings.Contains(err.Error(), "rite") && text != "" {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+	for text, kind := range map[string]Kind{
+		"oci:images": KindLayout, "http://web/images": KindWeb, "localhost:5000/debian": KindRegistry,
+		"images": "", "./images": "", "oci:": "", "localhost:5000/debian:12": "", "": "",
+	} {
+		if got, err := ParsePlace(text); got.Kind != kind || (err != nil) != (kind == "") {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+}
+
+func FuzzParseRef(f *testing.F) {
+	for _, text := range []string{"oci:d:n:t", "http://h/d:n:t", "h:1/r:t", "a", "oci:d:n@" + (Digest{}).String()} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := ParseRef(text)
+		if err != nil {
+			if !errors.Is(err, ErrBadRef) {
+				t.Errorf("%q: %v", text, err)
+			}
+			return
+		}
+		if r.Place == "" || (r.Name == "") != (r.Kind == KindFile) || !strings.Contains(text, r.Place) || !strings.Contains(text, r.Name) {
+			t.Errorf("%q: %+v", text, r)
+		}
+	})
+}

@@ -1,0 +1,248 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// serve starts a server of Debian's on this machine and waits until it answers at an address.
+func serve(t *testing.T, addr, program string, args ...string) {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Fatalf("%v: make deps installs it", err)
+	}
+	var said bytes.Buffer
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+	})
+	for range 200 {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-ended:
+			t.Fatalf("%s ended: %s", program, said.String())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	t.Fatalf("%s does not answer at %s", program, addr)
+}
+
+// freeAddr returns an address that nobody listens at.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func writeFile(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// startNginx serves a directory with Debian's nginx.
+func startNginx(t *testing.T, dir string) (url string) {
+	t.Helper()
+	addr, work := freeAddr(t), t.TempDir()
+	user := "" // whose workers may read the directory of a test
+	if os.Getuid() == 0 {
+		user = "user root;"
+	}
+	config := writeFile(t, filepath.Join(work, "nginx.conf"), fmt.Sprintf(`
+%[4]s daemon off; pid %[1]s/pid; error_log %[1]s/error.log; worker_processes 1;
+events {}
+http {
+	access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e;
+	server { listen %[2]s; location /images/ { alias %[3]s/; } }
+}`, work, addr, dir, user))
+	serve(t, addr, "nginx", "-c", config)
+	return "http://" + addr + "/images"
+}
+
+// startRegistry starts Debian's docker-registry, with a password where one is given in the form of htpasswd.
+func startRegistry(t *testing.T, htpasswd string) (addr string) {
+	t.Helper()
+	dir := t.TempDir()
+	addr = freeAddr(t)
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}\nhttp: {addr: %s}\n", dir, addr)
+	if htpasswd != "" {
+		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", writeFile(t, dir+"/htpasswd", htpasswd))
+	}
+	serve(t, addr, "docker-registry", "serve", writeFile(t, dir+"/config.yml", config))
+	return addr
+}
+
+func openRegistry(t *testing.T, repository string) *Registry {
+	t.Helper()
+	r, err := OpenRegistry(repository, SourceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func copyTest(t *testing.T, im *Image, dst Target, tag string) CopyReport {
+	t.Helper()
+	r, err := Copy(context.Background(), im, dst, tag, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestNginx(t *testing.T) {
+	l := testLayout(t)
+	content := testContent(12, 2<<20)
+	buildTest(t, l, "debian:12", content, small())
+	ref, err := ParseRef(startNginx(t, l.dir) + ":debian:12")
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, src, err := OpenRef(context.Background(), ref, SourceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	defer im.Close()
+	if !bytes.Equal(readAll(t, im), content) {
+		t.Error("other content")
+	}
+	other := testLayout(t)
+	copyTest(t, im, other, "debian:copy")
+	checkBuilt(t, other, "debian:copy", content)
+}
+
+const (
+	testUser, testPassword = "ann", "open sesame"
+	testHtpasswd           = "ann:$2b$04$2O6mWkqoynC4QkSnA8.ZDu3qhnpIwDRQ61As70NBNaww9vlo7hVYK\n"
+)
+
+// dockerConfig makes a configuration of docker with a password for a registry.
+func dockerConfig(t *testing.T, addr, password string) {
+	t.Helper()
+	dir := t.TempDir()
+	auth := base64.StdEncoding.EncodeToString([]byte(testUser + ":" + password))
+	writeFile(t, filepath.Join(dir, "config.json"), fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, addr, auth))
+	t.Setenv("DOCKER_CONFIG", dir)
+}
+
+// An image goes to a registry; skopeo carries it to a directory and to a second registry, with a password; it is the same
+// in all places.
+func TestRegistries(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	ctx := context.Background()
+	v1 := testContent(13, 2<<20)
+	l := testLayout(t)
+	buildTest(t, l, "debian:1", v1, small())
+	first, second := startRegistry(t, ""), startRegistry(t, testHtpasswd)
+
+	a := openRegistry(t, first+"/os/debian")
+	r := copyTest(t, openTest(t, l, "debian:1"), a, "1")
+	im := openTest(t, a, "1")
+	if !bytes.Equal(readAll(t, im), v1) || r.SharedBytes != 0 || r.ContentRoot != im.ContentRoot() {
+		t.Errorf("other content, or %+v", r)
+	}
+	// A second version shares what it can, and what is there is not sent again.
+	v2 := bytes.Clone(v1)
+	v2[1<<20]++
+	buildTest(t, l, "debian:2", v2, BuildOptions{Base: im, packTarget: 64 << 10})
+	v2Image := checkBuilt(t, l, "debian:2", v2)
+	if r := copyTest(t, v2Image, a, "2"); r.CopiedBytes > r.SharedBytes/4 {
+		t.Errorf("%+v", r)
+	}
+	if r := copyTest(t, v2Image, a, "again"); r.CopiedBytes != 0 {
+		t.Errorf("%+v", r)
+	}
+	if tags, err := a.Tags(ctx); err != nil || !slices.Equal(tags, []string{"1", "2", "again"}) {
+		t.Errorf("%v, %v", tags, err)
+	}
+
+	// skopeo, and passwords.
+	dir := filepath.Join(t.TempDir(), "copy")
+	skopeo := func(args ...string) {
+		t.Helper()
+		out, err := exec.Command("skopeo", append([]string{"--insecure-policy", "copy"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("skopeo copy %v: %v\n%s", args, err, out)
+		}
+	}
+	skopeo("--src-tls-verify=false", "docker://"+first+"/os/debian:2", "oci:"+dir+":debian:2")
+	copied, err := OpenLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	checkBuilt(t, copied, "debian:2", v2)
+	skopeo("--dest-tls-verify=false", "--dest-creds", testUser+":"+testPassword, "oci:"+dir+":debian:2", "docker://"+second+"/mirror:two")
+
+	dockerConfig(t, second, testPassword)
+	b := openRegistry(t, second+"/mirror")
+	im = openTest(t, b, "two")
+	if !bytes.Equal(readAll(t, im), v2) || im.ContentRoot() != v2Image.ContentRoot() || im.Manifest().Digest != v2Image.Manifest().Digest {
+		t.Error("other content, or another manifest, at the end of the way")
+	}
+	copyTest(t, openTest(t, l, "debian:1"), b, "one")
+	if err := b.Remove(ctx, "one"); err != nil {
+		t.Error(err)
+	}
+	if tags, err := b.Tags(ctx); err != nil || !slices.Equal(tags, []string{"two"}) {
+		t.Errorf("%v, %v", tags, err)
+	}
+	for _, name := range []string{"one", Digest{7}.String()} {
+		if _, err := Open(ctx, b, name); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := b.Remove(ctx, "one"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+
+	// Without, and with a wrong one.
+	for _, password := range []string{"", "open barley"} {
+		if t.Setenv("DOCKER_CONFIG", t.TempDir()); password != "" {
+			dockerConfig(t, second, password)
+		}
+		c := openRegistry(t, second+"/mirror")
+		_, readErr := Open(ctx, c, "two")
+		_, writeErr := Copy(ctx, openTest(t, l, "debian:1"), c, "new", nil)
+		_, listErr := c.Tags(ctx)
+		for _, err := range []error{readErr, writeErr, listErr} {
+			if !errors.Is(err, ErrRefused) {
+				t.Errorf("password %q: %v", password, err)
+			}
+		}
+	}
+}
