@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,14 +57,15 @@ func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(
 
 func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progress func(done, total int64)) error {
 	blobs := uniqueBlobs(im.manifest.blobs())
-	var total, copied atomic.Int64
-	var done atomic.Int64
-	for _, b := range blobs {
-		total.Add(b.Size)
-	}
+	total := sum(blobs)
+	var copied atomic.Int64
+	var mu sync.Mutex // guards done, and calls of progress
+	done := int64(0)
 	count := func(n int64) {
-		if sum := done.Add(n); progress != nil {
-			progress(sum, total.Load())
+		mu.Lock()
+		defer mu.Unlock()
+		if done += n; progress != nil {
+			progress(done, total)
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -82,7 +84,7 @@ func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progr
 		})
 	}
 	err := group.Wait()
-	r.Blobs, r.CopiedBytes, r.SharedBytes = len(blobs), copied.Load(), total.Load()-copied.Load()
+	r.Blobs, r.CopiedBytes, r.SharedBytes = len(blobs), copied.Load(), total-copied.Load()
 	return err
 }
 

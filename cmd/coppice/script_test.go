@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,11 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"coppice/image"
 	"coppice/node"
 	"coppice/node/nodetest"
 	"coppice/ublk/ublktest"
@@ -30,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
+			"spoil": cmdSpoil,
 		},
 	})
 }
@@ -168,6 +172,22 @@ func cmdSparse(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	ts.Check(os.WriteFile(path, fmt.Append(nil, append(args[2:], "")[0]), 0o600))
 	ts.Check(os.Truncate(path, n))
+}
+
+// cmdSpoil is "spoil DIR": it changes the first byte of the first pack of the only image in a layout.
+func cmdSpoil(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := image.OpenLayout(ts.MkAbs(args[0]))
+	ts.Check(err)
+	tags, err := l.Tags(context.Background())
+	ts.Check(err)
+	im, err := image.Open(context.Background(), l, tags[0])
+	ts.Check(err)
+	path := filepath.Join(ts.MkAbs(args[0]), "blobs", strings.Replace(string(im.Packs()[0].Digest), ":", "/", 1))
+	data, err := os.ReadFile(path)
+	ts.Check(err)
+	data[0] ^= 1
+	ts.Check(os.WriteFile(path, data, 0o600))
+	ts.Check(errors.Join(im.Close(), l.Close()))
 }
 
 func number(ts *testscript.TestScript, s string) int {

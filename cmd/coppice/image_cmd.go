@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+
+	"coppice/image"
+	"coppice/node"
+)
+
+type imageCmd struct {
+	Build   imageBuildCmd   `cmd:"" help:"Make an image of a disk, in a directory."`
+	List    imageListCmd    `cmd:"" aliases:"ls" help:"List the images of a directory, web server or repository."`
+	Inspect imageInspectCmd `cmd:"" help:"Show what an image is, without reading its content."`
+	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image and tell what is damaged."`
+	Copy    imageCopyCmd    `cmd:"" help:"Copy an image to a directory or registry."`
+	Remove  imageRemoveCmd  `cmd:"" help:"Forget an image, and free what only it used."`
+}
+
+// sourceFlags say how servers are reached.
+type sourceFlags struct {
+	CA   string `name:"ca" placeholder:"FILE" type:"path" help:"Certificates of the authorities that servers are trusted by, in PEM, beside those of the system."`
+	Cert string `placeholder:"FILE" type:"path" help:"Certificate to show to servers, in PEM."`
+	Key  string `placeholder:"FILE" type:"path" help:"Its key."`
+}
+
+func (f sourceFlags) options() (image.SourceOptions, error) {
+	if f == (sourceFlags{}) {
+		return image.SourceOptions{}, nil
+	}
+	config := &tls.Config{}
+	if f.CA != "" {
+		pem, err := os.ReadFile(f.CA)
+		if err != nil {
+			return image.SourceOptions{}, fmt.Errorf("read --ca: %w", err)
+		}
+		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
+			config.RootCAs = x509.NewCertPool()
+		}
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return image.SourceOptions{}, &node.Error{Code: node.CodeBadRequest, Message: "read --ca: " + f.CA + " has no certificate",
+				Hint: "give a file with certificates in PEM"}
+		}
+	}
+	if f.Cert != "" || f.Key != "" {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return image.SourceOptions{}, fmt.Errorf("read --cert and --key: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return image.SourceOptions{TLS: config}, nil
+}
+
+// imageRef is an argument that names an image.
+type imageRef struct{ image.Ref }
+
+// UnmarshalText parses a reference, which is no path.
+func (r *imageRef) UnmarshalText(text []byte) (err error) {
+	if r.Ref, err = image.ParseRef(string(text)); err == nil && r.Kind == image.KindFile {
+		err = fmt.Errorf("%q is a path: write oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG", text)
+	}
+	return err
+}
+
+// imagePlace is an argument that names a place with images.
+type imagePlace struct{ image.Ref }
+
+// UnmarshalText parses a place.
+func (r *imagePlace) UnmarshalText(text []byte) (err error) {
+	r.Ref, err = image.ParsePlace(string(text))
+	return err
+}
+
+// withImage opens an image for as long as f takes.
+func (f sourceFlags) withImage(ctx context.Context, r image.Ref, do func(*image.Image) error) error {
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	im, src, err := image.OpenRef(ctx, r, o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(im), im.Close(), src.Close())
+}
+
+// explainImage says what to do about an error with an image.
+func explainImage(env *environment, r image.Ref, err error) error {
+	if err == nil || errors.Is(err, errSilent) {
+		return err
+	}
+	e := node.Explain(err)
+	switch {
+	case e.Hint != "":
+	case env.ctx.Err() != nil:
+		e.Message += ": interrupted"
+		e.Hint = "start it again; it goes on where it was"
+	case errors.Is(err, image.ErrRefused) && r.Kind == image.KindRegistry:
+		e.Hint = "docker login, or skopeo login --compat-auth-file ~/.docker/config.json, as the user that runs coppice"
+	case errors.Is(err, image.ErrNotFound) && r.Kind != image.KindFile:
+		e.Hint = "coppice image list shows what is there"
+	case errors.Is(err, image.ErrBusy):
+		e.Hint = "wait until the build or copy that is under way has ended"
+	case errors.Is(err, image.ErrVersion):
+		e.Hint = "use a later coppice, or build the image again"
+	case errors.Is(err, image.ErrCorrupt):
+		e.Hint = "coppice image verify finds all that is damaged; copy the image again from a source that is whole"
+	case errors.Is(err, image.ErrNoRemoval):
+		e.Hint = "let the registry delete: storage.delete.enabled in the configuration of docker-registry"
+	}
+	return e
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"coppice/image"
+)
+
+type imageVerifyCmd struct {
+	output
+	sourceFlags
+	Ref imageRef `arg:"" help:"Image: oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
+}
+
+// Run verifies the image.
+func (c *imageVerifyCmd) Run(env *environment) error {
+	bar := newProgress(env.err, "verify "+c.Ref.Name)
+	err := c.withImage(env.ctx, c.Ref.Ref, func(im *image.Image) error {
+		report, err := image.Verify(env.ctx, im, bar.show)
+		bar.end()
+		if err != nil {
+			return err
+		}
+		err = c.print(env.out, report, func(w io.Writer) { writeVerified(w, c.Ref.String(), report) })
+		if err == nil && report.BadBytes > 0 {
+			err = errSilent
+		}
+		return err
+	})
+	return explainImage(env, c.Ref.Ref, err)
+}
+
+func writeVerified(w io.Writer, ref string, r image.VerifyReport) {
+	for _, p := range r.Problems {
+		fmt.Fprintln(w, p)
+	}
+	if r.BadBytes > 0 {
+		fmt.Fprintf(w, "%s: %s of %s cannot be read as they should be\n", ref, showBytes(r.BadBytes), showBytes(r.SizeBytes))
+		fmt.Fprintln(w, "  to do: remove the image there, and copy it again from a source that is whole")
+		return
+	}
+	fmt.Fprintf(w, "%s: sound; %s, of which %s not zeros, in %.1f s\ncontent root %s\n",
+		ref, showBytes(r.SizeBytes), showBytes(r.DataBytes), r.TotalMS/1000, r.ContentRoot)
+}
