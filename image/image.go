@@ -31,8 +31,9 @@ type Image struct {
 
 	pages       *lru.Cache[pageKey, *page]
 	pageFlights flights[pageKey, *page]
-	flights     flights[int64, []byte] // chunks, by index
-	slots       chan struct{}          // taken by range requests
+	chunks      *lru.Cache[int64, []byte] // by index; nil unless asked for
+	flights     flights[int64, []byte]
+	slots       chan struct{} // taken by range requests
 
 	ctx    context.Context // ends when the image is closed
 	cancel context.CancelFunc
@@ -57,6 +58,11 @@ func Open(ctx context.Context, src Source, name string) (*Image, error) {
 	}
 	im.ctx, im.cancel = context.WithCancel(context.Background())
 	return im, nil
+}
+
+// Cache keeps about so many bytes of chunks that were read, for whoever reads them again in small pieces. It is called before the first read.
+func (im *Image) Cache(bytes int64) {
+	im.chunks, _ = lru.New[int64, []byte](int(max(1, bytes/int64(im.g.chunkSize)))) // fails for sizes below 1
 }
 
 func (im *Image) readConfig(ctx context.Context) error {

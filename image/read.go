@@ -113,6 +113,9 @@ func (im *Image) plan(ctx context.Context, p []byte, off int64) ([]want, error) 
 		n := min(len(p), im.g.chunkLen(w.index)-w.skip)
 		w.dst = p[:n]
 		p, off = p[n:], off+int64(n)
+		if im.cached(w) {
+			continue
+		}
 		ref, held, err := im.locate(ctx, w.index)
 		switch {
 		case err != nil:
@@ -125,6 +128,18 @@ func (im *Image) plan(ctx context.Context, p []byte, off int64) ([]want, error) 
 		}
 	}
 	return wants, nil
+}
+
+// cached fills what a chunk in the cache has.
+func (im *Image) cached(w want) bool {
+	if im.chunks == nil {
+		return false
+	}
+	content, ok := im.chunks.Get(w.index)
+	if ok {
+		copy(w.dst, content[w.skip:])
+	}
+	return ok
 }
 
 // spawn runs f in a goroutine that Close waits for.
@@ -177,6 +192,8 @@ func (im *Image) fetch(run []want) {
 		err := unpack(content, stored[w.ref.place.offset-base:][:w.ref.place.stored], w.ref.digest)
 		if err != nil {
 			content, err = nil, im.corrupt("chunk", fmt.Sprint(w.index), "%w", err)
+		} else if im.chunks != nil {
+			im.chunks.Add(w.index, content)
 		}
 		im.flights.land(w.index, w.fl, content, err)
 	})

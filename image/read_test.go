@@ -145,6 +145,55 @@ func TestMissesAreFetchedOnce(t *testing.T) {
 	})
 }
 
+// What is cached is not asked for again, and is right.
+func TestCache(t *testing.T) {
+	content := testContent(15, 1<<20)
+	s := newMemStore()
+	cut(content, 64<<10, 100).store(t, s, "v1", nil)
+	im := openTest(t, s, "v1")
+	im.Cache(4 * 64 << 10)
+	p := make([]byte, 4096)
+	read := func(off int64) (requests int) {
+		t.Helper()
+		s.reads = 0
+		if err := im.Read(context.Background(), p, off); err != nil || !bytes.Equal(p, content[off:off+4096]) {
+			t.Fatalf("at %d: %v, or other bytes", off, err)
+		}
+		return s.reads
+	}
+	read(0)
+	for off := int64(0); off < 64<<10; off += 4096 {
+		if n := read(off); n > 0 {
+			t.Errorf("%d requests at %d", n, off)
+		}
+	}
+	for off := int64(64 << 10); off < 1<<20; off += 64 << 10 {
+		if n := read(off); n != 1 {
+			t.Errorf("%d requests at %d", n, off)
+		}
+	}
+	if n := read(0); n != 1 {
+		t.Errorf("%d requests for what no longer fits", n)
+	}
+}
+
+func TestNextData(t *testing.T) {
+	content := make([]byte, 9<<20+5)
+	for _, off := range []int{5000, 6 << 20, 9<<20 + 3} {
+		content[off] = 1
+	}
+	s := newMemStore()
+	cut(content, 4096, 100).store(t, s, "v1", nil)
+	im := openTest(t, s, "v1")
+	for off, want := range map[int64]int64{
+		0: 4096, 4096: 4096, 5001: 5001, 8192: 6 << 20, 6<<20 + 4095: 6<<20 + 4095, 6<<20 + 4096: 9 << 20, 9<<20 + 4: 9<<20 + 4, 9<<20 + 5: 9<<20 + 5,
+	} {
+		if got, err := im.NextData(context.Background(), off); got != want || err != nil {
+			t.Errorf("from %d: %d, not %d, %v", off, got, want, err)
+		}
+	}
+}
+
 // Whose context ends stops waiting, while others get what they wait for.
 func TestACallerGivesUp(t *testing.T) {
 	s := newMemStore()

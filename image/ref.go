@@ -85,6 +85,32 @@ func ParseRef(text string) (Ref, error) {
 	return Ref{KindFile, text, "", text}, nil
 }
 
+// Abs returns the reference with an absolute path where it has one.
+func (r Ref) Abs() (Ref, error) {
+	if r.Kind != KindFile && r.Kind != KindLayout {
+		return r, nil
+	}
+	prefix := ""
+	if r.Kind == KindLayout {
+		prefix = layoutPrefix
+	}
+	place, err := filepath.Abs(r.Place)
+	if err != nil {
+		return r, err
+	}
+	r.text = prefix + place + r.text[len(prefix)+len(r.Place):]
+	r.Place = place
+	return r, nil
+}
+
+// Path returns the path that the reference leads to on this machine, or "".
+func (r Ref) Path() string {
+	if r.Kind == KindFile || r.Kind == KindLayout {
+		return r.Place
+	}
+	return ""
+}
+
 // ParsePlace parses a reference without name and tag: oci:DIR, http(s)://HOST/DIR or HOST[:PORT]/REPO.
 func ParsePlace(text string) (Ref, error) {
 	switch {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,33 @@ func TestParseRef(t *testing.T) {
 	} {
 		if got, err := ParsePlace(text); got.Kind != kind || (err != nil) != (kind == "") {
 			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+}
+
+func TestAbsoluteRefs(t *testing.T) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"disk.img":              dir + "/disk.img",
+		"/disk.img":             "/disk.img",
+		"oci:images:debian:1":   "oci:" + dir + "/images:debian:1",
+		"oci:/images/:debian:1": "oci:/images:debian:1",
+		"http://web/a:debian:1": "http://web/a:debian:1",
+		"localhost/debian:1":    "localhost/debian:1",
+	} {
+		ref, err := ParseRef(text)
+		if err == nil {
+			ref, err = ref.Abs()
+		}
+		again, againErr := ParseRef(ref.String())
+		if ref.String() != want || err != nil || again != ref || againErr != nil {
+			t.Errorf("%s: %s, %v", text, ref, err)
+		}
+		if local := strings.Contains(want, dir) || want[0] == '/' || strings.HasPrefix(want, "oci:"); (ref.Path() != "") != local {
+			t.Errorf("%s leads to %q", text, ref.Path())
 		}
 	}
 }

@@ -37,6 +37,29 @@ func (im *Image) walk(ctx context.Context, f func(index int64, c chunkRef) error
 	return nil
 }
 
+// NextData returns where the next chunk begins that is not zeros, at off or after it, or where the one that off is in goes on; beyond the
+// last one it returns the size.
+func (im *Image) NextData(ctx context.Context, off int64) (int64, error) {
+	size := int64(im.g.chunkSize)
+	for index := max(off, 0) / size; index < im.g.chunks(); {
+		p, err := im.leafPage(ctx, index)
+		if err != nil {
+			return 0, err
+		}
+		if p == nil {
+			if index, err = im.nextLeaf(ctx, index); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if i := p.next(int(index & (fanOut - 1))); i < fanOut {
+			return max(off, (index&^(fanOut-1)+int64(i))*size), nil
+		}
+		index = index&^(fanOut-1) + fanOut
+	}
+	return max(off, im.g.size), nil
+}
+
 // nextLeaf returns the first chunk behind a subtree of zeros that covers a chunk.
 func (im *Image) nextLeaf(ctx context.Context, index int64) (int64, error) {
 	if im.config.Root == nil {

@@ -104,7 +104,7 @@ type OldestRequest struct {
 type Root struct {
 	Path      string     `json:"path"`
 	SizeBytes int64      `json:"size_bytes,omitempty"`
-	Content   string     `json:"content,omitempty"`  // SHA-256 of samples of a raw root, in hex
+	Content   string     `json:"content,omitempty"`  // in hex: of an image its content root, of a raw root the SHA-256 of samples
 	Modified  *time.Time `json:"modified,omitempty"` // files only
 	// Verified tells whether each chunk is checked against a digest as it is read.
 	// A raw root cannot be: it is only recognised, when it is opened.

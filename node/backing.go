@@ -62,15 +62,6 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	return b, nil
 }
 
-// openRoot opens a root by its path.
-func openRoot(path string) (union.Base, error) {
-	raw, err := union.OpenRaw(path)
-	if err != nil {
-		return nil, fail(CodeBadRoot, "--root takes the path of a raw disk image or a block device that the daemon can read", "%w", err)
-	}
-	return raw, nil
-}
-
 func (b *backing) openRoot(r CreateRequest) error {
 	if r.Root == "" {
 		return fail(CodeBadRoot, "give it: --root REF", "layer %s needs a root", r.Layer)

@@ -47,7 +47,7 @@ func (d *Daemon) reserve(r CreateRequest) (*device, error) {
 		Version: recordVersion, Phase: phaseCreating, BootID: d.bootID, Token: rand.Uint64(),
 		Device: r, Created: time.Now().UTC().Truncate(time.Millisecond),
 	}}
-	if err := d.refuseOwn(r.Root, r.Store); err != nil {
+	if err := d.refuseOwn(rootPath(r.Root), r.Store); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()

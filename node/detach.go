@@ -149,8 +149,8 @@ func (d *Daemon) resolveDetach(r DetachRequest) (DetachRequest, error) {
 	switch {
 	case !filepath.IsAbs(r.Store):
 		return r, fail(CodeBadRequest, "give an absolute path", "leaf store %q is not an absolute path", r.Store)
-	case r.Root != "" && !filepath.IsAbs(r.Root):
-		return r, fail(CodeBadRequest, "give an absolute path", "root %q is not an absolute path", r.Root)
+	case r.Root != "" && checkRoot(r.Root) != nil:
+		return r, checkRoot(r.Root)
 	case r.BytesPerSecond < 0:
 		return r, fail(CodeBadRequest, "leave it out for what the devices leave", "%d bytes per second are negative", r.BytesPerSecond)
 	}

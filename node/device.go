@@ -152,7 +152,7 @@ func (l *Leaf) setSpace(layer *union.Layer) {
 }
 
 func (r *Root) setPin(p union.Pin) {
-	r.SizeBytes, r.Content = p.SizeBytes, hex.EncodeToString(p.Digest[:])
+	r.SizeBytes, r.Content, r.Verified = p.SizeBytes, hex.EncodeToString(p.Digest[:]), p.Kind == union.PinImage
 	if p.ModTime != 0 {
 		t := time.Unix(0, p.ModTime).UTC()
 		r.Modified = &t
@@ -186,8 +186,6 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	switch {
 	case !validName.MatchString(r.Name):
 		return bad(nameHint, "%q is no device name", r.Name)
-	case r.Root != "" && !filepath.IsAbs(r.Root):
-		return bad("give an absolute path", "root %q is not an absolute path", r.Root)
 	case !filepath.IsAbs(r.Store):
 		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
 	case r.QuotaBytes < 0 || r.QuotaBytes > 0 && r.QuotaBytes < minQuota:
@@ -201,6 +199,11 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	}
 	if err := checkGeometry(r.Queues, r.Depth, r.BlockSize); err != nil {
 		return bad("", "%w", err)
+	}
+	if r.Root != "" {
+		if err := checkRoot(r.Root); err != nil {
+			return r, err
+		}
 	}
 	if err := union.ValidLayerName(r.Layer); err != nil {
 		return bad("choose another layer: --leaf STORE:LAYER", "%w", err)
@@ -232,7 +235,7 @@ func checkPaths(r CreateRequest) error {
 	if isDir(r.Store) {
 		return fail(CodeBadLeaf, "--leaf takes the path of a leaf store, made by coppice store format", "leaf %s is a directory", r.Store)
 	}
-	if r.Root != "" && sameFile(r.Root, r.Store) {
+	if path := rootPath(r.Root); path != "" && sameFile(path, r.Store) {
 		return fail(CodeBadRequest, "root and leaf can be two partitions of one disk, not the same one",
 			"root %s and leaf %s are the same file", r.Root, r.Store)
 	}

@@ -96,7 +96,7 @@ func (d *Daemon) refuseDest(dest string) error {
 		return err
 	}
 	for _, v := range d.all() {
-		if rec := v.record().Device; sameFile(rec.Root, dest) {
+		if rec := v.record().Device; sameFile(rootPath(rec.Root), dest) {
 			return fail(CodeInUse, "give another destination", "%s is the root of device %s", dest, rec.Name)
 		}
 	}

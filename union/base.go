@@ -45,9 +45,23 @@ type PinKind uint8
 
 // Kinds of pins. Numbers are stored in leaf stores.
 const (
-	PinNone PinKind = 0 // no root: what no layer holds reads as zeros
-	PinRaw  PinKind = 1 // sampled content of a raw file or block device
+	PinNone  PinKind = 0 // no root: what no layer holds reads as zeros
+	PinRaw   PinKind = 1 // sampled content of a raw file or block device
+	PinImage PinKind = 2 // content root of an image, which proves every byte
 )
+
+// String returns the kind in words.
+func (k PinKind) String() string {
+	switch k {
+	case PinNone:
+		return "no root"
+	case PinRaw:
+		return "a raw root"
+	case PinImage:
+		return "an image"
+	}
+	return fmt.Sprintf("a root of kind %d", uint8(k))
+}
 
 // Pin identifies a root: what a layer stands on. For a raw root it is a sample and no proof;
 // see [OpenRaw].
@@ -111,7 +125,7 @@ func (p Pin) Difference(other Pin) string {
 	case other.Kind == PinNone:
 		return "no root"
 	case p.Kind != other.Kind:
-		return fmt.Sprintf("kind %d, not %d", other.Kind, p.Kind)
+		return fmt.Sprintf("%s, not %s", other.Kind, p.Kind)
 	case p.SizeBytes != other.SizeBytes:
 		return fmt.Sprintf("%d bytes, not %d", other.SizeBytes, p.SizeBytes)
 	case p.Digest != other.Digest:

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"coppice/image"
 	"coppice/node"
 )
 
@@ -56,10 +57,7 @@ func (c *createCmd) Run(env *environment) error {
 
 func (c *createCmd) request() (node.CreateRequest, error) {
 	store, layer := splitLeaf(c.Leaf)
-	root, err := "", error(nil)
-	if c.Root != "" {
-		root, err = filepath.Abs(c.Root)
-	}
+	root, err := absoluteRoot(c.Root)
 	store, errStore := filepath.Abs(store)
 	if err := errors.Join(err, errStore); err != nil {
 		return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)
@@ -68,6 +66,18 @@ func (c *createCmd) request() (node.CreateRequest, error) {
 		Name: c.Name, Root: root, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
 		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID, QuotaBytes: int64(c.Quota),
 	}, nil
+}
+
+// absoluteRoot makes a reference of a root mean the same to the daemon.
+func absoluteRoot(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	ref, err := image.ParseRef(text)
+	if err == nil {
+		ref, err = ref.Abs()
+	}
+	return ref.String(), err
 }
 
 // splitLeaf takes STORE[:LAYER] apart. Paths may have colons of their own (those of

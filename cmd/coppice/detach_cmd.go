@@ -58,7 +58,7 @@ func (c *detachCmd) request() (node.DetachRequest, error) {
 		r.Store, err = filepath.Abs(store)
 	}
 	if c.Root != "" && err == nil {
-		r.Root, err = filepath.Abs(c.Root)
+		r.Root, err = absoluteRoot(c.Root)
 	}
 	if err != nil {
 		return r, fmt.Errorf("detach %s: %w", c.What, err)

@@ -65,6 +65,11 @@ func addRoot(r *rows, root node.Root) {
 		return
 	}
 	r.add("  size", "%s", showBytesExact(root.SizeBytes))
+	if root.Verified {
+		r.add("  content root", "%s", root.Content)
+		r.add("  verified", "yes: each chunk against the content root, as it is read")
+		return
+	}
 	pin := "content " + root.Content[:min(12, len(root.Content))]
 	if root.Modified != nil {
 		pin += ", modified " + root.Modified.Format(time.RFC3339Nano)

@@ -152,7 +152,11 @@ func showPin(p union.Pin) string {
 	if p.Kind == union.PinNone {
 		return "none"
 	}
-	return fmt.Sprintf("raw, %s, %s", showBytes(p.SizeBytes), pinDigest(p))
+	kind := "raw"
+	if p.Kind == union.PinImage {
+		kind = "image"
+	}
+	return fmt.Sprintf("%s, %s, %s", kind, showBytes(p.SizeBytes), pinDigest(p))
 }
 
 // pinDigest is enough of the digest to tell roots apart by eye.
