@@ -36,12 +36,13 @@ const (
 	maxChunkSize = 1 << 20
 	maxSize      = 1 << 50
 
-	maxManifest = 4 << 20  // what registries take
-	maxConfig   = 1 << 20  // bytes of JSON
-	maxIndex    = 16 << 20 // index.json of a layout
+	maxManifest = 4 << 20 // what registries take
+	maxConfig   = 1 << 20 // bytes of JSON
+	maxIndex    = 4 << 20 // index.json of a layout
 	maxPacks    = 16 << 10
 	maxPack     = 1 << 42
 	maxLabels   = 1024
+	maxBlobs    = 50_000 // descriptors in a list
 
 	// packCount and minPack give the size of the packs: see packTarget.
 	packCount = 4096
@@ -231,12 +232,56 @@ type manifest struct {
 	Packs  []ocispec.Descriptor
 }
 
+// blob is what is read of a descriptor. Other keys cost nothing.
+type blob struct {
+	MediaType   string `json:"mediaType"`
+	Digest      string `json:"digest"`
+	Size        int64  `json:"size"`
+	Annotations struct {
+		RefName string `json:"org.opencontainers.image.ref.name"`
+	} `json:"annotations"`
+}
+
+func (b blob) descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: b.MediaType, Digest: digest.Digest(b.Digest), Size: b.Size}
+}
+
+// blobList is a list of descriptors that is given up when it gets too long, before it takes memory.
+type blobList []blob
+
+// UnmarshalJSON reads one descriptor after the other.
+func (l *blobList) UnmarshalJSON(data []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if t, err := dec.Token(); err != nil || t == nil {
+		return err
+	} else if t != json.Delim('[') {
+		return errors.New("descriptors are not a list")
+	}
+	for dec.More() {
+		if len(*l) == maxBlobs {
+			return fmt.Errorf("more than %d descriptors", maxBlobs)
+		}
+		var b blob
+		if err := dec.Decode(&b); err != nil {
+			return err
+		}
+		*l = append(*l, b)
+	}
+	return nil
+}
+
 // decodeManifest fails with [ErrNotImage] for what is another kind of artifact, and [ErrVersion] for an image of another version.
 func decodeManifest(data []byte) (*manifest, error) {
 	if len(data) > maxManifest {
 		return nil, fmt.Errorf("%d bytes, at most %d are read", len(data), maxManifest)
 	}
-	var m ocispec.Manifest
+	var m struct {
+		SchemaVersion int      `json:"schemaVersion"`
+		MediaType     string   `json:"mediaType"`
+		ArtifactType  string   `json:"artifactType"`
+		Config        blob     `json:"config"`
+		Layers        blobList `json:"layers"`
+	}
 	if err := decodeJSON(data, &m); err != nil {
 		return nil, err
 	}
@@ -252,18 +297,21 @@ func decodeManifest(data []byte) (*manifest, error) {
 	case len(m.Layers)-1 > maxPacks:
 		return nil, fmt.Errorf("%d packs, at most %d are taken", len(m.Layers)-1, maxPacks)
 	}
-	if err := checkBlob(m.Config, MediaTypeConfig, maxConfig); err != nil {
+	out := &manifest{Config: m.Config.descriptor(), Table: m.Layers[0].descriptor()}
+	if err := checkBlob(out.Config, MediaTypeConfig, maxConfig); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	if err := checkBlob(m.Layers[0], MediaTypeTable, maxSize); err != nil {
+	if err := checkBlob(out.Table, MediaTypeTable, maxSize); err != nil {
 		return nil, fmt.Errorf("table: %w", err)
 	}
-	for i, pack := range m.Layers[1:] {
+	for i, b := range m.Layers[1:] {
+		pack := b.descriptor()
 		if err := checkBlob(pack, MediaTypePack, maxPack); err != nil {
 			return nil, fmt.Errorf("pack %d: %w", i, err)
 		}
+		out.Packs = append(out.Packs, pack)
 	}
-	return &manifest{Config: m.Config, Table: m.Layers[0], Packs: m.Layers[1:]}, nil
+	return out, nil
 }
 
 func checkBlob(d ocispec.Descriptor, mediaType string, most int64) error {

@@ -161,6 +161,13 @@ var hostile = map[string]func(*testing.T, *memStore){
 			t.Error("is refused for its size")
 		}
 	},
+	"manifest: a million layers": func(_ *testing.T, s *memStore) {
+		s.tags["v1"] = []byte(`{"schemaVersion":2,"artifactType":"` + MediaTypeImage + `","layers":[` + strings.Repeat("{},", 1<<20) + "{}]}")
+	},
+	"manifest: a sea of annotations": func(_ *testing.T, s *memStore) {
+		s.tags["v1"] = []byte(`{"schemaVersion":2,"artifactType":"` + MediaTypeImage + `","annotations":{` + strings.Repeat(`"":"",`, 600_000) + `"":""}}`)
+	},
+	"manifest: layers are no list": badText(`"layers":[`, `"layers":{},"other":[`),
 
 	"config: no JSON":              configText("config"),
 	"config: empty object":         configText("{}"),

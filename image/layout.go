@@ -127,41 +127,58 @@ func (l *Layout) blobPath(d Digest) string {
 	return filepath.Join(l.dir, blobsDir, strings.TrimPrefix(d.String(), digestPrefix))
 }
 
-// index reads index.json.
-func (l *Layout) index() (*ocispec.Index, error) {
+// readIndex reads index.json.
+func (l *Layout) readIndex() ([]byte, error) {
 	data, err := readCapped(l.path(ocispec.ImageIndexFile), maxIndex)
 	if err != nil {
 		return nil, fmt.Errorf("read index of %s: %w", l, err)
 	}
+	return data, nil
+}
+
+func (l *Layout) index() (blobList, error) {
+	data, err := l.readIndex()
+	if err != nil {
+		return nil, err
+	}
 	return decodeIndex(data, l)
 }
 
-func decodeIndex(data []byte, of fmt.Stringer) (*ocispec.Index, error) {
-	var index ocispec.Index
+// decodeIndex reads index.json as far as a reader needs it.
+func decodeIndex(data []byte, of fmt.Stringer) (blobList, error) {
+	var index struct {
+		SchemaVersion int      `json:"schemaVersion"`
+		Manifests     blobList `json:"manifests"`
+	}
 	if err := decodeJSON(data, &index); err != nil {
 		return nil, &CorruptError{"index", fmt.Sprintf("of %s", of), err.Error()}
 	}
 	if index.SchemaVersion != 2 {
 		return nil, &CorruptError{"index", fmt.Sprintf("of %s", of), fmt.Sprintf("schema version %d", index.SchemaVersion)}
 	}
-	return &index, nil
+	return index.Manifests, nil
 }
 
-// findTag returns the descriptor that an index has for a tag.
-func findTag(index *ocispec.Index, tag string) (ocispec.Descriptor, bool) {
-	for _, d := range index.Manifests {
-		if d.Annotations[ocispec.AnnotationRefName] == tag {
-			return d, true
+// find returns the digest that an index has for a tag.
+func (l blobList) find(tag string, of fmt.Stringer) (Digest, error) {
+	for _, b := range l {
+		if b.Annotations.RefName != tag {
+			continue
 		}
+		d, err := ParseDigest(b.Digest)
+		if err != nil {
+			return d, &CorruptError{"index", fmt.Sprintf("of %s", of), err.Error()}
+		}
+		return d, nil
 	}
-	return ocispec.Descriptor{}, false
+	return Digest{}, fmt.Errorf("image %s in %s: %w", tag, of, ErrNotFound)
 }
 
-// indexTags returns the tags of an index, in order.
-func indexTags(index *ocispec.Index) []string {
+// tags returns the tags of an index, in order.
+func (l blobList) tags() []string {
 	tags := []string{}
-	for _, d := range index.Manifests {
-		if tag := d.Annotations[ocispec.AnnotationRefName]; tag != "" {
+	for _, b := range l {
+		if tag := b.Annotations.RefName; tag != "" {
 			tags = append(tags, tag)
 		}
 	}
@@ -175,7 +192,7 @@ func (l *Layout) Tags(context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return indexTags(index), nil
+	return index.tags(), nil
 }
 
 // Manifest returns what a name in the index, or a digest, means.
@@ -186,12 +203,8 @@ func (l *Layout) Manifest(_ context.Context, name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		desc, ok := findTag(index, name)
-		if !ok {
-			return nil, fmt.Errorf("image %s in %s: %w", name, l, ErrNotFound)
-		}
-		if digest, err = ParseDigest(string(desc.Digest)); err != nil {
-			return nil, &CorruptError{"index", fmt.Sprintf("of %s", l), err.Error()}
+		if digest, err = index.find(name, l); err != nil {
+			return nil, err
 		}
 	}
 	data, err := readCapped(l.blobPath(digest), maxManifest)
@@ -343,6 +356,22 @@ func withoutTag(all []ocispec.Descriptor, tag string) []ocispec.Descriptor {
 	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
 }
 
+// wholeIndex reads all of index.json, to be written again.
+func (l *Layout) wholeIndex() (*ocispec.Index, error) {
+	data, err := l.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := decodeIndex(data, l); err != nil {
+		return nil, err
+	}
+	var index ocispec.Index
+	if err := decodeJSON(data, &index); err != nil {
+		return nil, &CorruptError{"index", fmt.Sprintf("of %s", l), err.Error()}
+	}
+	return &index, nil
+}
+
 func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 	if err := os.MkdirAll(l.path(workDir), 0o755); err != nil {
 		return fmt.Errorf("change index of %s: %w", l, err)
@@ -352,7 +381,7 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 		return fmt.Errorf("change index of %s: %w", l, err)
 	}
 	defer unlock()
-	index, err := l.index()
+	index, err := l.wholeIndex()
 	if err != nil {
 		return err
 	}
@@ -368,10 +397,10 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 // Remove forgets a name, and removes the blobs that nothing uses then.
 func (l *Layout) Remove(_ context.Context, tag string) error {
 	err := l.changeIndex(func(index *ocispec.Index) error {
-		if _, ok := findTag(index, tag); !ok {
+		n := len(index.Manifests)
+		if index.Manifests = withoutTag(index.Manifests, tag); len(index.Manifests) == n {
 			return fmt.Errorf("image %s in %s: %w", tag, l, ErrNotFound)
 		}
-		index.Manifests = withoutTag(index.Manifests, tag)
 		return nil
 	})
 	if err != nil {
@@ -420,16 +449,15 @@ func (l *Layout) usedBlobs() (map[string]bool, error) {
 		return nil, err
 	}
 	used, walked := map[string]bool{}, map[string]bool{}
-	todo := index.Manifests
-	for len(todo) > 0 {
-		d := todo[len(todo)-1]
+	for todo := index; len(todo) > 0; {
+		b := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		used[string(d.Digest)] = true
-		if walked[string(d.Digest)] || !strings.HasSuffix(d.MediaType, "json") {
+		used[b.Digest] = true
+		if walked[b.Digest] || !strings.HasSuffix(b.MediaType, "json") {
 			continue
 		}
-		walked[string(d.Digest)] = true
-		digest, err := ParseDigest(string(d.Digest))
+		walked[b.Digest] = true
+		digest, err := ParseDigest(b.Digest)
 		if err != nil {
 			return nil, err
 		}
@@ -438,27 +466,18 @@ func (l *Layout) usedBlobs() (map[string]bool, error) {
 			return nil, err
 		}
 		var m struct {
-			Config    *ocispec.Descriptor
-			Subject   *ocispec.Descriptor
-			Layers    []ocispec.Descriptor
-			Manifests []ocispec.Descriptor
+			Config, Subject          blob
+			Layers, Blobs, Manifests blobList
 		}
 		if err := decodeJSON(data, &m); err != nil {
 			return nil, fmt.Errorf("manifest %s: %w", digest, err)
 		}
 		todo = append(todo, m.Manifests...)
-		for _, d := range append(m.Layers, deref(m.Config), deref(m.Subject)) {
-			used[string(d.Digest)] = true
+		for _, b := range slices.Concat(m.Layers, m.Blobs, blobList{m.Config, m.Subject}) {
+			used[b.Digest] = true
 		}
 	}
 	return used, nil
-}
-
-func deref(d *ocispec.Descriptor) ocispec.Descriptor {
-	if d == nil {
-		return ocispec.Descriptor{}
-	}
-	return *d
 }
 
 // removeLeftovers removes partial blobs that nobody has open, and builds that were given up.

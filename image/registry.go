@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -155,43 +156,66 @@ func (r *Registry) HasBlob(ctx context.Context, blob ocispec.Descriptor) (bool, 
 	return false, fmt.Errorf("look for blob %s in %s: %w", blob.Digest, r, statusError(resp))
 }
 
-// PutBlob uploads a blob in one go. The registry compares its digest.
+// PutBlob uploads a blob in one go. It is compared here and, with the whole upload, by the registry.
 func (r *Registry) PutBlob(ctx context.Context, blob ocispec.Descriptor, content io.Reader) error {
+	digest, err := ParseDigest(string(blob.Digest))
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watch := &watchedReader{r: content, stall: r.client.stall, cancel: cancel}
-	err := r.repo.Blobs().Push(ctx, blob, watch)
-	watch.stop()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return fmt.Errorf("upload blob %s to %s: %w", blob.Digest, r, remoteError(err))
+	up := &upload{r: content, stall: r.client.stall, cancel: cancel, blob: blob, digest: digest}
+	up.seen = hashWriter{w: io.Discard, h: sha256.New()}
+	err = r.repo.Blobs().Push(ctx, blob, up)
+	up.stop()
+	switch {
+	case err == nil:
+		return nil
+	case up.err != nil:
+		err = up.err
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
 	}
-	return nil
+	return fmt.Errorf("upload blob %s to %s: %w", blob.Digest, r, remoteError(err))
 }
 
-// watchedReader ends an upload whose server takes nothing any more.
-type watchedReader struct {
+// upload is the content of a blob on its way to a registry. It ends where it is not what it should be, and where the server takes nothing
+// any more.
+type upload struct {
 	r      io.Reader
+	blob   ocispec.Descriptor
+	digest Digest
+	seen   hashWriter
+	err    error // of reading or comparing
+
 	stall  time.Duration
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 }
 
 // Read reads what is uploaded next. Until the next call the server has its time to take it.
-func (w *watchedReader) Read(p []byte) (int, error) {
-	w.stop()
-	n, err := w.r.Read(p)
-	if err == nil {
-		w.timer = time.AfterFunc(w.stall, func() { w.cancel(fmt.Errorf("the server took nothing for %s: %w", w.stall, context.DeadlineExceeded)) })
+func (u *upload) Read(p []byte) (int, error) {
+	u.stop()
+	n, err := u.r.Read(p)
+	_, _ = u.seen.Write(p[:n]) // never fails
+	if u.seen.n >= u.blob.Size || errors.Is(err, io.EOF) {
+		if bad := u.seen.check(u.blob, u.digest, "blob "+u.digest.String()); bad != nil {
+			u.err = bad
+			return 0, bad
+		}
+	}
+	switch {
+	case err == nil:
+		u.timer = time.AfterFunc(u.stall, func() { u.cancel(fmt.Errorf("the server took nothing for %s: %w", u.stall, context.DeadlineExceeded)) })
+	case !errors.Is(err, io.EOF):
+		u.err = err
 	}
 	return n, err
 }
 
-func (w *watchedReader) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
+func (u *upload) stop() {
+	if u.timer != nil {
+		u.timer.Stop()
 	}
 }
 

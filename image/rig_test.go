@@ -40,6 +40,11 @@ func (s *memStore) Manifest(_ context.Context, name string) ([]byte, error) {
 	if data, ok := s.tags[name]; ok {
 		return data, nil
 	}
+	for _, data := range s.tags {
+		if string(descriptor("", data).Digest) == name {
+			return data, nil
+		}
+	}
 	return nil, fmt.Errorf("manifest %s: %w", name, ErrNotFound)
 }
 

@@ -190,6 +190,15 @@ func TestRegistries(t *testing.T) {
 		t.Errorf("%v, %v", tags, err)
 	}
 
+	// What is damaged does not get there.
+	bad := newMemStore()
+	p := goodParts()
+	p.store(t, bad, "bad", nil)
+	bad.blobs[string(descriptor("", p.packs[0]).Digest)] = bytes.ToUpper(p.packs[0])
+	if _, err := Copy(ctx, openTest(t, bad, "bad"), a, "bad", nil); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+
 	// skopeo, and passwords.
 	dir := filepath.Join(t.TempDir(), "copy")
 	skopeo := func(args ...string) {

@@ -44,7 +44,7 @@ func (w *Web) blobURL(d Digest) string {
 	return w.base + "/" + blobsDir + "/" + strings.TrimPrefix(d.String(), digestPrefix)
 }
 
-func (w *Web) index(ctx context.Context) (*ocispec.Index, error) {
+func (w *Web) index(ctx context.Context) (blobList, error) {
 	data, err := w.client.fetch(ctx, w.base+"/"+ocispec.ImageIndexFile, http.Header{}, maxIndex, false)
 	if err != nil {
 		return nil, fmt.Errorf("read index of %s: %w", w, err)
@@ -58,7 +58,7 @@ func (w *Web) Tags(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return indexTags(index), nil
+	return index.tags(), nil
 }
 
 // Manifest returns what a name in the index, or a digest, means.
@@ -69,12 +69,8 @@ func (w *Web) Manifest(ctx context.Context, name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		desc, ok := findTag(index, name)
-		if !ok {
-			return nil, fmt.Errorf("image %s at %s: %w", name, w, ErrNotFound)
-		}
-		if digest, err = ParseDigest(string(desc.Digest)); err != nil {
-			return nil, &CorruptError{"index", fmt.Sprintf("of %s", w), err.Error()}
+		if digest, err = index.find(name, w); err != nil {
+			return nil, err
 		}
 	}
 	data, err := w.client.fetch(ctx, w.blobURL(digest), http.Header{}, maxManifest, true)

@@ -180,6 +180,9 @@ func TestBadServersAreRefused(t *testing.T) {
 				_, _ = w.Write(noise)
 			}
 		},
+		"a million manifests": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"schemaVersion":2,"manifests":[` + strings.Repeat("{},", 5<<20) + "{}]}"))
+		},
 		"index elsewhere": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
 		"no index":        func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
 	} {
