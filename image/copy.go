@@ -24,7 +24,7 @@ type CopyReport struct {
 	SharedBytes int64  `json:"shared_bytes"` // of blobs that were
 }
 
-// Copy carries an image to a target, where a tag means it then. Blobs that are there already are not copied; those that
+// Copy carries an image, and its signatures, to a target, where a tag means it then. Blobs that are there already are not copied; those that
 // are, are compared with their digests. A copy that was interrupted goes on with the first blob that is missing when it is called again.
 func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(done, total int64)) (CopyReport, error) {
 	report := CopyReport{Manifest: Digest{}, ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
@@ -49,6 +49,9 @@ func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(
 		return fail(err)
 	}
 	if err := dst.PutManifest(ctx, tag, data); err != nil {
+		return fail(err)
+	}
+	if err := copySignatures(ctx, im, dst); err != nil {
 		return fail(err)
 	}
 	report.Manifest, err = ParseDigest(string(im.desc.Digest))

@@ -341,7 +341,13 @@ func (l *Layout) PutManifest(ctx context.Context, tag string, data []byte) error
 	if err := l.PutBlob(ctx, desc, bytes.NewReader(data)); err != nil {
 		return err
 	}
-	desc.ArtifactType = MediaTypeImage
+	var m struct {
+		ArtifactType string `json:"artifactType"`
+	}
+	if err := decodeJSON(data, &m); err != nil {
+		return fmt.Errorf("write manifest to %s: %w", l, err)
+	}
+	desc.ArtifactType = m.ArtifactType
 	desc.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
 	return l.changeIndex(func(index *ocispec.Index) error {
 		index.Manifests = append(withoutTag(index.Manifests, tag), desc)
@@ -394,12 +400,18 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 	return nil
 }
 
-// Remove forgets a name, and removes the blobs that nothing uses then.
+// Remove forgets a name, and the signatures of what has no other name, and removes the blobs that nothing uses then.
 func (l *Layout) Remove(_ context.Context, tag string) error {
 	err := l.changeIndex(func(index *ocispec.Index) error {
-		n := len(index.Manifests)
-		if index.Manifests = withoutTag(index.Manifests, tag); len(index.Manifests) == n {
+		i := slices.IndexFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
+		if i < 0 {
 			return fmt.Errorf("image %s in %s: %w", tag, l, ErrNotFound)
+		}
+		gone := index.Manifests[i].Digest
+		index.Manifests = withoutTag(index.Manifests, tag)
+		still := slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == gone })
+		if of, err := ParseDigest(string(gone)); err == nil && !still {
+			index.Manifests = withoutTag(index.Manifests, sigTag(of))
 		}
 		return nil
 	})

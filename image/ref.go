@@ -27,6 +27,7 @@ type Ref struct {
 	Kind  Kind
 	Place string // path, directory, URL, or HOST/REPO
 	Name  string // what the place's Manifest takes; "" for a file, and for a place alone
+	Image string // the image's name without tag: NAME, or REPO
 	text  string
 }
 
@@ -56,20 +57,20 @@ const layoutPrefix = "oci:"
 func ParseRef(text string) (Ref, error) {
 	switch {
 	case strings.HasPrefix(text, layoutPrefix):
-		place, name, err := cutName(text[len(layoutPrefix):])
+		place, image, name, err := cutName(text[len(layoutPrefix):])
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write oci:DIR:NAME:TAG: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindLayout, place, name, text}, nil
+		return Ref{KindLayout, place, name, image, text}, nil
 	case isURL(text):
-		place, name, err := cutName(text)
+		place, image, name, err := cutName(text)
 		if err == nil && !strings.Contains(strings.SplitN(place, "://", 2)[1], "/") {
 			err = fmt.Errorf("no directory")
 		}
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write http://HOST/DIR:NAME:TAG: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindWeb, place, name, text}, nil
+		return Ref{KindWeb, place, name, image, text}, nil
 	case looksLikeRegistry(text):
 		ref, err := registry.ParseReference(text)
 		if err == nil && ref.Reference == "" {
@@ -78,11 +79,11 @@ func ParseRef(text string) (Ref, error) {
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write HOST/REPOSITORY:TAG, or ./PATH for a file: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindRegistry, ref.Registry + "/" + ref.Repository, ref.Reference, text}, nil
+		return Ref{KindRegistry, ref.Registry + "/" + ref.Repository, ref.Reference, ref.Repository, text}, nil
 	case text == "":
 		return Ref{}, fmt.Errorf("reference is empty: %w", ErrBadRef)
 	}
-	return Ref{KindFile, text, "", text}, nil
+	return Ref{KindFile, text, "", "", text}, nil
 }
 
 // Abs returns the reference with an absolute path where it has one.
@@ -115,12 +116,12 @@ func (r Ref) Path() string {
 func ParsePlace(text string) (Ref, error) {
 	switch {
 	case strings.HasPrefix(text, layoutPrefix) && len(text) > len(layoutPrefix):
-		return Ref{KindLayout, text[len(layoutPrefix):], "", text}, nil
+		return Ref{KindLayout, text[len(layoutPrefix):], "", "", text}, nil
 	case isURL(text):
-		return Ref{KindWeb, text, "", text}, nil
+		return Ref{KindWeb, text, "", "", text}, nil
 	}
 	if ref, err := registry.ParseReference(text); err == nil && ref.Reference == "" && !strings.HasPrefix(text, ".") {
-		return Ref{KindRegistry, text, "", text}, nil
+		return Ref{KindRegistry, text, "", "", text}, nil
 	}
 	return Ref{}, fmt.Errorf("place %.200q: write oci:DIR, http://HOST/DIR or HOST/REPOSITORY: %w", text, ErrBadRef)
 }
@@ -129,30 +130,35 @@ func isURL(text string) bool {
 	return strings.HasPrefix(text, "http://") || strings.HasPrefix(text, "https://")
 }
 
-// cutName cuts NAME:TAG, or NAME@DIGEST, off the end of a text.
-func cutName(text string) (place, name string, err error) {
-	if left, digest, ok := strings.Cut(text, "@"+digestPrefix); ok {
-		if _, err := ParseDigest(digestPrefix + digest); err != nil {
-			return "", "", err
+// cutName cuts NAME:TAG, or NAME@DIGEST, off the end of a text. name is what a place's Manifest takes, image NAME alone.
+func cutName(text string) (place, image, name string, err error) {
+	fail := func(format string, args ...any) (string, string, string, error) {
+		return "", "", "", fmt.Errorf(format, args...)
+	}
+	left, digest, pinned := strings.Cut(text, "@"+digestPrefix)
+	if pinned {
+		name = digestPrefix + digest
+		if _, err := ParseDigest(name); err != nil {
+			return fail("%w", err)
 		}
-		if i := strings.LastIndexByte(left, ':'); i > 0 && !strings.HasPrefix(left[i:], "://") {
-			return left[:i], digestPrefix + digest, nil
+	} else {
+		colon := strings.LastIndexByte(text, ':')
+		if colon < 0 {
+			return fail("no tag")
 		}
-		return "", "", fmt.Errorf("no name")
+		if left = text[:colon]; !validTag(text[colon+1:]) {
+			return fail("tag %.80q is not letters, digits, '.', '_' and '-'", text[colon+1:])
+		}
 	}
-	tag := strings.LastIndexByte(text, ':')
-	if tag < 0 {
-		return "", "", fmt.Errorf("no tag")
+	colon := strings.LastIndexByte(left, ':')
+	if colon <= 0 || strings.HasPrefix(left[colon:], "://") {
+		return fail("no tag, or no name")
 	}
-	colon := strings.LastIndexByte(text[:tag], ':')
-	if colon <= 0 || strings.HasPrefix(text[colon:], "://") {
-		return "", "", fmt.Errorf("no tag, or no name")
+	place, image = left[:colon], left[colon+1:]
+	if !pinned {
+		name = text[colon+1:]
 	}
-	name = text[colon+1:]
-	if !validTag(text[tag+1:]) {
-		return "", "", fmt.Errorf("tag %.80q is not letters, digits, '.', '_' and '-'", text[tag+1:])
-	}
-	return text[:colon], name, checkName(name)
+	return place, image, name, checkName(image)
 }
 
 // looksLikeRegistry reports whether a text begins with a host and ends with a tag or digest. A host has a dot or a port, or is localhost.

@@ -247,7 +247,7 @@ func (r *Registry) Tags(ctx context.Context) ([]string, error) {
 	return tags, nil
 }
 
-// Remove deletes the manifest that a tag means, and with it all tags that mean the same. Most registries free the space later.
+// Remove deletes the manifest that a tag means, with all tags that mean the same, and its signatures. Most registries free the space later.
 func (r *Registry) Remove(ctx context.Context, tag string) error {
 	desc, err := r.repo.Resolve(ctx, tag)
 	if err == nil {
@@ -256,7 +256,25 @@ func (r *Registry) Remove(ctx context.Context, tag string) error {
 	if err != nil {
 		return fmt.Errorf("remove %s from %s: %w", tag, r, remoteError(err))
 	}
+	of, err := ParseDigest(string(desc.Digest))
+	if err != nil {
+		return nil // of another kind, which we do not sign
+	}
+	sigs, err := r.repo.Resolve(ctx, sigTag(of))
+	if err == nil {
+		err = r.repo.Delete(ctx, sigs)
+	}
+	if err = remoteErrorOrNil(err); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("remove signatures of %s from %s: %w", tag, r, err)
+	}
 	return nil
+}
+
+func remoteErrorOrNil(err error) error {
+	if err == nil {
+		return nil
+	}
+	return remoteError(err)
 }
 
 // remoteError gives what a registry said a cause that callers know.

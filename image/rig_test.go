@@ -18,7 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// memStore is a [Target] in memory, which counts what is asked of it and may be made to lie.
+// memStore is a [Source] in memory, which counts what is asked of it and may be made to lie.
 type memStore struct {
 	mu    sync.Mutex
 	blobs map[string][]byte

@@ -210,6 +210,9 @@ func List(ctx context.Context, src Source) (images []Summary, others int, err er
 	}
 	images = []Summary{}
 	for _, tag := range tags {
+		if aboutManifest.MatchString(tag) {
+			continue
+		}
 		im, err := Open(ctx, src, tag)
 		switch {
 		case errors.Is(err, ErrNotImage), errors.Is(err, ErrVersion):

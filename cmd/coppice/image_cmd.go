@@ -17,15 +17,16 @@ type imageCmd struct {
 	List    imageListCmd    `cmd:"" aliases:"ls" help:"List the images of a directory, web server or repository."`
 	Inspect imageInspectCmd `cmd:"" help:"Show what an image is, without reading its content."`
 	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image and tell what is damaged."`
+	Sign    imageSignCmd    `cmd:"" help:"Sign an image, for machines that take only what is signed."`
 	Copy    imageCopyCmd    `cmd:"" help:"Copy an image to a directory or registry."`
 	Remove  imageRemoveCmd  `cmd:"" help:"Forget an image, and free what only it used."`
 }
 
 // sourceFlags say how servers are reached.
 type sourceFlags struct {
-	CA   string `name:"ca" placeholder:"FILE" type:"path" help:"Certificates of the authorities that servers are trusted by, in PEM, beside those of the system."`
-	Cert string `placeholder:"FILE" type:"path" help:"Certificate to show to servers, in PEM."`
-	Key  string `placeholder:"FILE" type:"path" help:"Its key."`
+	CA      string `name:"ca" placeholder:"FILE" type:"path" help:"Certificates of the authorities that servers are trusted by, in PEM, beside those of the system."`
+	TLSCert string `name:"tls-cert" placeholder:"FILE" type:"path" help:"Certificate to show to servers, in PEM."`
+	TLSKey  string `name:"tls-key" placeholder:"FILE" type:"path" help:"Its key."`
 }
 
 func (f sourceFlags) options() (image.SourceOptions, error) {
@@ -46,10 +47,10 @@ func (f sourceFlags) options() (image.SourceOptions, error) {
 				Hint: "give a file with certificates in PEM"}
 		}
 	}
-	if f.Cert != "" || f.Key != "" {
-		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	if f.TLSCert != "" || f.TLSKey != "" {
+		pair, err := tls.LoadX509KeyPair(f.TLSCert, f.TLSKey)
 		if err != nil {
-			return image.SourceOptions{}, fmt.Errorf("read --cert and --key: %w", err)
+			return image.SourceOptions{}, fmt.Errorf("read --tls-cert and --tls-key: %w", err)
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
@@ -106,6 +107,8 @@ func explainImage(env *environment, r image.Ref, err error) error {
 		e.Hint = "coppice image list shows what is there"
 	case errors.Is(err, image.ErrBusy):
 		e.Hint = "wait until the build or copy that is under way has ended"
+	case errors.Is(err, image.ErrUnsigned), errors.Is(err, image.ErrUntrusted), errors.Is(err, image.ErrExpired), errors.Is(err, image.ErrOtherName):
+		e.Hint = "coppice image inspect shows how it is signed; coppice image sign signs it"
 	case errors.Is(err, image.ErrVersion):
 		e.Hint = "use a later coppice, or build the image again"
 	case errors.Is(err, image.ErrCorrupt):

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"coppice/image"
 )
@@ -10,13 +11,23 @@ import (
 type imageVerifyCmd struct {
 	output
 	sourceFlags
-	Ref imageRef `arg:"" help:"Image: oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
+	Ref   imageRef `arg:"" help:"Image: oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
+	Trust []string `placeholder:"FILE" type:"existingfile" help:"Public key by which, or by another one given so, it must be signed."`
 }
 
 // Run verifies the image.
 func (c *imageVerifyCmd) Run(env *environment) error {
+	keys, err := readKeys(c.Trust)
+	if err != nil {
+		return err
+	}
 	bar := newProgress(env.err, "verify "+c.Ref.Name)
-	err := c.withImage(env.ctx, c.Ref.Ref, func(im *image.Image) error {
+	err = c.withImage(env.ctx, c.Ref.Ref, func(im *image.Image) error {
+		if len(keys) > 0 {
+			if _, err := image.CheckSignature(env.ctx, im, keys, c.Ref.Image, time.Now()); err != nil {
+				return err
+			}
+		}
 		report, err := image.Verify(env.ctx, im, bar.show)
 		bar.end()
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"aead.dev/minisign"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"coppice/image"
@@ -33,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
-			"spoil": cmdSpoil,
+			"spoil": cmdSpoil, "keys": cmdKeys,
 		},
 	})
 }
@@ -188,6 +189,19 @@ func cmdSpoil(ts *testscript.TestScript, _ bool, args []string) {
 	data[0] ^= 1
 	ts.Check(os.WriteFile(path, data, 0o600))
 	ts.Check(errors.Join(im.Close(), l.Close()))
+}
+
+// cmdKeys is "keys NAME": it makes NAME.pub and NAME.key, without a password.
+func cmdKeys(ts *testscript.TestScript, _ bool, args []string) {
+	public, private, err := minisign.GenerateKey(nil)
+	ts.Check(err)
+	open, err := private.MarshalText()
+	ts.Check(err)
+	text, err := public.MarshalText()
+	ts.Check(err)
+	for suffix, data := range map[string][]byte{".pub": text, ".key": open} {
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]+suffix), data, 0o600))
+	}
 }
 
 func number(ts *testscript.TestScript, s string) int {
