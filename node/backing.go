@@ -22,9 +22,10 @@ type backing struct {
 }
 
 type backingOptions struct {
-	create   bool          // make the layer where there is none
-	patience time.Duration // with a store that another process has open
-	verify   bool          // CRC-32C of each leaf block that is read
+	create    bool          // make the layer where there is none
+	admission *admission    // which roots it may stand on then
+	patience  time.Duration // with a store that another process has open
+	verify    bool          // CRC-32C of each leaf block that is read
 }
 
 // openBacking opens what r asks for. On failure nothing stays open and no new layer is left.
@@ -48,7 +49,7 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	if rootErr != nil {
 		return nil, rootErr
 	}
-	if err := b.openLayer(r, o.create); err != nil {
+	if err := b.openLayer(r, o); err != nil {
 		return nil, leafError(r, err)
 	}
 	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify})
@@ -101,7 +102,8 @@ func (b *backing) needRoot(r CreateRequest, o backingOptions, rootErr error) (er
 
 // openLayer opens the layer, or makes it, by default as large as the root in whole blocks or as the layer that it
 // stands on. What it stands on matters only to a creation: later freezes change it.
-func (b *backing) openLayer(r CreateRequest, create bool) error {
+func (b *backing) openLayer(r CreateRequest, how backingOptions) error {
+	create := how.create
 	o := union.LayerOptions{SizeBytes: r.SizeBytes}
 	if b.base != nil {
 		o.Pin = b.base.Pin()
@@ -111,6 +113,11 @@ func (b *backing) openLayer(r CreateRequest, create bool) error {
 	}
 	layer, err := b.store.OpenLayer(r.Layer, o)
 	if create && errors.Is(err, union.ErrNoLayer) {
+		if r.From == "" { // else it stands on what was taken before
+			if err := how.admission.admit(b.base, r.Root); err != nil {
+				return err
+			}
+		}
 		o.Create = true
 		if o.SizeBytes == 0 && o.From == "" && b.base != nil {
 			o.SizeBytes = roundUp(b.base.Size(), int64(r.BlockSize))

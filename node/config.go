@@ -58,6 +58,8 @@ type Config struct {
 	NodeID string `toml:"node_id"`
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
+	// Images says which roots are taken.
+	Images ImageConfig `toml:"images"`
 
 	// Driver makes the kernel devices. [Daemon.Run] closes it.
 	Driver Driver `toml:"-"`
@@ -140,6 +142,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Device.Queues, 1)
 	setDefault(&c.Device.Depth, 128)
 	setDefault(&c.Device.BlockSize, 512)
+	setDefault(&c.Images.SerialsPath, DefaultSerialsPath)
 	setDefault(&c.Version, Version())
 	if c.VerifyLeaf == nil {
 		yes := true
@@ -184,6 +187,9 @@ func (c Config) Validate() error {
 	check(err == nil && lease >= time.Second && lease <= time.Hour, "lease %q is not a time between 1s and 1h", c.Lease)
 	_, err = uuid.Parse(c.NodeID)
 	check(c.NodeID == "" || err == nil, "node_id %q is not a UUID", c.NodeID)
+	if err := c.Images.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := checkGeometry(c.Device.Queues, c.Device.Depth, c.Device.BlockSize); err != nil {
 		errs = append(errs, fmt.Errorf("device: %w", err))
 	}

@@ -31,6 +31,7 @@ const (
 	CodeBadLeaf      Code = "bad_leaf"         // the leaf store cannot be used
 	CodeNotFormatted Code = "not_formatted"    // the leaf is no store
 	CodeOtherRoot    Code = "other_root"       // the layer stands on another root
+	CodeUntrusted    Code = "untrusted"        // the root is not signed as this machine demands
 	CodeCorrupt      Code = "corrupt"          // the store is damaged
 	CodeNoSpace      Code = "no_space"         // the store has too little space for it
 	CodeNoDriver     Code = "no_driver"        // the kernel has no ublk driver
@@ -91,6 +92,7 @@ var statuses = map[Code]int{
 	CodeBadLeaf:      http.StatusUnprocessableEntity,
 	CodeNotFormatted: http.StatusUnprocessableEntity,
 	CodeOtherRoot:    http.StatusUnprocessableEntity,
+	CodeUntrusted:    http.StatusUnprocessableEntity,
 	CodeCorrupt:      http.StatusUnprocessableEntity,
 	CodeNoSpace:      http.StatusInsufficientStorage,
 	CodeNoDriver:     http.StatusServiceUnavailable,

@@ -1,0 +1,179 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"aead.dev/minisign"
+
+	"coppice/image"
+	"coppice/union"
+)
+
+// DefaultSerialsPath is where the serials of images are kept that a machine has taken.
+const DefaultSerialsPath = "/var/lib/coppice/serials.json"
+
+// ImageConfig says which roots new layers may stand on. Layers that exist pin the content that they stand on, and need
+// no signature any more.
+type ImageConfig struct {
+	// RequireSignature refuses roots that no trusted key has signed, raw ones too.
+	RequireSignature bool `toml:"require_signature"`
+	// TrustedKeys are the paths of public keys in the format of minisign. They are read again each time.
+	TrustedKeys []string `toml:"trusted_keys"`
+	// SerialsPath is where the highest serial of each image is kept. "" means [DefaultSerialsPath].
+	SerialsPath string `toml:"serials"`
+}
+
+func (c ImageConfig) validate() error {
+	var errs []error
+	if c.RequireSignature && len(c.TrustedKeys) == 0 {
+		errs = append(errs, errors.New("images: require_signature without trusted_keys refuses everything"))
+	}
+	for _, path := range append([]string{c.SerialsPath}, c.TrustedKeys...) {
+		if path != "" && !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("images: %q is not an absolute path", path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// admission decides which roots new layers may stand on.
+type admission struct {
+	cfg ImageConfig
+	log *slog.Logger
+	mu  sync.Mutex // guards the file of serials
+}
+
+// taken is what is remembered of an image's name.
+type taken struct {
+	Serial      uint64       `json:"serial"`
+	ContentRoot image.Digest `json:"content_root"`
+}
+
+const admissionHint = "have it signed: coppice image sign; trusted_keys and require_signature in coppice.toml say what this machine takes"
+
+// admit refuses a root that a new layer may not stand on. An image that is signed by a trusted key is also held to the serials that
+// were taken under its name: an older one is refused, whether or not signatures are required.
+func (a *admission) admit(base union.Base, ref string) error {
+	if base == nil || !a.cfg.RequireSignature && len(a.cfg.TrustedKeys) == 0 {
+		return nil
+	}
+	root, ok := base.(*imageRoot)
+	if !ok {
+		if a.cfg.RequireSignature {
+			return fail(CodeUntrusted, "make an image of it and sign that: coppice image build, coppice image sign",
+				"root %s is a raw disk, which cannot be signed, and this machine takes only what is signed", ref)
+		}
+		return nil
+	}
+	statement, err := a.check(root, ref)
+	switch {
+	case err == nil:
+		return a.take(statement)
+	case a.cfg.RequireSignature || !distrusted(err):
+		return fail(CodeUntrusted, admissionHint, "root %s: %w", ref, err)
+	case !errors.Is(err, image.ErrUnsigned):
+		a.log.Warn("root is taken though its signature does not count: none is required", "root", ref, "error", oneLine(err))
+	}
+	return nil
+}
+
+func (a *admission) check(root *imageRoot, text string) (*image.Statement, error) {
+	var keys []minisign.PublicKey
+	for _, path := range a.cfg.TrustedKeys {
+		key, err := minisign.PublicKeyFromFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read trusted key %s: %w", path, err)
+		}
+		keys = append(keys, key)
+	}
+	ref, err := image.ParseRef(text)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(root.ctx, openRootTime)
+	defer cancel()
+	return image.CheckSignature(ctx, root.im, keys, ref.Image, time.Now())
+}
+
+// distrusted reports whether err is about the signature, and not about a failure to look at it.
+func distrusted(err error) bool {
+	for _, cause := range []error{image.ErrUnsigned, image.ErrUntrusted, image.ErrExpired, image.ErrOtherName} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
+}
+
+// take refuses an older version than one that was taken under the same name, and remembers a newer one.
+func (a *admission) take(s *image.Statement) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	path := a.cfg.SerialsPath
+	all := map[string]taken{}
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(data, &all)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fail(CodeFailed, "restore "+path+", or remove it if older versions may come back once", "read serials of images: %w", err)
+	}
+	before, known := all[s.Name]
+	switch {
+	case known && s.Serial < before.Serial:
+		return fail(CodeUntrusted, "use the latest version; to go back on purpose, sign the older one again with a higher serial",
+			"image %s has serial %d, and this machine has taken %d before: an older version may have been put in the place of a newer one",
+			s.Name, s.Serial, before.Serial)
+	case known && s.Serial == before.Serial && s.ContentRoot != before.ContentRoot:
+		return fail(CodeUntrusted, "sign one of them again with a higher serial",
+			"image %s has serial %d, under which this machine has taken other content before", s.Name, s.Serial)
+	case known && s.Serial == before.Serial:
+		return nil
+	}
+	all[s.Name] = taken{s.Serial, s.ContentRoot}
+	if err := writeSerials(path, all); err != nil {
+		return fail(CodeFailed, "let the daemon write there, or set serials in coppice.toml", "keep serials of images: %w", err)
+	}
+	return nil
+}
+
+func writeSerials(path string, all map[string]taken) error {
+	data, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(append(data, '\n')); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
