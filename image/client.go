@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +26,35 @@ type SourceOptions struct {
 	TLS *tls.Config
 	// Stall is how long a server may send, or take, nothing. 0 means 30 s.
 	Stall time.Duration
+}
+
+// NewSourceOptions reads certificates in PEM: ca of authorities beside those of the system, cert and key of the one to show to servers. Each path
+// may be "".
+func NewSourceOptions(ca, cert, key string) (SourceOptions, error) {
+	if ca == "" && cert == "" && key == "" {
+		return SourceOptions{}, nil
+	}
+	config := &tls.Config{}
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return SourceOptions{}, fmt.Errorf("read certificates of authorities: %w", err)
+		}
+		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
+			config.RootCAs = x509.NewCertPool()
+		}
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return SourceOptions{}, fmt.Errorf("read certificates of authorities: %s has no certificate in PEM", ca)
+		}
+	}
+	if cert != "" || key != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return SourceOptions{}, fmt.Errorf("read certificate %s and its key %s: %w", cert, key, err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return SourceOptions{TLS: config}, nil
 }
 
 const (

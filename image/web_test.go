@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -293,6 +295,20 @@ func TestTLS(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
 	o := SourceOptions{TLS: &tls.Config{RootCAs: roots}}
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	writeFile(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	fromFile, err := NewSourceOptions(ca, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(readAll(t, openTest(t, openWeb(t, s.URL, fromFile), "a:1")), content) {
+		t.Error("other content")
+	}
+	for _, bad := range [][3]string{{"nowhere"}, {l.path("index.json")}, {"", ca, ""}, {"", ca, ca}, {"", "", ca}} {
+		if _, err := NewSourceOptions(bad[0], bad[1], bad[2]); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
 	if !bytes.Equal(readAll(t, openTest(t, openWeb(t, s.URL, o), "a:1")), content) {
 		t.Error("other content")
 	}

@@ -21,9 +21,14 @@ import (
 // DefaultSerialsPath is where the serials of images are kept that a machine has taken.
 const DefaultSerialsPath = "/var/lib/coppice/serials.json"
 
-// ImageConfig says which roots new layers may stand on. Layers that exist pin the content that they stand on, and need
-// no signature any more.
+// ImageConfig says how images are reached, and which roots new layers may stand on. Layers that exist pin the content that they stand on,
+// and need no signature any more.
 type ImageConfig struct {
+	// CA is the path of certificates of authorities that servers are trusted by beside those of the system, TLSCert and TLSKey those
+	// of the certificate to show to servers, all in PEM. They are read again whenever a root is opened.
+	CA      string `toml:"ca"`
+	TLSCert string `toml:"tls_cert"`
+	TLSKey  string `toml:"tls_key"`
 	// RequireSignature refuses roots that no trusted key has signed, raw ones too.
 	RequireSignature bool `toml:"require_signature"`
 	// TrustedKeys are the paths of public keys in the format of minisign. They are read again each time.
@@ -34,10 +39,13 @@ type ImageConfig struct {
 
 func (c ImageConfig) validate() error {
 	var errs []error
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		errs = append(errs, errors.New("images: tls_cert and tls_key belong together"))
+	}
 	if c.RequireSignature && len(c.TrustedKeys) == 0 {
 		errs = append(errs, errors.New("images: require_signature without trusted_keys refuses everything"))
 	}
-	for _, path := range append([]string{c.SerialsPath}, c.TrustedKeys...) {
+	for _, path := range append([]string{c.SerialsPath, c.CA, c.TLSCert, c.TLSKey}, c.TrustedKeys...) {
 		if path != "" && !filepath.IsAbs(path) {
 			errs = append(errs, fmt.Errorf("images: %q is not an absolute path", path))
 		}
@@ -45,8 +53,8 @@ func (c ImageConfig) validate() error {
 	return errors.Join(errs...)
 }
 
-// admission decides which roots new layers may stand on.
-type admission struct {
+// roots opens roots, and decides which of them new layers may stand on. The zero value trusts who the system trusts, and takes all.
+type roots struct {
 	cfg ImageConfig
 	log *slog.Logger
 	mu  sync.Mutex // guards the file of serials
@@ -62,7 +70,7 @@ const admissionHint = "have it signed: coppice image sign; trusted_keys and requ
 
 // admit refuses a root that a new layer may not stand on. An image that is signed by a trusted key is also held to the serials that
 // were taken under its name: an older one is refused, whether or not signatures are required.
-func (a *admission) admit(base union.Base, ref string) error {
+func (a *roots) admit(base union.Base, ref string) error {
 	if base == nil || !a.cfg.RequireSignature && len(a.cfg.TrustedKeys) == 0 {
 		return nil
 	}
@@ -86,7 +94,7 @@ func (a *admission) admit(base union.Base, ref string) error {
 	return nil
 }
 
-func (a *admission) check(root *imageRoot, text string) (*image.Statement, error) {
+func (a *roots) check(root *imageRoot, text string) (*image.Statement, error) {
 	var keys []minisign.PublicKey
 	for _, path := range a.cfg.TrustedKeys {
 		key, err := minisign.PublicKeyFromFile(path)
@@ -115,7 +123,7 @@ func distrusted(err error) bool {
 }
 
 // take refuses an older version than one that was taken under the same name, and remembers a newer one.
-func (a *admission) take(s *image.Statement) error {
+func (a *roots) take(s *image.Statement) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	path := a.cfg.SerialsPath

@@ -144,6 +144,7 @@ func TestImageConfigIsChecked(t *testing.T) {
 	for say, c := range map[string]node.ImageConfig{
 		"refuses everything":                {RequireSignature: true},
 		`"ann.pub" is not an absolute path`: {TrustedKeys: []string{"ann.pub"}},
+		"belong together":                   {TLSCert: "/a"},
 		`"here" is not an absolute path`:    {SerialsPath: "here"},
 	} {
 		if err := (node.Config{Images: c}).Validate(); err == nil || !strings.Contains(err.Error(), say) {

@@ -22,10 +22,10 @@ type backing struct {
 }
 
 type backingOptions struct {
-	create    bool          // make the layer where there is none
-	admission *admission    // which roots it may stand on then
-	patience  time.Duration // with a store that another process has open
-	verify    bool          // CRC-32C of each leaf block that is read
+	roots    *roots
+	create   bool          // make the layer where there is none
+	patience time.Duration // with a store that another process has open
+	verify   bool          // CRC-32C of each leaf block that is read
 }
 
 // openBacking opens what r asks for. On failure nothing stays open and no new layer is left.
@@ -36,7 +36,7 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 			err = errors.Join(err, b.undo())
 		}
 	}()
-	rootErr := b.openRoot(r)
+	rootErr := b.openRoot(r, o.roots)
 	if o.create && rootErr != nil && r.Root != "" {
 		return nil, rootErr
 	}
@@ -63,11 +63,11 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	return b, nil
 }
 
-func (b *backing) openRoot(r CreateRequest) error {
+func (b *backing) openRoot(r CreateRequest, opener *roots) error {
 	if r.Root == "" {
 		return fail(CodeBadRoot, "give it: --root REF", "layer %s needs a root", r.Layer)
 	}
-	base, err := openRoot(r.Root)
+	base, err := opener.open(r.Root)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (b *backing) openLayer(r CreateRequest, how backingOptions) error {
 	layer, err := b.store.OpenLayer(r.Layer, o)
 	if create && errors.Is(err, union.ErrNoLayer) {
 		if r.From == "" { // else it stands on what was taken before
-			if err := how.admission.admit(b.base, r.Root); err != nil {
+			if err := how.roots.admit(b.base, r.Root); err != nil {
 				return err
 			}
 		}

@@ -90,7 +90,7 @@ func (d *Daemon) forget(name string) {
 // device into service, or undoes all of it.
 func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	rec := v.record()
-	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{create: true, admission: d.roots, verify: *d.cfg.VerifyLeaf})
+	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, create: true, verify: *d.cfg.VerifyLeaf})
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ type Daemon struct {
 	lock    *runLock
 	records records
 	stores  *stores
-	roots   *admission
+	roots   *roots
 	bootID  string
 
 	cuts     cuts
@@ -65,7 +65,7 @@ func New(cfg Config) (*Daemon, error) {
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
 		stores:   newStores(cfg),
-		roots:    &admission{cfg: cfg.Images, log: cfg.Log},
+		roots:    &roots{cfg: cfg.Images, log: cfg.Log},
 		restored: make(chan struct{}),
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),

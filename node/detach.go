@@ -247,7 +247,7 @@ func (d *Daemon) detachBase(r *DetachRequest, st *sharedStore) (union.Base, erro
 	if r.Root == "" {
 		return nil, fail(CodeBadRequest, "give it: --root REF", "layer %s stands on a root that no device has", r.Layer)
 	}
-	base, err := openRoot(r.Root)
+	base, err := d.roots.open(r.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -479,7 +479,7 @@ func detachHere(ctx context.Context, st *union.Store, r DetachRequest, progress 
 		if r.Root == "" {
 			return fail(CodeBadRequest, "give it: --root REF", "layer %s stands on a root", r.Layer)
 		}
-		if base, err = openRoot(r.Root); err != nil {
+		if base, err = new(roots).open(r.Root); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, base.Close()) }()

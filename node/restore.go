@@ -161,7 +161,7 @@ const patience = 30 * time.Second
 
 // serveAgain opens what lies below the device and puts it into service.
 func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outcome) error {
-	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{patience: patience, verify: *d.cfg.VerifyLeaf})
+	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, patience: patience, verify: *d.cfg.VerifyLeaf})
 	if err != nil {
 		return err
 	}

@@ -25,9 +25,9 @@ const (
 
 const rootHint = "--root takes a raw disk image or block device that the daemon can read, or an image: oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG"
 
-// openRoot opens a root by its reference.
-func openRoot(text string) (union.Base, error) {
-	base, err := openRootRef(text)
+// open opens a root by its reference.
+func (a *roots) open(text string) (union.Base, error) {
+	base, err := a.openRef(text)
 	if err == nil {
 		return base, nil
 	}
@@ -38,7 +38,7 @@ func openRoot(text string) (union.Base, error) {
 	return nil, fail(CodeBadRoot, hint, "%w", err)
 }
 
-func openRootRef(text string) (union.Base, error) {
+func (a *roots) openRef(text string) (union.Base, error) {
 	ref, err := image.ParseRef(text)
 	if err != nil {
 		return nil, err
@@ -46,9 +46,13 @@ func openRootRef(text string) (union.Base, error) {
 	if ref.Kind == image.KindFile {
 		return union.OpenRaw(ref.Place)
 	}
+	o, err := image.NewSourceOptions(a.cfg.CA, a.cfg.TLSCert, a.cfg.TLSKey)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), openRootTime)
 	defer cancel()
-	im, src, err := image.OpenRef(ctx, ref, image.SourceOptions{})
+	im, src, err := image.OpenRef(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}

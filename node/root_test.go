@@ -52,7 +52,7 @@ func TestImageRootWaitsForItsSource(t *testing.T) {
 	var up atomic.Bool
 	up.Store(true)
 	ref, content := servedImage(t, &up)
-	base, err := openRoot(ref)
+	base, err := new(roots).open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}

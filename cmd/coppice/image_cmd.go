@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 
 	"coppice/image"
 	"coppice/node"
@@ -30,31 +27,7 @@ type sourceFlags struct {
 }
 
 func (f sourceFlags) options() (image.SourceOptions, error) {
-	if f == (sourceFlags{}) {
-		return image.SourceOptions{}, nil
-	}
-	config := &tls.Config{}
-	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
-		if err != nil {
-			return image.SourceOptions{}, fmt.Errorf("read --ca: %w", err)
-		}
-		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
-			config.RootCAs = x509.NewCertPool()
-		}
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return image.SourceOptions{}, &node.Error{Code: node.CodeBadRequest, Message: "read --ca: " + f.CA + " has no certificate",
-				Hint: "give a file with certificates in PEM"}
-		}
-	}
-	if f.TLSCert != "" || f.TLSKey != "" {
-		pair, err := tls.LoadX509KeyPair(f.TLSCert, f.TLSKey)
-		if err != nil {
-			return image.SourceOptions{}, fmt.Errorf("read --tls-cert and --tls-key: %w", err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return image.SourceOptions{TLS: config}, nil
+	return image.NewSourceOptions(f.CA, f.TLSCert, f.TLSKey)
 }
 
 // imageRef is an argument that names an image.
