@@ -188,7 +188,7 @@ func interrupt(t *testing.T, l *Layout, content []byte, at int64, o BuildOptions
 }
 
 func TestBuildGoesOn(t *testing.T) {
-	content := testContent(3, 8<<20)
+	content := testContent(3, 4<<20)
 	o := small()
 	whole := testLayout(t)
 	buildTest(t, whole, "a:1", content, o)
@@ -199,7 +199,7 @@ func TestBuildGoesOn(t *testing.T) {
 		resumed bool
 	}{
 		"same":                       {content, true},
-		"changed behind":             {change(func(c []byte) { c[7<<20]++ }), true},
+		"changed behind":             {change(func(c []byte) { c[3584<<10]++ }), true},
 		"changed before":             {change(func(c []byte) { c[1<<20]++ }), true},
 		"changed at once":            {change(func(c []byte) { c[0]++ }), false},
 		"zeros where was data":       {change(func(c []byte) { clear(c[1<<20 : 2<<20]) }), true},
@@ -207,7 +207,7 @@ func TestBuildGoesOn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := testLayout(t)
-			interrupt(t, l, content, 5<<20, o)
+			interrupt(t, l, content, 2560<<10, o)
 			r := buildTest(t, l, "a:1", c.second, o)
 			if r.Resumed > 0 != c.resumed {
 				t.Errorf("%d bytes resumed", r.Resumed)
@@ -220,7 +220,7 @@ func TestBuildGoesOn(t *testing.T) {
 	}
 	// A journal that is damaged is used as far as it goes.
 	l := testLayout(t)
-	interrupt(t, l, content, 6<<20, o)
+	interrupt(t, l, content, 3<<20, o)
 	journals, _ := filepath.Glob(filepath.Join(l.dir, buildAt+"*", "journal"))
 	data, err := os.ReadFile(journals[0])
 	if err != nil {
@@ -230,7 +230,7 @@ func TestBuildGoesOn(t *testing.T) {
 	if err := os.WriteFile(journals[0], data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if r := buildTest(t, l, "a:1", content, o); r.Resumed == 0 || r.Resumed > 5<<20 {
+	if r := buildTest(t, l, "a:1", content, o); r.Resumed == 0 || r.Resumed > 2560<<10 {
 		t.Errorf("%d bytes resumed", r.Resumed)
 	}
 	checkBuilt(t, l, "a:1", content)

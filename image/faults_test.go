@@ -57,6 +57,9 @@ func TestSingleFaults(t *testing.T) {
 		"error": func([]byte, []byte, int64) error { return io.ErrUnexpectedEOF },
 	}
 	names := []string{"flip", "zero", "short", "stale", "misdirected", "error"}
+	if testing.Short() {
+		*faults = min(*faults, 500)
+	}
 	noticed, harmless, missed := 0, 0, 0
 	for range *faults {
 		src := &faulty{memStore: s, victim: rng.IntN(4)} // config, two pages, a chunk

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -124,8 +123,7 @@ func goodParts() *parts {
 }
 
 func bomb(size int) []byte {
-	enc, _ := zstd.NewWriter(nil)
-	return enc.EncodeAll(make([]byte, size), nil)
+	return testEncoder().EncodeAll(make([]byte, size), nil)
 }
 
 var hostile = map[string]func(*testing.T, *memStore){

@@ -118,7 +118,8 @@ func TestNeighboursComeTogether(t *testing.T) {
 
 // Concurrent reads of the same thing ask for it once, page and chunk alike.
 func TestMissesAreFetchedOnce(t *testing.T) {
-	decoder() // which belongs to no bubble
+	decoder() // which belong to no bubble
+	testEncoder()
 	synctest.Test(t, func(t *testing.T) {
 		s := newMemStore()
 		cut(bytes.Repeat([]byte("x"), 1<<20), 64<<10, 100).store(t, s, "v1", nil)

@@ -153,17 +153,24 @@ type parts struct {
 	packs [][]byte
 }
 
+var testEncoder = sync.OnceValue(func() *zstd.Encoder {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	return enc
+})
+
 // cut makes chunks and packs of content, a new pack after so many chunks.
 func cut(content []byte, chunkSize, perPack int) *parts {
 	p := &parts{g: geometry{int64(len(content)), chunkSize}, refs: map[int64]chunkRef{}}
-	enc, _ := zstd.NewWriter(nil)
 	in := perPack
 	for i := range p.g.chunks() {
 		c := content[i*int64(chunkSize):][:p.g.chunkLen(i)]
 		if len(bytes.Trim(c, "\x00")) == 0 {
 			continue
 		}
-		stored := enc.EncodeAll(c, nil)
+		stored := testEncoder().EncodeAll(c, nil)
 		if len(stored) >= len(c) {
 			stored = c
 		}
