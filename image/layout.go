@@ -223,12 +223,16 @@ func (l *Layout) ReadBlob(_ context.Context, blob ocispec.Descriptor, p []byte, 
 	if err != nil {
 		return err
 	}
-	for range 2 { // a file may be closed in favour of another just before it is read
+	for range 2 { // a file may be closed in favour of another just before it is read, or be gone from an NFS server
 		var f *os.File
 		if f, err = l.file(digest); err != nil {
 			return err
 		}
-		if _, err = f.ReadAt(p, off); !errors.Is(err, os.ErrClosed) {
+		if _, err = f.ReadAt(p, off); err == nil {
+			return nil
+		}
+		l.files.Remove(digest)
+		if errors.Is(err, io.EOF) {
 			break
 		}
 	}
