@@ -2,6 +2,10 @@ package image
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -104,6 +108,75 @@ func FuzzChunk(f *testing.F) {
 		}
 		if !bytes.Equal(buf[4096:], bytes.Repeat([]byte{0xee}, 8)) {
 			t.Errorf("%x writes beyond the chunk", stored)
+		}
+	})
+}
+
+func FuzzIndex(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"` + (Digest{}).String() + `","annotations":{"org.opencontainers.image.ref.name":"a:1"}}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{},{},{}]}`))
+	of := &Layout{dir: "fuzz"}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		index, err := decodeIndex(data, of)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		for _, tag := range index.tags() {
+			if _, err := index.find(tag, of); err != nil && !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%q is listed, but %v", tag, err)
+			}
+		}
+	})
+}
+
+// A journal of any bytes ends somewhere, and what it says fits into what it has.
+func FuzzJournal(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "journal")
+	j, err := newJournal(path, 0, Digest{1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	err = errors.Join(j.add(entry{index: 5}), j.mark(packMark{next: 6, size: 100}), j.add(entry{index: 7}), j.close())
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)-1])
+	path = filepath.Join(f.TempDir(), "journal")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := openJournal(path, Digest{1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r == nil {
+			return
+		}
+		defer r.close()
+		n := 0
+		for ; err == nil; n++ {
+			_, err = r.entry()
+		}
+		if !errors.Is(err, io.EOF) || n*entrySize > len(data)+entrySize || r.at > int64(len(data)) {
+			t.Errorf("%d entries of %d bytes, %v", n, len(data), err)
+		}
+		again, err := openJournal(path, Digest{1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer again.close()
+		marks, err := again.marks()
+		if err != nil || len(marks) > 0 && marks[len(marks)-1].end > int64(len(data)) {
+			t.Errorf("%+v, %v", marks, err)
 		}
 	})
 }

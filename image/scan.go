@@ -149,7 +149,7 @@ var zeroChunk = make([]byte, maxChunkSize)
 
 func isZero(p []byte) bool { return bytes.Equal(p, zeroChunk[:len(p)]) }
 
-// hashBatch finds zeros and digests, and nothing else.
+// hashBatch finds zeros and digests, and calls then, where there is one, for each chunk that is not zeros.
 func hashBatch(g geometry, b *batch, then func(index int64, content []byte, c *scanned) error) error {
 	for off := 0; off < len(b.raw); off += g.chunkSize {
 		content := b.raw[off:min(off+g.chunkSize, len(b.raw))]
@@ -167,13 +167,13 @@ func hashBatch(g geometry, b *batch, then func(index int64, content []byte, c *s
 	return nil
 }
 
-// encoder compresses chunks. What it makes depends on nothing but the chunk.
+// newEncoder returns what compresses chunks. What it makes of a chunk depends on nothing else.
 func newEncoder(workers int) (*zstd.Encoder, error) {
 	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(workers), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
 		zstd.WithSingleSegment(true), zstd.WithZeroFrames(true))
 }
 
-// pack returns what is stored of a chunk: a frame appended to buf, or the content itself.
+// packChunk returns what is stored of a chunk: a frame appended to buf, or the content itself.
 func packChunk(enc *zstd.Encoder, content, buf []byte) (stored, rest []byte) {
 	out := enc.EncodeAll(content, buf)
 	frame := out[len(buf):]
