@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"coppice/image"
 	"coppice/node"
@@ -70,10 +71,10 @@ func explainImage(env *environment, r image.Ref, err error) error {
 	}
 	e := node.Explain(err)
 	switch {
+	case env.ctx.Err() != nil && errors.Is(err, context.Canceled):
+		e.Message = strings.TrimSuffix(e.Message, context.Canceled.Error()) + "interrupted"
+		e.Hint = "start it again: what is done is not done twice"
 	case e.Hint != "":
-	case env.ctx.Err() != nil:
-		e.Message += ": interrupted"
-		e.Hint = "start it again; it goes on where it was"
 	case errors.Is(err, image.ErrRefused) && r.Kind == image.KindRegistry:
 		e.Hint = "docker login, or skopeo login --compat-auth-file ~/.docker/config.json, as the user that runs coppice"
 	case errors.Is(err, image.ErrNotFound) && r.Kind != image.KindFile:
