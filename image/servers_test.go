@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -72,23 +73,25 @@ func writeFile(t *testing.T, path, text string) string {
 	return path
 }
 
-// startNginx serves a directory with Debian's nginx.
-func startNginx(t *testing.T, dir string) (url string) {
+// startNginx starts Debian's nginx with a location, in whose text WORK is a directory of its own.
+func startNginx(t *testing.T, location string) (addr string) {
 	t.Helper()
-	addr, work := freeAddr(t), t.TempDir()
+	addr = freeAddr(t)
+	work := t.TempDir()
 	user := "" // whose workers may read the directory of a test
 	if os.Getuid() == 0 {
 		user = "user root;"
 	}
-	config := writeFile(t, filepath.Join(work, "nginx.conf"), fmt.Sprintf(`
-%[4]s daemon off; pid %[1]s/pid; error_log %[1]s/error.log; worker_processes 1;
+	config := writeFile(t, filepath.Join(work, "nginx.conf"), strings.ReplaceAll(fmt.Sprintf(`
+%s daemon off; pid WORK/pid; error_log WORK/error.log; worker_processes 1;
 events {}
 http {
-	access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e;
-	server { listen %[2]s; location /images/ { alias %[3]s/; } }
-}`, work, addr, dir, user))
+	access_log off; client_body_temp_path WORK/a; proxy_temp_path WORK/b; fastcgi_temp_path WORK/c; uwsgi_temp_path WORK/d; scgi_temp_path WORK/e;
+	proxy_cache_path WORK/cache keys_zone=blobs:1m;
+	server { listen %s; location / { %s } }
+}`, user, addr, location), "WORK", work))
 	serve(t, addr, "nginx", "-c", config)
-	return "http://" + addr + "/images"
+	return addr
 }
 
 // startRegistry starts Debian's docker-registry, with a password where one is given in the form of htpasswd.
@@ -127,7 +130,7 @@ func TestNginx(t *testing.T) {
 	l := testLayout(t)
 	content := testContent(12, 2<<20)
 	buildTest(t, l, "debian:12", content, small())
-	ref, err := ParseRef(startNginx(t, l.dir) + ":debian:12")
+	ref, err := ParseRef("http://" + startNginx(t, "root "+filepath.Dir(l.dir)+";") + "/images:debian:12")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +146,23 @@ func TestNginx(t *testing.T) {
 	other := testLayout(t)
 	copyTest(t, im, other, "debian:copy")
 	checkBuilt(t, other, "debian:copy", content)
+}
+
+// A cache of nginx in front of a registry, which keeps slices of blobs, answers what the registry would.
+func TestRegistryBehindACache(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	content := testContent(14, 2<<20)
+	l := testLayout(t)
+	buildTest(t, l, "debian:1", content, small())
+	origin := startRegistry(t, "")
+	copyTest(t, openTest(t, l, "debian:1"), openRegistry(t, origin+"/debian"), "1")
+	front := startNginx(t, "slice 64k; proxy_cache blobs; proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; "+
+		"proxy_set_header Host $http_host; proxy_http_version 1.1; proxy_cache_valid 200 206 1h; proxy_pass http://"+origin+";")
+	for range 2 { // cold, and then warm
+		if !bytes.Equal(readAll(t, openTest(t, openRegistry(t, front+"/debian"), "1")), content) {
+			t.Error("other content")
+		}
+	}
 }
 
 const (
