@@ -501,6 +501,47 @@ func TestBlobsAreComparedAsTheyCome(t *testing.T) {
 	checkClean(t, l)
 }
 
+// A blob that was damaged is put right by a copy that is told to look, also for who has the image open.
+func TestRepair(t *testing.T) {
+	ctx := context.Background()
+	good, bad := testLayout(t), testLayout(t)
+	content := testContent(50, 1<<20)
+	buildTest(t, good, "a:1", content, small())
+	im := openTest(t, good, "a:1")
+	copyTest(t, im, bad, "a:1")
+	open := openTest(t, bad, "a:1")
+	readAll(t, open)
+	pack, _ := ParseDigest(string(im.Packs()[2].Digest))
+	data, err := os.ReadFile(bad.blobPath(pack))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[100] ^= 1
+	if err := os.WriteFile(bad.blobPath(pack), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := open.Read(ctx, make([]byte, len(content)), 0); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+	if r := copyTest(t, im, bad, "a:1"); r.CopiedBytes != 0 || r.Repaired != 0 {
+		t.Errorf("%+v", r)
+	}
+	r, err := Copy(ctx, im, bad, "a:1", CopyOptions{Repair: true})
+	if err != nil || r.Repaired != 1 || r.CopiedBytes != im.Packs()[2].Size {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if !bytes.Equal(readAll(t, open), content) {
+		t.Error("other content")
+	}
+	// What was removed can be read on by who has it open.
+	if err := bad.Remove(ctx, "a:1"); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(readAll(t, open), content) {
+		t.Error("other content")
+	}
+}
+
 func TestLayoutsOfOthers(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := OpenLayout(filepath.Join(dir, "nowhere")); !errors.Is(err, ErrNotFound) {

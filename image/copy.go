@@ -14,6 +14,14 @@ import (
 // copiers is how many blobs are copied at a time.
 const copiers = 4
 
+// CopyOptions says how an image is copied. The zero value is complete.
+type CopyOptions struct {
+	// Repair reads the blobs that are there already, and copies those that are damaged. It is for layouts only.
+	Repair bool
+	// Progress is told how many bytes are done, of how many.
+	Progress func(done, total int64)
+}
+
 // CopyReport tells what a copy did.
 type CopyReport struct {
 	Manifest    Digest `json:"manifest"`
@@ -22,14 +30,18 @@ type CopyReport struct {
 	Blobs       int    `json:"blobs"`
 	CopiedBytes int64  `json:"copied_bytes"` // of blobs that were not there
 	SharedBytes int64  `json:"shared_bytes"` // of blobs that were
+	Repaired    int    `json:"repaired"`     // blobs
 }
 
 // Copy carries an image, and its signatures, to a target, where a tag means it then. Blobs that are there already are not copied; those that
 // are, are compared with their digests. A copy that was interrupted goes on with the first blob that is missing when it is called again.
-func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(done, total int64)) (CopyReport, error) {
+func Copy(ctx context.Context, im *Image, dst Target, tag string, o CopyOptions) (CopyReport, error) {
 	report := CopyReport{Manifest: Digest{}, ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
 	fail := func(err error) (CopyReport, error) {
 		return report, fmt.Errorf("copy image %s from %s to %s: %w", im.name, im.src, dst, err)
+	}
+	if _, ok := dst.(*Layout); o.Repair && !ok {
+		return fail(fmt.Errorf("only blobs in a directory can be repaired: %w", ErrBadOption))
 	}
 	if keeper, ok := dst.(interface{ hold() (func(), error) }); ok {
 		release, err := keeper.hold()
@@ -45,7 +57,7 @@ func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(
 	if got := descriptor(ocispec.MediaTypeImageManifest, data); got.Digest != im.desc.Digest {
 		return fail(&CorruptError{"manifest", im.name, fmt.Sprintf("has digest %s, not %s", got.Digest, im.desc.Digest)})
 	}
-	if err := report.copyBlobs(ctx, im, dst, progress); err != nil {
+	if err := report.copyBlobs(ctx, im, dst, o); err != nil {
 		return fail(err)
 	}
 	if err := dst.PutManifest(ctx, tag, data); err != nil {
@@ -58,17 +70,17 @@ func Copy(ctx context.Context, im *Image, dst Target, tag string, progress func(
 	return report, err
 }
 
-func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progress func(done, total int64)) error {
+func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, o CopyOptions) error {
 	blobs := uniqueBlobs(im.manifest.blobs())
 	total := sum(blobs)
-	var copied atomic.Int64
+	var copied, repaired atomic.Int64
 	var mu sync.Mutex // guards done, and calls of progress
 	done := int64(0)
 	count := func(n int64) {
 		mu.Lock()
 		defer mu.Unlock()
-		if done += n; progress != nil {
-			progress(done, total)
+		if done += n; o.Progress != nil {
+			o.Progress(done, total)
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -76,6 +88,11 @@ func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progr
 	for _, b := range blobs {
 		group.Go(func() error {
 			there, err := dst.HasBlob(ctx, b)
+			if l, ok := dst.(*Layout); ok && there && o.Repair {
+				if there, err = l.isWhole(ctx, b); err == nil && !there {
+					repaired.Add(1)
+				}
+			}
 			if there {
 				count(b.Size)
 			}
@@ -88,6 +105,7 @@ func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, progr
 	}
 	err := group.Wait()
 	r.Blobs, r.CopiedBytes, r.SharedBytes = len(blobs), copied.Load(), total-copied.Load()
+	r.Repaired = int(repaired.Load())
 	return err
 }
 

@@ -40,7 +40,13 @@ const (
 // Layout is a directory in the OCI layout. Several programs may use it at once.
 type Layout struct {
 	dir   string
-	files *lru.Cache[Digest, *os.File]
+	files *lru.Cache[Digest, blobFile]
+}
+
+// blobFile is a blob that is open.
+type blobFile struct {
+	*os.File
+	info fs.FileInfo
 }
 
 // OpenLayout opens a layout for reading. It writes nothing until it is told to.
@@ -60,7 +66,7 @@ func OpenLayout(dir string) (*Layout, error) {
 		return nil, fmt.Errorf("open image directory %s: OCI layout %.80q, this program knows %s: %w",
 			dir, mark.Version, ocispec.ImageLayoutVersion, ErrVersion)
 	}
-	files, err := lru.NewWithEvict(openFiles, func(_ Digest, f *os.File) { f.Close() })
+	files, err := lru.NewWithEvict(openFiles, func(_ Digest, f blobFile) { f.Close() })
 	if err != nil {
 		return nil, fmt.Errorf("open image directory: %w", err)
 	}
@@ -224,7 +230,7 @@ func (l *Layout) ReadBlob(_ context.Context, blob ocispec.Descriptor, p []byte, 
 		return err
 	}
 	for range 2 { // a file may be closed in favour of another just before it is read, or be gone from an NFS server
-		var f *os.File
+		var f blobFile
 		if f, err = l.file(digest); err != nil {
 			return err
 		}
@@ -242,19 +248,46 @@ func (l *Layout) ReadBlob(_ context.Context, blob ocispec.Descriptor, p []byte, 
 	return err
 }
 
-func (l *Layout) file(d Digest) (*os.File, error) {
-	if f, ok := l.files.Get(d); ok {
+// file returns the blob's file, opened anew where another one was put in its place. One that was removed can be read as long as it stays open.
+func (l *Layout) file(d Digest) (blobFile, error) {
+	path := l.blobPath(d)
+	now, statErr := os.Stat(path)
+	if f, ok := l.files.Get(d); ok && (statErr != nil || os.SameFile(f.info, now)) {
 		return f, nil
 	}
-	f, err := os.Open(l.blobPath(d))
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("blob %s in %s: %w", d, l, ErrNotFound)
+		return blobFile{}, fmt.Errorf("blob %s in %s: %w", d, l, ErrNotFound)
 	}
 	if err != nil {
-		return nil, err
+		return blobFile{}, err
 	}
-	l.files.Add(d, f)
-	return f, nil
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return blobFile{}, err
+	}
+	l.files.Remove(d)
+	l.files.Add(d, blobFile{f, info})
+	return blobFile{f, info}, nil
+}
+
+// isWhole reports whether a blob that is there has the content that it should have.
+func (l *Layout) isWhole(ctx context.Context, blob ocispec.Descriptor) (bool, error) {
+	digest, err := ParseDigest(string(blob.Digest))
+	if err != nil {
+		return false, err
+	}
+	r, err := l.OpenBlob(ctx, blob)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	h := &hashWriter{w: io.Discard, h: sha256.New()}
+	if _, err := io.Copy(h, &contextReader{ctx, r}); err != nil {
+		return false, ctx.Err() // what cannot be read is not whole
+	}
+	return h.check(blob, digest, "") == nil, nil
 }
 
 // OpenBlob opens the blob's file.

@@ -119,7 +119,7 @@ func openRegistry(t *testing.T, repository string) *Registry {
 
 func copyTest(t *testing.T, im *Image, dst Target, tag string) CopyReport {
 	t.Helper()
-	r, err := Copy(context.Background(), im, dst, tag, nil)
+	r, err := Copy(context.Background(), im, dst, tag, CopyOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestRegistries(t *testing.T) {
 	p := goodParts()
 	p.store(t, bad, "bad", nil)
 	bad.blobs[string(descriptor("", p.packs[0]).Digest)] = bytes.ToUpper(p.packs[0])
-	if _, err := Copy(ctx, openTest(t, bad, "bad"), a, "bad", nil); !errors.Is(err, ErrCorrupt) {
+	if _, err := Copy(ctx, openTest(t, bad, "bad"), a, "bad", CopyOptions{}); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("%v", err)
 	}
 
@@ -266,7 +266,7 @@ func TestRegistries(t *testing.T) {
 		}
 		c := openRegistry(t, second+"/mirror")
 		_, readErr := Open(ctx, c, "two")
-		_, writeErr := Copy(ctx, openTest(t, l, "debian:1"), c, "new", nil)
+		_, writeErr := Copy(ctx, openTest(t, l, "debian:1"), c, "new", CopyOptions{})
 		_, listErr := c.Tags(ctx)
 		for _, err := range []error{readErr, writeErr, listErr} {
 			if !errors.Is(err, ErrRefused) {

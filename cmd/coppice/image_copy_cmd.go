@@ -14,6 +14,8 @@ type imageCopyCmd struct {
 	sourceFlags
 	From imageRef `arg:"" name:"from" help:"Image to copy."`
 	To   imageRef `arg:"" name:"to" help:"Where to, and its name there: oci:DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
+
+	Repair bool `help:"Read what is there already, too, and copy what is damaged (directories only)."`
 }
 
 // Run copies the image. What was copied when it is interrupted stays, for the next time.
@@ -32,7 +34,7 @@ func (c *imageCopyCmd) Run(env *environment) error {
 		if err != nil {
 			return err
 		}
-		report, err = image.Copy(env.ctx, im, dst, c.To.Name, bar.show)
+		report, err = image.Copy(env.ctx, im, dst, c.To.Name, image.CopyOptions{Repair: c.Repair, Progress: bar.show})
 		return errors.Join(err, dst.Close())
 	})
 	bar.end()
@@ -42,5 +44,8 @@ func (c *imageCopyCmd) Run(env *environment) error {
 	return c.print(env.out, report, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: copied to %s, %s; %s were there\ncontent root %s\n",
 			c.From, c.To, showBytes(report.CopiedBytes), showBytes(report.SharedBytes), report.ContentRoot)
+		if report.Repaired > 0 {
+			fmt.Fprintf(w, "%s repaired\n", count(uint64(report.Repaired), "damaged blob"))
+		}
 	})
 }

@@ -48,7 +48,7 @@ func writeVerified(w io.Writer, ref string, r image.VerifyReport) {
 	}
 	if r.BadBytes > 0 {
 		fmt.Fprintf(w, "%s: %s of %s cannot be read as they should be\n", ref, showBytes(r.BadBytes), showBytes(r.SizeBytes))
-		fmt.Fprintln(w, "  to do: remove the image there, and copy it again from a source that is whole")
+		fmt.Fprintln(w, "  to do: coppice image copy --repair from a source that is whole, or remove the image and copy it again")
 		return
 	}
 	fmt.Fprintf(w, "%s: sound; %s, of which %s not zeros, in %.1f s\ncontent root %s\n",
