@@ -51,7 +51,7 @@ test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant,
 
 unit: $(TESTSUM) ## unit tests: no root, no VM
 	$(GO) -C tools test ./testsum
-	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 6m $(PKGS)
+	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 10m $(PKGS)
 
 crash: $(TESTSUM) ## the crash simulator: power cuts and deaths of the process, in memory
 	$(TESTSUM) run -v $(RESULTS)/crash.json -- $(GO) test -count=1 -timeout 20m ./union -run '^TestCrash' -crash-states $(CRASH_STATES)
@@ -60,7 +60,7 @@ mutants: $(TESTSUM) ## make each of the durability bugs of union/bugs.go, which 
 	$(TESTSUM) run -v $(RESULTS)/mutants.json -- $(GO) test -tags mutants -count=1 -timeout 20m ./union -run Mutant
 
 race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
-	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 6m $(PKGS)
+	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 10m $(PKGS)
 
 vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests

@@ -225,6 +225,9 @@ func (r *rig) close() {
 		r.t.Fatal(err)
 	}
 	r.layer.Release()
+	if r.store.stopped != nil { // it looks at the disk
+		r.stopWork()
+	}
 	disk := r.store.disk
 	r.store.disk = keepOpen{r.disk}
 	if err := r.store.Close(); err != nil {
