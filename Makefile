@@ -63,7 +63,7 @@ race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
 	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 10m $(PKGS)
 
 vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
-	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 25m ./vmtests
+	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 50m ./vmtests
 
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)

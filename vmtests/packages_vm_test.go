@@ -11,7 +11,7 @@ import (
 )
 
 // packageLimit is how long the tests of one package may take.
-const packageLimit = 5 * time.Minute
+const packageLimit = 8 * time.Minute
 
 // TestPackages runs every VM test that lives beside the code it tests, in one VM: two CPUs, 2 GiB, the userland, ublk_drv.
 // Packages below vmtests have hosts of their own.

@@ -11,4 +11,4 @@ var longTags []string
 const cutStates = 240
 
 // scenariosLimit is how long all tests of package scenarios may take together.
-const scenariosLimit = 15 * time.Minute
+const scenariosLimit = 25 * time.Minute
