@@ -38,7 +38,6 @@ const (
 	// DefaultLease is how long a lease lasts without being renewed. A third of it may pass before a renewal begins, so storage can stand still for
 	// two thirds, longer than paths of iSCSI or NVMe over fabrics mostly take to fail over, before a store gives itself up.
 	DefaultLease = time.Minute
-	minLease     = leaseSettle * leaseRace
 	maxLease     = time.Hour
 
 	leaseRace   = time.Second
@@ -176,8 +175,9 @@ func (l *lease) holder() string {
 }
 
 func (o LeaseOptions) check() error {
-	if o.Duration != 0 && (o.Duration < leaseSettle*o.atOnce() || o.Duration > maxLease) {
-		return fmt.Errorf("a lease of %s: must be between %s and %s", o.Duration, minLease, maxLease)
+	shortest := leaseSettle * o.atOnce() // or it would end before the first renewal
+	if o.Duration != 0 && (o.Duration < shortest || o.Duration > maxLease) {
+		return fmt.Errorf("a lease of %s: must be between %s and %s", o.Duration, shortest, maxLease)
 	}
 	return nil
 }
