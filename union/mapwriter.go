@@ -305,10 +305,13 @@ func (st *mapStore) dead() (blocks, dead float64) {
 	return blocks, dead
 }
 
-// untidy tells whether there is something to gain by moving what is alive.
-func (st *mapStore) untidy() bool {
+// untidy is how many blocks are to be gained by moving what is alive, or 0 where that is not worth it.
+func (st *mapStore) untidy() float64 {
 	blocks, dead := st.dead()
-	return dead > max(blocks/8, mapBatch)
+	if dead <= max(blocks/8, mapBatch) {
+		return 0
+	}
+	return dead
 }
 
 // victims chooses segments to give up: those with the smallest live part, until the dead part of all is less than an eighth, or there are few

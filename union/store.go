@@ -38,6 +38,7 @@ type Store struct {
 	superseded  []uint64      // slots that lost their owner by those
 	scrub       scrubState
 	quietAt     uint64      // where the log stood at the last round of the background work
+	untidied    float64     // what untidy said before the last tidying
 	tidying     atomic.Bool // a checkpoint is made for the sake of the maps' size alone
 	behind      []int64     // blocks of superblock copies that do not hold sb, while opening
 
@@ -407,36 +408,41 @@ func (s *Store) maintain() {
 	s.quietAt = at
 	failed := s.log.failed
 	s.log.mu.Unlock()
-	s.tidying.Store(!due && quiet && !failed && s.untidy())
-	defer s.tidying.Store(false)
-	if failed || !due && !s.tidying.Load() {
+	untidy := 0.0
+	if !due && quiet && !failed {
+		untidy = s.untidy()
+	}
+	tidy := untidy > 0 && untidy != s.untidied
+	if failed || !due && !tidy {
 		return
 	}
+	if tidy {
+		s.untidied = untidy // and not again if nothing can be gained, for want of space for example
+	}
+	s.tidying.Store(tidy)
+	defer s.tidying.Store(false)
 	if err := s.Checkpoint(); err != nil {
 		slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
 	}
 }
 
-// untidy tells whether a map takes much more of the store than it needs.
-func (s *Store) untidy() bool {
+// untidy is how many blocks of maps that take much more of the store than they need hold nothing that is alive.
+func (s *Store) untidy() (dead float64) {
 	if !s.mu.TryLock() {
-		return false
+		return 0
 	}
 	defer s.mu.Unlock()
-	for _, l := range s.layers {
+	for _, l := range s.inOrder() {
 		for _, m := range [...]*sectorMap{l.m, l.flat} {
 			if m == nil {
 				continue
 			}
 			m.mu.Lock()
-			untidy := m.store.untidy()
+			dead += m.store.untidy()
 			m.mu.Unlock()
-			if untidy {
-				return true
-			}
 		}
 	}
-	return false
+	return dead
 }
 
 // wakeBackground makes the background work begin now. It never blocks.
