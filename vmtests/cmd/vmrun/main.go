@@ -22,6 +22,7 @@ type options struct {
 	packages []string
 	debian   string
 	pattern  string
+	tags     []string
 	coppice  bool
 	limit    time.Duration
 }
@@ -71,6 +72,10 @@ func parse() (*options, []string) {
 	})
 	flag.Func("test", "package whose VM tests to run, e.g. ./ublk (repeatable); no command then", func(s string) error {
 		o.packages = append(o.packages, s)
+		return nil
+	})
+	flag.Func("tags", "with -test: another build tag, beside vm, e.g. long (repeatable)", func(s string) error {
+		o.tags = append(o.tags, s)
 		return nil
 	})
 	flag.StringVar(&o.debian, "image", "", "attach real root images by name, comma-separated: debian, gpt, xfs, repo; as read-only disks of that name")
@@ -161,7 +166,7 @@ func run(ctx context.Context, o *options, command []string) (status int, err err
 func prepare(ctx context.Context, build *vmtests.Build, o *options) ([]*vmtests.GuestTests, error) {
 	var tests []*vmtests.GuestTests
 	for _, pkg := range o.packages {
-		g, err := build.GuestTests(ctx, pkg)
+		g, err := build.GuestTests(ctx, pkg, o.tags...)
 		if err != nil {
 			return nil, err
 		}
