@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,7 @@ type Device struct {
 	baseSize int64
 	readOnly bool
 	verify   bool
+	rootWait time.Duration
 	stats    counters
 }
 
@@ -30,6 +32,9 @@ type DeviceOptions struct {
 	ReadOnly bool
 	// NoVerify leaves out the check of the CRC-32C of each block read from the leaf.
 	NoVerify bool
+	// RootWait is how long a root that is no file may leave all that a queue reads of it unanswered, before those beyond three quarters of the
+	// queue's requests get EIO, so that the leaf is served. 0 means 10 s.
+	RootWait time.Duration
 }
 
 // DeviceStats counts what a device did since it was made. Bytes are those that requests asked for.
@@ -45,13 +50,16 @@ type DeviceStats struct {
 	CopiedUpBytes  uint64 `json:"copied_up_bytes"` // of blocks written in part
 	Errors         uint64 `json:"errors"`
 	ChecksumErrors uint64 `json:"checksum_errors"`
-	MapReads       uint64 `json:"map_reads"` // waits for a part of a sector map that was not in memory
+	MapReads       uint64 `json:"map_reads"`    // waits for a part of a sector map that was not in memory
+	RootWaits      uint64 `json:"root_waits"`   // requests that waited because many read the root already
+	RootRefused    uint64 `json:"root_refused"` // those of them that got EIO because it had stalled
 }
 
 type counters struct {
 	reads, writes, flushes, discards  atomic.Uint64
 	leaf, root, zero, written, copied atomic.Uint64
 	errors, checksums, mapReads       atomic.Uint64
+	rootWaits, rootRefused            atomic.Uint64
 }
 
 // NewDevice makes a device over an open layer and the root that the layer's pin names, or nil where it needs none. The caller
@@ -63,7 +71,10 @@ func NewDevice(l *Layer, b Base, o DeviceOptions) (*Device, error) {
 	if l.store.readOnly && !o.ReadOnly {
 		return nil, fmt.Errorf("device on layer %q: %w", l.Name(), ErrReadOnly)
 	}
-	d := &Device{layer: l, base: b, baseSize: rootLen(b), readOnly: o.ReadOnly, verify: !o.NoVerify}
+	d := &Device{layer: l, base: b, baseSize: rootLen(b), readOnly: o.ReadOnly, verify: !o.NoVerify, rootWait: o.RootWait}
+	if d.rootWait == 0 {
+		d.rootWait = defaultRootWait
+	}
 	if b != nil {
 		d.baseFile = b.File()
 	}
@@ -84,6 +95,7 @@ func (d *Device) Stats() DeviceStats {
 		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), ZeroReadBytes: c.zero.Load(),
 		WrittenBytes: c.written.Load(), CopiedUpBytes: c.copied.Load(),
 		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(), MapReads: c.mapReads.Load(),
+		RootWaits: c.rootWaits.Load(), RootRefused: c.rootRefused.Load(),
 	}
 }
 
@@ -95,6 +107,7 @@ type queue struct {
 	hasRoot bool // the root is a file
 	ops     []op
 	waiting int // requests that wait for space; guarded by space.mu
+	misses  misses
 	readers *readers
 	scratch []byte // two blocks per tag
 }
@@ -119,13 +132,14 @@ type op struct {
 	sums   []uint32
 	exts   []extent
 	pieces []piece
-	left   int // pieces and asynchronous reads in flight
+	asks   []ask
+	left   int // pieces in flight, and one more where the root is asked
 	errno  syscall.Errno
 	redo   func(*op) // after entries of the sector map were loaded
 	unread error     // they could not be
 	async  atomic.Int32
 	failed atomic.Bool
-	waits  bool // asynchronous reads are being started
+	ticket ticket
 
 	// Of a request for which space is short.
 	class   class
@@ -183,7 +197,7 @@ const (
 
 // Attach registers the files and allocates the state of each tag.
 func (d *Device) Attach(uq *ublk.Queue) error {
-	q := &queue{d: d, ops: make([]op, uq.Depth())}
+	q := &queue{d: d, ops: make([]op, uq.Depth()), misses: misses{most: maxMisses(uq.Depth()), wait: d.rootWait}}
 	var err error
 	if q.leaf, err = uq.RegisterFile(d.layer.store.File()); err != nil {
 		return fmt.Errorf("leaf: %w", err)
@@ -206,6 +220,9 @@ func (d *Device) Attach(uq *ublk.Queue) error {
 		o.sums = make([]uint32, blocks)
 		o.exts = make([]extent, 0, blocks)
 		o.pieces = make([]piece, 0, blocks+2)
+		if d.base != nil && !q.hasRoot {
+			o.asks = make([]ask, 0, max(2, (blocks+1)/2))
+		}
 		at := i * 2 * blockSize
 		o.scratch[0] = q.scratch[at : at+blockSize : at+blockSize]
 		o.scratch[1] = q.scratch[at+blockSize : at+2*blockSize : at+2*blockSize]
@@ -299,9 +316,7 @@ func (d *Device) Resume(r *ublk.Request, cookie uint16, res int32) {
 		}
 	}
 	o.left--
-	if o.left == 0 {
-		o.advance()
-	}
+	o.goOn()
 }
 
 // pieceDone reports whether the piece has ended: a short one goes on.
@@ -355,14 +370,21 @@ func (o *op) issue(i int) {
 	}
 }
 
-// issueAll starts the pieces. Without any, the request goes on at once.
+// begin forgets the I/O of the step before.
+func (o *op) begin() {
+	o.pieces, o.asks, o.left = o.pieces[:0], o.asks[:0], 0
+}
+
+// issueAll starts the pieces, and asks the root. Without any, the request goes on at once.
 func (o *op) issueAll(next step) {
 	o.step = next
 	if o.writes() && !o.mayWrite() {
 		o.pieces = o.pieces[:0]
 	}
 	o.left += len(o.pieces)
-	o.rootsStarted()
+	if len(o.asks) > 0 {
+		o.askRoot()
+	}
 	if o.left == 0 {
 		o.advance()
 		return
@@ -434,9 +456,6 @@ func (o *op) woken() {
 	case stepMap:
 		o.loaded()
 	default:
-		o.rootsDone()
-		if o.left == 0 {
-			o.advance()
-		}
+		o.rootWoken()
 	}
 }

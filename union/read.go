@@ -44,8 +44,7 @@ func (o *op) read() {
 		o.load(want, (*op).read)
 		return
 	}
-	o.pieces = o.pieces[:0]
-	o.left = 0
+	o.begin()
 	for i := 0; i < o.n; {
 		m := o.maps[i]
 		k := i + 1
@@ -70,6 +69,9 @@ func (o *op) read() {
 			o.readRoot(p, off)
 		}
 		i = k
+	}
+	if len(o.pieces) == 0 {
+		o.unpin() // it may wait for the root for long, and slots are nothing to it
 	}
 	o.issueAll(stepRead)
 }
@@ -124,48 +126,7 @@ func (o *op) readRoot(p []byte, off int64) {
 		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false})
 		return
 	}
-	o.readRootAsync(p[:have], off)
-}
-
-// readRootAsync counts all asynchronous reads of a request as one thing to wait for: the last
-// of them posts.
-func (o *op) readRootAsync(p []byte, off int64) {
-	if !o.waits {
-		// One more, which rootsStarted takes back, so that none is the last before all are started.
-		o.waits = true
-		o.async.Store(1)
-		o.failed.Store(false)
-		o.left++
-	}
-	o.async.Add(1)
-	o.q.d.base.ReadAsync(p, off, o.rootDone)
-}
-
-func (o *op) rootDone(err error) {
-	if err != nil {
-		o.failed.Store(true)
-	}
-	if o.async.Add(-1) == 0 {
-		o.r.Post(cookieWake, 0)
-	}
-}
-
-// rootsStarted lets the last asynchronous read post. Where all have ended already, there is nothing to wait for.
-func (o *op) rootsStarted() {
-	if !o.waits {
-		return
-	}
-	o.waits = false
-	if o.async.Add(-1) == 0 {
-		o.rootsDone()
-	}
-}
-
-func (o *op) rootsDone() {
-	if o.failed.Load() {
-		o.note(-int32(syscall.EIO))
-	}
-	o.left--
+	o.asks = append(o.asks, ask{p[:have], off})
 }
 
 // readDone checks what came from the leaf and ends the read.

@@ -14,8 +14,7 @@ func (o *op) allocate() {
 	}
 	o.granted = false
 	s := o.q.d.layer.store
-	o.pieces = o.pieces[:0]
-	o.left = 0
+	o.begin()
 	i := 0
 	for _, e := range o.exts[:min(len(o.exts), o.n)] {
 		for j := range uint64(e.Count) {

@@ -61,8 +61,7 @@ func (o *op) readEdges() {
 		}
 		e.was, e.sum = o.maps[0], o.sums[0]
 	}
-	o.pieces = o.pieces[:0]
-	o.left = 0
+	o.begin()
 	for i := range o.nEdges {
 		e := &o.edges[i]
 		d.stats.copied.Add(uint64(blockSize - (e.to - e.from)))
@@ -334,8 +333,7 @@ func (o *op) lead() {
 	from, to := l.begin(o.fua)
 	l.mu.Unlock()
 	o.to = to
-	o.pieces = o.pieces[:0]
-	o.left = 0
+	o.begin()
 	segs, n := l.ringPieces(from, to)
 	for _, seg := range segs[:n] {
 		for _, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
