@@ -26,6 +26,8 @@ type SourceOptions struct {
 	TLS *tls.Config
 	// Stall is how long a server may send, or take, nothing. 0 means 30 s.
 	Stall time.Duration
+
+	arrived func() // called when a server has sent something; nil where nobody asks
 }
 
 // NewSourceOptions reads certificates in PEM: ca of authorities beside those of the system, cert and key of the one to show to servers. Each path
@@ -74,7 +76,8 @@ type client struct {
 	stall   time.Duration
 	own     caller       // the server itself
 	other   *http.Client // where it redirects to
-	private atomic.Bool  // the server itself was reached at a private address
+	arrived func()
+	private atomic.Bool // the server itself was reached at a private address
 	proxied func(*http.Request) bool
 }
 
@@ -91,7 +94,7 @@ func newTransport(o SourceOptions, dial func(context.Context, string, string) (n
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  o.stall(),
-		MaxIdleConnsPerHost:    2 * fetchers,
+		MaxIdleConnsPerHost:    lanes,
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,
@@ -112,7 +115,10 @@ func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse
 func newClient(place fmt.Stringer, o SourceOptions) (*client, *http.Client) {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	own := &http.Client{Transport: newTransport(o, dialer.DialContext), CheckRedirect: stay}
-	c := &client{place: place, stall: o.stall(), own: own}
+	c := &client{place: place, stall: o.stall(), own: own, arrived: o.arrived}
+	if c.arrived == nil {
+		c.arrived = func() {}
+	}
 	checked := *dialer
 	checked.ControlContext = c.checkAddress
 	c.other = &http.Client{CheckRedirect: stay}
@@ -164,6 +170,8 @@ type body struct {
 	ctx    context.Context
 	timer  *time.Timer
 	stall  time.Duration
+
+	arrived func()
 }
 
 // Read reads from the answer.
@@ -171,6 +179,9 @@ func (b *body) Read(p []byte) (int, error) {
 	b.timer.Reset(b.stall) // not while nobody reads
 	n, err := b.Body.Read(p)
 	b.timer.Stop()
+	if n > 0 {
+		b.arrived()
+	}
 	if err != nil && !errors.Is(err, io.EOF) && b.ctx.Err() != nil {
 		err = context.Cause(b.ctx)
 	}
@@ -192,7 +203,7 @@ func (b *body) end() {
 // get asks for something. Redirects are followed where follow says so.
 func (c *client) get(ctx context.Context, method, url string, header http.Header, follow bool) (*body, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	b := &body{cancel: cancel, ctx: ctx, stall: c.stall}
+	b := &body{cancel: cancel, ctx: ctx, stall: c.stall, arrived: c.arrived}
 	b.timer = time.AfterFunc(c.stall, func() { cancel(fmt.Errorf("nothing came for %s: %w", c.stall, context.DeadlineExceeded)) })
 	resp, err := c.follow(ctx, method, url, header, follow)
 	if err != nil {
@@ -204,6 +215,7 @@ func (c *client) get(ctx context.Context, method, url string, header http.Header
 		return nil, err
 	}
 	b.timer.Stop()
+	c.arrived()
 	b.Response = resp
 	return b, nil
 }

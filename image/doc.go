@@ -19,7 +19,7 @@
 // # Concurrency
 //
 // An [Image] and its Source are safe for concurrent use. A page or chunk that several callers want at once is fetched once. A caller
-// whose context ends stops waiting; what it waited for is fetched all the same. A [Layout] is safe for use by any number of processes:
+// whose context ends stops waiting; what nobody waits for any more is called off. A [Layout] is safe for use by any number of processes:
 // its index is changed under a lock, and blobs appear under their names when they are complete and durable.
 //
 // # Failure model

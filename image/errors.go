@@ -21,6 +21,9 @@ var (
 	ErrProtocol  = errors.New("unexpected answer of the server")
 	ErrReadOnly  = errors.New("cannot be written")
 	ErrNoRemoval = errors.New("cannot be removed there")
+	ErrOther     = errors.New("other content")
+	ErrNoReplica = errors.New("no replica answers")
+	ErrLast      = errors.New("the last replica")
 )
 
 // CorruptError says what of an image is not what it should be. It matches [ErrCorrupt].

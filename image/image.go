@@ -33,7 +33,7 @@ type Image struct {
 	pageFlights flights[pageKey, *page]
 	chunks      *lru.Cache[int64, []byte] // by index; nil unless asked for
 	flights     flights[int64, []byte]
-	slots       chan struct{} // taken by range requests
+	slots       chan struct{} // taken by range requests; nil where somebody else bounds them
 
 	ctx    context.Context // ends when the image is closed
 	cancel context.CancelFunc
@@ -66,13 +66,9 @@ func (im *Image) Cache(bytes int64) {
 }
 
 func (im *Image) readConfig(ctx context.Context) error {
-	desc := im.manifest.Config
-	data := make([]byte, desc.Size) // at most maxConfig
-	if err := im.src.ReadBlob(ctx, desc, data, 0); err != nil {
-		return fmt.Errorf("read config: %w", err)
-	}
-	if got := Digest(sha256.Sum256(data)).oci(); got != desc.Digest {
-		return im.corrupt("config", "", "has digest %s, not %s", got, desc.Digest)
+	data, err := im.fetchConfig(ctx)
+	if err != nil {
+		return err
 	}
 	c, err := decodeConfig(data)
 	if err != nil {
@@ -84,6 +80,19 @@ func (im *Image) readConfig(ctx context.Context) error {
 		return im.corrupt("config", "", "the root page lies beyond the end of the table")
 	}
 	return nil
+}
+
+// fetchConfig reads the config blob, and compares its digest.
+func (im *Image) fetchConfig(ctx context.Context) ([]byte, error) {
+	desc := im.manifest.Config
+	data := make([]byte, desc.Size) // at most maxConfig
+	if err := im.src.ReadBlob(ctx, desc, data, 0); err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	if got := Digest(sha256.Sum256(data)).oci(); got != desc.Digest {
+		return nil, im.corrupt("config", "", "has digest %s, not %s", got, desc.Digest)
+	}
+	return data, nil
 }
 
 // zeroDigests are the digests that no entry may have, because zeros have none.

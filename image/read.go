@@ -55,13 +55,18 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 
 // Read fills p from byte off on. The range lies within the image. Every byte is verified. After an error, p holds anything.
 func (im *Image) Read(ctx context.Context, p []byte, off int64) error {
-	if off < 0 || int64(len(p)) > im.g.size-off {
-		return fmt.Errorf("read %d bytes at %d: beyond the image of %d bytes", len(p), off, im.g.size)
+	return im.g.read(p, off, func(p []byte, off int64) error { return im.readWindow(ctx, p, off) })
+}
+
+// read cuts a range that lies within the image into windows, which end where chunks do.
+func (g geometry) read(p []byte, off int64, window func(p []byte, off int64) error) error {
+	if off < 0 || int64(len(p)) > g.size-off {
+		return fmt.Errorf("read %d bytes at %d: beyond the image of %d bytes", len(p), off, g.size)
 	}
-	size := int64(im.g.chunkSize)
+	size := int64(g.chunkSize)
 	for len(p) > 0 {
 		n := int(min(int64(len(p)), (off+windowBytes)/size*size-off))
-		if err := im.readWindow(ctx, p[:n], off); err != nil {
+		if err := window(p[:n], off); err != nil {
 			return err
 		}
 		p, off = p[n:], off+int64(n)
@@ -83,16 +88,14 @@ func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	var mine []want
-	for i := range wants {
-		fl, first := im.flights.claim(wants[i].index)
-		wants[i].fl = fl
-		if first {
-			mine = append(mine, wants[i])
-		}
-	}
+	mine := claimAll(im.ctx, &im.flights, wants)
+	defer leaveAll(&im.flights, wants)
 	for _, run := range runs(mine) {
-		im.spawn(func() { im.fetch(run) })
+		im.spawn(func() {
+			ctx, cancel := together(im.ctx, run)
+			defer cancel()
+			im.fetch(ctx, run, func(w want, content []byte, err error) { im.flights.land(w.index, w.fl, content, err) })
+		})
 	}
 	for _, w := range wants {
 		data, err := w.fl.wait(ctx)
@@ -104,15 +107,42 @@ func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// claimAll claims the flight of each want, and returns those that the caller has to see to.
+func claimAll(ctx context.Context, f *flights[int64, []byte], wants []want) (mine []want) {
+	for i := range wants {
+		fl, first := f.claim(ctx, wants[i].index)
+		wants[i].fl = fl
+		if first {
+			mine = append(mine, wants[i])
+		}
+	}
+	return mine
+}
+
+func leaveAll(f *flights[int64, []byte], wants []want) {
+	for _, w := range wants {
+		f.leave(w.index, w.fl)
+	}
+}
+
+// wants returns the chunks that fill p from byte off on.
+func (g geometry) wants(p []byte, off int64) []want {
+	size := int64(g.chunkSize)
+	all := make([]want, 0, int64(len(p))/size+2)
+	for len(p) > 0 {
+		w := want{index: off / size, skip: int(off % size)}
+		n := min(len(p), g.chunkLen(w.index)-w.skip)
+		w.dst = p[:n]
+		p, off = p[n:], off+int64(n)
+		all = append(all, w)
+	}
+	return all
+}
+
 // plan finds the chunks that fill p, and clears what is zeros.
 func (im *Image) plan(ctx context.Context, p []byte, off int64) ([]want, error) {
 	var wants []want
-	size := int64(im.g.chunkSize)
-	for len(p) > 0 {
-		w := want{index: off / size, skip: int(off % size)}
-		n := min(len(p), im.g.chunkLen(w.index)-w.skip)
-		w.dst = p[:n]
-		p, off = p[n:], off+int64(n)
+	for _, w := range im.g.wants(p, off) {
 		if im.cached(w) {
 			continue
 		}
@@ -177,12 +207,35 @@ func joins(first, last, next place) bool {
 
 func (p place) end() int64 { return p.offset + int64(p.stored) }
 
-// fetch reads, verifies and lands the chunks of one run.
-func (im *Image) fetch(run []want) {
-	stored, err := im.readRun(run)
+// load returns the contents of n chunks from first on, verified; nil is zeros. It does not wait for others that want the same: it ends with ctx.
+func (im *Image) load(ctx context.Context, first int64, n int) ([][]byte, error) {
+	var wants []want
+	for index := first; index < first+int64(n); index++ {
+		ref, held, err := im.locate(ctx, index)
+		if err != nil {
+			return nil, err
+		}
+		if held {
+			wants = append(wants, want{index: index, ref: ref})
+		}
+	}
+	contents, errs := make([][]byte, n), make([]error, n)
+	var fetches sync.WaitGroup
+	for _, run := range runs(wants) {
+		fetches.Go(func() {
+			im.fetch(ctx, run, func(w want, content []byte, err error) { contents[w.index-first], errs[w.index-first] = content, err })
+		})
+	}
+	fetches.Wait()
+	return contents, cmp.Or(errs...)
+}
+
+// fetch reads and verifies the chunks of one run, and hands them over.
+func (im *Image) fetch(ctx context.Context, run []want, got func(w want, content []byte, err error)) {
+	stored, err := im.readRun(ctx, run)
 	if err != nil {
 		for _, w := range run {
-			im.flights.land(w.index, w.fl, nil, err)
+			got(w, nil, err)
 		}
 		return
 	}
@@ -195,7 +248,7 @@ func (im *Image) fetch(run []want) {
 		} else if im.chunks != nil {
 			im.chunks.Add(w.index, content)
 		}
-		im.flights.land(w.index, w.fl, content, err)
+		got(w, content, err)
 	})
 }
 
@@ -221,7 +274,7 @@ func each[T any](all []T, f func(T)) {
 }
 
 // readRun reads the stored bytes of a run, from its first byte to its last.
-func (im *Image) readRun(run []want) ([]byte, error) {
+func (im *Image) readRun(ctx context.Context, run []want) ([]byte, error) {
 	first := run[0].ref.place
 	end := first.end()
 	for _, w := range run {
@@ -229,7 +282,7 @@ func (im *Image) readRun(run []want) ([]byte, error) {
 	}
 	stored := make([]byte, end-first.offset)
 	blob := im.manifest.Packs[first.pack]
-	err := im.request(func() error { return im.src.ReadBlob(im.ctx, blob, stored, first.offset) })
+	err := im.request(ctx, func() error { return im.src.ReadBlob(ctx, blob, stored, first.offset) })
 	if err != nil {
 		return nil, fmt.Errorf("read %d bytes of pack %d of %s from %s: %w", len(stored), first.pack, im.name, im.src, err)
 	}
@@ -238,16 +291,22 @@ func (im *Image) readRun(run []want) ([]byte, error) {
 }
 
 // request does a request when one of the slots is free.
-func (im *Image) request(do func() error) error {
-	select {
-	case im.slots <- struct{}{}:
-		defer func() { <-im.slots }()
-	case <-im.ctx.Done():
-		return ErrClosed
+func (im *Image) request(ctx context.Context, do func() error) error {
+	if im.slots != nil {
+		select {
+		case im.slots <- struct{}{}:
+			defer func() { <-im.slots }()
+		case <-ctx.Done():
+			return im.ended(ctx.Err())
+		}
 	}
 	im.stats.requests.Add(1)
-	err := do()
-	if err != nil && im.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	return im.ended(do())
+}
+
+// ended says so where an error came of closing the image.
+func (im *Image) ended(err error) error {
+	if im.ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return ErrClosed
 	}
 	return err
@@ -339,10 +398,11 @@ func (im *Image) page(ctx context.Context, ref PageRef, level int, index int64) 
 	if p, ok := im.pages.Get(key); ok {
 		return p, nil
 	}
-	fl, mine := im.pageFlights.claim(key)
+	fl, mine := im.pageFlights.claim(im.ctx, key)
+	defer im.pageFlights.leave(key, fl)
 	if mine {
 		im.spawn(func() {
-			p, err := im.readPage(key, index)
+			p, err := im.readPage(fl.ctx, key, index)
 			if err == nil {
 				im.pages.Add(key, p)
 			}
@@ -352,9 +412,9 @@ func (im *Image) page(ctx context.Context, ref PageRef, level int, index int64) 
 	return fl.wait(ctx)
 }
 
-func (im *Image) readPage(key pageKey, index int64) (*page, error) {
+func (im *Image) readPage(ctx context.Context, key pageKey, index int64) (*page, error) {
 	raw := make([]byte, key.ref.Length)
-	err := im.request(func() error { return im.src.ReadBlob(im.ctx, im.manifest.Table, raw, key.ref.Offset) })
+	err := im.request(ctx, func() error { return im.src.ReadBlob(ctx, im.manifest.Table, raw, key.ref.Offset) })
 	if err != nil {
 		return nil, fmt.Errorf("read table of %s from %s: %w", im.name, im.src, err)
 	}

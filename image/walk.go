@@ -100,7 +100,7 @@ func (im *Image) childRef(p *page, k int, index int64) (PageRef, error) {
 // readStored returns the stored bytes of a chunk with n bytes of content, which is verified.
 func (im *Image) readStored(ctx context.Context, n int, c chunkRef) ([]byte, error) {
 	stored := make([]byte, c.place.stored)
-	err := im.request(func() error { return im.src.ReadBlob(ctx, im.manifest.Packs[c.place.pack], stored, c.place.offset) })
+	err := im.request(ctx, func() error { return im.src.ReadBlob(ctx, im.manifest.Packs[c.place.pack], stored, c.place.offset) })
 	if err != nil {
 		return nil, err
 	}
