@@ -30,13 +30,22 @@ func OpenFile(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
+	file, err := NewFile(f)
+	if err != nil {
+		return nil, fmt.Errorf("open source %s: %w", path, err)
+	}
+	return file, nil
+}
+
+// NewFile makes a source of a file or block device that is open. It closes it, also where it returns an error.
+func NewFile(f *os.File) (*File, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err == nil && size == 0 {
 		err = fmt.Errorf("is empty: %w", ErrBadOption)
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open source %s: %w", path, err)
+		return nil, err
 	}
 	return &File{f, size}, nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +15,9 @@ import (
 type imageBuildCmd struct {
 	output
 	sourceFlags
+	fileSystem
 	Ref       imageRef          `arg:"" help:"What it is to be called: oci:DIR:NAME:TAG. The directory is made where there is none."`
-	Source    string            `arg:"" type:"path" help:"Raw disk image, block device or qcow2 file."`
+	Source    string            `arg:"" type:"path" help:"Raw disk image, block device, qcow2 file, or directory."`
 	Base      *imageRef         `placeholder:"REF" help:"Earlier version: what it has is not stored again."`
 	ChunkSize size              `placeholder:"SIZE" help:"Size of a chunk, a power of two from 4K to 1M (64K, or that of --base)."`
 	Label     map[string]string `placeholder:"KEY=VALUE" help:"Labels of the image, may be given several times."`
@@ -35,10 +35,7 @@ func (c *imageBuildCmd) Run(env *environment) error {
 		return err
 	}
 	o := image.BuildOptions{ChunkSize: int(c.ChunkSize), Labels: c.Label, Created: created}
-	bar := newProgress(env.err, "build "+c.Ref.Name)
-	o.Progress = bar.show
-	report, err := c.build(env.ctx, o)
-	bar.end()
+	report, err := c.build(env, o)
 	if err != nil {
 		return explainImage(env, c.Ref.Ref, err)
 	}
@@ -51,12 +48,8 @@ func (c *imageBuildCmd) Run(env *environment) error {
 	})
 }
 
-func (c *imageBuildCmd) build(ctx context.Context, o image.BuildOptions) (report image.BuildReport, err error) {
-	scratch := os.TempDir()
-	if dir, dirErr := os.Stat(c.Ref.Place); dirErr == nil && dir.IsDir() {
-		scratch = c.Ref.Place // where there is space for an image
-	}
-	in, err := image.OpenSource(ctx, c.Source, scratch, c.Raw)
+func (c *imageBuildCmd) build(env *environment, o image.BuildOptions) (report image.BuildReport, err error) {
+	in, err := c.open(env)
 	if err != nil {
 		return report, err
 	}
@@ -65,13 +58,16 @@ func (c *imageBuildCmd) build(ctx context.Context, o image.BuildOptions) (report
 	if err != nil {
 		return report, err
 	}
+	bar := newProgress(env.err, "build "+c.Ref.Name)
+	defer bar.end()
+	o.Progress = bar.show
 	if c.Base == nil {
-		report, err = image.Build(ctx, l, c.Ref.Name, in, in.Size(), o)
+		report, err = image.Build(env.ctx, l, c.Ref.Name, in, in.Size(), o)
 		return report, errors.Join(err, l.Close())
 	}
-	err = c.withImage(ctx, c.Base.Ref, func(base *image.Image) error {
+	err = c.withImage(env.ctx, c.Base.Ref, func(base *image.Image) error {
 		o.Base = base
-		report, err = image.Build(ctx, l, c.Ref.Name, in, in.Size(), o)
+		report, err = image.Build(env.ctx, l, c.Ref.Name, in, in.Size(), o)
 		return err
 	})
 	return report, errors.Join(err, l.Close())

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"coppice/image"
+	"coppice/image/tree"
 	"coppice/node"
 )
 
@@ -75,6 +76,10 @@ func explainImage(env *environment, r image.Ref, err error) error {
 		e.Message = strings.TrimSuffix(e.Message, context.Canceled.Error()) + "interrupted"
 		e.Hint = "start it again: what is done is not done twice"
 	case e.Hint != "":
+	case errors.Is(err, tree.ErrFull):
+		e.Hint = "give the file system more space: --fs-size SIZE"
+	case errors.Is(err, image.ErrChanged):
+		e.Hint = "build from a copy, or a snapshot, that nobody writes to"
 	case errors.Is(err, image.ErrRefused) && r.Kind == image.KindRegistry:
 		e.Hint = "docker login, or skopeo login --compat-auth-file ~/.docker/config.json, as the user that runs coppice"
 	case errors.Is(err, image.ErrNotFound) && r.Kind != image.KindFile:

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"coppice/image"
+	"coppice/image/tree"
+	"coppice/node"
+)
+
+// fileSystem says how a directory becomes a file system.
+type fileSystem struct {
+	FsSize  size   `placeholder:"SIZE" help:"Size of the file system made of a directory (what it needs, and a quarter, and 64M)."`
+	FsLabel string `placeholder:"LABEL" help:"Label of that file system, up to 16 bytes."`
+	FsUUID  string `placeholder:"UUID" help:"UUID of that file system (one that follows from NAME)."`
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+// check refuses what no file system takes, and all of it where none is made.
+func (f *fileSystem) check(made bool) error {
+	bad := func(message, hint string) error {
+		return &node.Error{Code: node.CodeBadRequest, Message: message, Hint: hint}
+	}
+	switch {
+	case !made && *f != fileSystem{}:
+		return bad("--fs-size, --fs-label and --fs-uuid are for directories: a disk has its file system already", "leave them out")
+	case len(f.FsLabel) > 16 || strings.ContainsAny(f.FsLabel, "\n\x00"):
+		return bad(fmt.Sprintf("--fs-label %q: a label has up to 16 bytes, without line breaks", f.FsLabel), "choose a shorter one")
+	case f.FsUUID != "" && !uuidForm.MatchString(f.FsUUID):
+		return bad(fmt.Sprintf("--fs-uuid %q is no UUID", f.FsUUID), "write one like 5d51a2b1-afe8-4c3e-9a51-2b1afe84c3e9, or leave it out")
+	}
+	return nil
+}
+
+// treeOptions returns how the file system is made. Unless it is said otherwise, its UUID is that of all versions of an image: so they share more.
+func (f *fileSystem) treeOptions(name, scratch string) (tree.Options, error) {
+	o := tree.Options{Scratch: scratch, SizeBytes: int64(f.FsSize), UUID: f.FsUUID, Label: f.FsLabel}
+	if repository, _, _ := strings.Cut(name, ":"); o.UUID == "" {
+		o.UUID = tree.UUID("file system", repository)
+	}
+	if os.Getenv("SOURCE_DATE_EPOCH") == "" {
+		return o, nil
+	}
+	created, err := creationTime()
+	o.Seconds = created.Unix()
+	return o, err
+}
+
+// openTree lists the source, where it is a directory, or returns nil.
+func (c *imageBuildCmd) openTree(ctx context.Context) (*tree.Tree, error) {
+	info, err := os.Stat(c.Source)
+	if err != nil || !info.IsDir() {
+		return nil, nil //nolint:nilerr // who opens it as a disk will say what is wrong
+	}
+	if err := c.outside(); err != nil {
+		return nil, err
+	}
+	return tree.Directory(ctx, c.Source)
+}
+
+// outside refuses an image that would have itself in it.
+func (c *imageBuildCmd) outside() error {
+	source, err := filepath.EvalSymlinks(c.Source)
+	if err != nil {
+		return err
+	}
+	place, err := filepath.Abs(c.Ref.Place)
+	if err != nil {
+		return err
+	}
+	if real, err := filepath.EvalSymlinks(place); err == nil {
+		place = real
+	}
+	rel, err := filepath.Rel(source, place)
+	if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("build %s: the directory of images is in %s, and would be in the image", c.Ref, c.Source),
+			Hint: "build in another directory"}
+	}
+	return nil
+}
+
+// makeTree makes the file system of a tree, and shows how far it is.
+func (c *imageBuildCmd) makeTree(env *environment, t *tree.Tree, scratch string) (*image.File, error) {
+	o, err := c.treeOptions(c.Ref.Name, scratch)
+	if err != nil {
+		return nil, err
+	}
+	bar := newProgress(env.err, "read "+filepath.Base(c.Source))
+	defer bar.end()
+	o.Progress = bar.show
+	return tree.Make(env.ctx, t, o)
+}
+
+// open opens what the image is built from.
+func (c *imageBuildCmd) open(env *environment) (*image.File, error) {
+	scratch := os.TempDir()
+	if dir, err := os.Stat(c.Ref.Place); err == nil && dir.IsDir() {
+		scratch = c.Ref.Place // where there is space for an image
+	}
+	t, err := c.openTree(env.ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(t != nil); err != nil {
+		return nil, err
+	}
+	if t == nil {
+		return image.OpenSource(env.ctx, c.Source, scratch, c.Raw)
+	}
+	in, err := c.makeTree(env, t, scratch)
+	return in, errors.Join(err, t.Close())
+}
