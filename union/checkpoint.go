@@ -27,7 +27,7 @@ func (s *Store) checkpointLocked() error {
 		return fmt.Errorf("checkpoint: %w", errFailed)
 	}
 	l.cut()
-	start := l.next
+	start, settled := l.next, l.appended
 	if seeded(bugStartMovedEarly) {
 		l.start = start
 	}
@@ -55,7 +55,7 @@ func (s *Store) checkpointLocked() error {
 	s.epochs.retire(s.stale)
 	s.stale = nil
 	l.mu.Lock()
-	l.start = start
+	l.start, l.settled = start, settled
 	var ready opList
 	ready.take(&l.stalled)
 	l.mu.Unlock()

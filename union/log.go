@@ -25,6 +25,8 @@ type modLog struct {
 	start      uint64 // a recovery begins here
 	next       uint64 // block that takes records
 	count      int    // records in it
+	appended   uint64 // records so far
+	settled    uint64 // of them, those before start
 	written    uint64 // blocks up to here are in both copies, which nothing can take back
 	durable    uint64 // blocks up to here are written, and so is, by a flush, the data of their records
 	committing bool
@@ -79,8 +81,13 @@ func (l *modLog) room(k int) bool {
 	return last-l.written <= l.size && (last-l.start < l.n || seeded(bugLogOverrun))
 }
 
+// maxReplay is how many records a recovery should have to repeat. Each takes some 0.7 us, most of it for memory that is far away.
+const maxReplay = 384 << 10
+
 // nearlyFull tells that a checkpoint should move the start on.
-func (l *modLog) nearlyFull() bool { return l.next-l.start > l.n/4*3 }
+func (l *modLog) nearlyFull() bool {
+	return l.next-l.start > l.n/4*3 || l.appended-l.settled > maxReplay
+}
 
 // append adds one record; room must have said that it fits. The count in the header is
 // stored last, so that a successor of this process never takes a record that is half written.
@@ -92,6 +99,7 @@ func (l *modLog) append(r *record) {
 	p := l.block(l.next)
 	r.encode(p[logHeaderSize+l.count*recordSize:])
 	l.setCount(p, l.count+1)
+	l.appended++
 }
 
 // together makes the next records, at most recordsPerLog, lie in one block.

@@ -313,3 +313,24 @@ func TestEitherLogCopyIsEnough(t *testing.T) {
 		r.disk.Close()
 	}
 }
+
+// TestRecordsToRepeatAreBounded fills a long log with full blocks: a checkpoint is due before a recovery would take long, though there is much room.
+func TestRecordsToRepeatAreBounded(t *testing.T) {
+	const blocks = 1 << 14
+	l := newModLog([16]byte{1}, blocks, alignedBuffer(blocks<<blockShift), 1)
+	r := record{Kind: kindData}
+	for range maxReplay {
+		l.append(&r)
+	}
+	if l.nearlyFull() {
+		t.Fatalf("a checkpoint is due after %d records", maxReplay)
+	}
+	l.append(&r)
+	if used := l.next - l.start; !l.nearlyFull() || used > blocks/2 {
+		t.Fatalf("no checkpoint is due after %d records in %d blocks of %d", maxReplay+1, used, blocks)
+	}
+	l.start, l.settled = l.next, l.appended
+	if l.nearlyFull() {
+		t.Fatal("a checkpoint is due right after one")
+	}
+}

@@ -414,7 +414,7 @@ func (b *logBlocks) each(f func(seq uint64, r *record, rest []byte) error) error
 
 // loadForReplay loads the regions that records of the log are about, many at once.
 func (s *Store) loadForReplay(blocks logBlocks, p *replayer) error {
-	var wanted []replayRegion
+	wanted := map[replayRegion]struct{}{}
 	last := replayRegion{}
 	_ = blocks.each(func(_ uint64, r *record, _ []byte) error {
 		l := p.byNumber[r.Layer]
@@ -425,13 +425,13 @@ func (s *Store) loadForReplay(blocks logBlocks, p *replayer) error {
 		case r.Kind == kindData:
 			x := replayRegion{p.target(l), r.Block >> regionShift}
 			if x != last && r.Block < x.m.blocks && x.m.word(x.region)>>wordState == wordPaged {
-				wanted = append(wanted, x)
+				wanted[x] = struct{}{}
 			}
 			last = x
 		}
 		return nil
 	})
-	return s.loadMany(wanted)
+	return s.loadMany(slices.Collect(maps.Keys(wanted)))
 }
 
 // passSeal notes that a seal which the catalog knows lies behind, and reports whether this is one, or one that was undone before
@@ -462,7 +462,6 @@ func (s *Store) loadMany(wanted []replayRegion) error {
 		}
 		return cmp.Compare(at(a), at(b))
 	})
-	wanted = slices.Compact(wanted)
 	var segments []*segment
 	bySegment := map[*segment][]replayRegion{}
 	for _, x := range wanted {
@@ -554,14 +553,17 @@ func (s *Store) readLog() (sources []logSource, release func(), err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("map log: %w", err)
 	}
+	var jobs []func() error
 	for i, first := range [...]uint64{s.sb.LogA, s.sb.LogB} {
-		p := mem[i*size : (i+1)*size]
-		if err := s.readCopy(p, int64(first)<<blockShift); err != nil {
-			release()
-			return nil, nil, fmt.Errorf("read log: %w", err)
-		}
+		p, off := mem[i*size:(i+1)*size], int64(first)<<blockShift
 		sources = append(sources, logSource{p, s.sb.LogBlocks, false})
+		for piece := range slices.Chunk(p, logPiece) {
+			at := off
+			jobs = append(jobs, func() error { s.readCopy(piece, at); return nil })
+			off += int64(len(piece))
+		}
 	}
+	_ = s.inParallel(jobs) // none fails
 	return sources, release, nil
 }
 
@@ -574,23 +576,27 @@ func logMemory(n int) (mem []byte, release func(), err error) {
 	return mem, func() { _ = unix.Munmap(mem) }, err
 }
 
-// readCopy reads a copy of the log. A block that cannot be read stays zero: the other copy
-// may have it.
-func (s *Store) readCopy(p []byte, off int64) error {
-	const piece = 1 << 20
-	for len(p) > 0 {
-		n := min(piece, len(p))
-		if _, err := s.disk.ReadAt(p[:n], off); err != nil {
-			for i := 0; i < n; i += blockSize {
-				if _, err := s.disk.ReadAt(p[i:i+blockSize], off+int64(i)); err != nil {
-					clear(p[i : i+blockSize])
-				}
-			}
+// logPiece is how much of the log is read at a time.
+const logPiece = 1 << 20
+
+// readCopy reads a part of a copy of the log. A block that cannot be read becomes zero: the other copy may have it.
+func (s *Store) readCopy(p []byte, off int64) {
+	for piece := range slices.Chunk(p, logPiece) {
+		if _, err := s.disk.ReadAt(piece, off); err != nil {
+			s.readBlocks(piece, off)
 		}
-		p = p[n:]
-		off += int64(n)
+		off += int64(len(piece))
 	}
-	return nil
+}
+
+// readBlocks is readCopy block by block.
+func (s *Store) readBlocks(p []byte, off int64) {
+	for block := range slices.Chunk(p, blockSize) {
+		if _, err := s.disk.ReadAt(block, off); err != nil {
+			clear(block)
+		}
+		off += blockSize
+	}
 }
 
 // applyLog applies the records of the blocks. Those that are pending are in the memory of a process that died, and nowhere else.

@@ -146,9 +146,7 @@ func (p *scrubbing) segment(l *Layer, m *sectorMap, seg *segment, slot uint64, n
 	s := p.s
 	q := p.buf[:n<<blockShift]
 	off := s.sb.slotOffset(slot)
-	if err := s.readCopy(q, off); err != nil {
-		clear(q)
-	}
+	s.readCopy(q, off)
 	for i := range n {
 		at := off + int64(i)<<blockShift
 		if err := s.checkMapBlock(m, q[i<<blockShift:][:blockSize], index+i, seg.generation, at); err != nil {
