@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,6 +26,9 @@ type BuildOptions struct {
 	ChunkSize int
 	// Base is an earlier version: what it has is not stored again. It stays the caller's.
 	Base *Image
+	// Changed goes through the extents in which the source is not what Base has there, in order; behind the end of Base that is zeros. What no
+	// extent touches is taken from Base's table, and neither is read. It is called for every pass over the source. nil means to read all of it.
+	Changed func() iter.Seq2[Extent, error]
 	// Labels and Created go to the config as they are.
 	Labels  map[string]string
 	Created time.Time
@@ -52,6 +57,7 @@ type BuildReport struct {
 	NewPacks    int     `json:"new_packs"`
 	BasePacks   int     `json:"base_packs"`
 	Repacked    int     `json:"repacked_base_packs"` // of which less than half is in use
+	ReadBytes   int64   `json:"read_bytes"`          // of the source
 	Resumed     int64   `json:"resumed_bytes"`       // of the source, that a build before had stored already
 	TotalMS     float64 `json:"total_ms"`
 }
@@ -82,6 +88,7 @@ type builder struct {
 	key    Digest
 
 	scan    scanner
+	read    atomic.Int64     // bytes of the source
 	parent  map[Digest]place // the base's chunks, as far as they are remembered
 	memory  *memory
 	journal *journal
@@ -118,6 +125,7 @@ func build(ctx context.Context, l *Layout, name string, in io.ReaderAt, size int
 	if err := b.publish(ctx); err != nil {
 		return b.report, err
 	}
+	b.report.ReadBytes = b.read.Load()
 	b.report.TotalMS = float64(time.Since(began)) / float64(time.Millisecond)
 	return b.report, os.RemoveAll(b.dir)
 }
@@ -126,6 +134,8 @@ func newBuilder(l *Layout, name string, in io.ReaderAt, size int64, o BuildOptio
 	switch {
 	case o.Base != nil && o.ChunkSize == 0:
 		o.ChunkSize = o.Base.ChunkSize()
+	case o.Base == nil && o.Changed != nil:
+		return nil, fmt.Errorf("what changed is told, and no base: %w", ErrBadOption)
 	case o.ChunkSize == 0:
 		o.ChunkSize = DefaultChunkSize
 	case o.Base != nil && o.ChunkSize != o.Base.ChunkSize():
@@ -148,7 +158,7 @@ func newBuilder(l *Layout, name string, in io.ReaderAt, size int64, o BuildOptio
 		b.Progress = func(int64, int64) {}
 	}
 	b.memory = newMemory(b.remember)
-	b.scan = scanner{in: in, g: b.g, workers: b.Workers}
+	b.scan = scanner{in: in, g: b.g, workers: b.Workers, base: b.Base, changed: b.Changed, read: &b.read}
 	b.key = b.buildKey()
 	b.dir = l.path(fmt.Sprintf("%s%x", buildAt, b.key[:8]))
 	b.report = BuildReport{SizeBytes: size, ChunkSize: o.ChunkSize, Chunks: b.g.chunks()}

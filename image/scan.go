@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
@@ -39,6 +41,8 @@ type batch struct {
 	packed []byte
 	err    error
 	done   chan struct{}
+
+	fromBase int64 // so many chunks are the base's, and nothing is read
 }
 
 // scanner reads a source from a chunk on to another one, with several workers, and hands its chunks on in their order. Batches of only
@@ -48,6 +52,10 @@ type scanner struct {
 	g       geometry
 	workers int
 	work    func(context.Context, *batch) error // may be called by several goroutines
+
+	base    *Image                          // with changed
+	changed func() iter.Seq2[Extent, error] // where the source may differ from base; nil: anywhere
+	read    *atomic.Int64                   // bytes of the source
 }
 
 // run calls consume for each batch, in order, in the caller's goroutine.
@@ -72,10 +80,7 @@ func (s *scanner) run(ctx context.Context, from, to int64, consume func(*batch) 
 		group.Go(func() error {
 			for b := range todo {
 				if b.err = ctx.Err(); b.err == nil {
-					b.err = s.read(b)
-				}
-				if b.err == nil {
-					b.err = s.work(ctx, b)
+					b.err = s.fill(ctx, b)
 				}
 				close(b.done)
 			}
@@ -105,14 +110,18 @@ func (s *scanner) run(ctx context.Context, from, to int64, consume func(*batch) 
 // cut makes batches and skips what the source knows to be a hole.
 func (s *scanner) cut(ctx context.Context, from, to int64, free <-chan *batch, emit func(*batch)) error {
 	size := int64(s.g.chunkSize)
-	sparse, _ := s.in.(interface{ NextData(off int64) int64 })
 	per := max(1, batchBytes/size)
+	changes := newChanges(s.changed, s.g, s.base)
+	if changes != nil {
+		defer changes.stop()
+	}
 	for first := from; first < to; {
-		if sparse != nil {
-			first = max(first, min(sparse.NextData(first*size)/size, to))
-			if first == to {
-				return nil
-			}
+		end, kind, err := s.nextRun(ctx, changes, &first, to)
+		if err != nil {
+			return err
+		}
+		if first == end {
+			continue
 		}
 		var b *batch
 		select {
@@ -120,7 +129,14 @@ func (s *scanner) cut(ctx context.Context, from, to int64, free <-chan *batch, e
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		n := min(per, to-first)
+		if kind == runBase {
+			n := min(fanOut, end-first)
+			*b = batch{first: first, fromBase: n, buf: b.buf, packed: b.packed[:0], chunks: b.chunks[:0], done: make(chan struct{})}
+			emit(b)
+			first += n
+			continue
+		}
+		n := min(per, end-first)
 		if b.buf == nil {
 			b.buf = make([]byte, per*size)
 		}
@@ -132,9 +148,41 @@ func (s *scanner) cut(ctx context.Context, from, to int64, free <-chan *batch, e
 	return nil
 }
 
-func (s *scanner) read(b *batch) error {
+// nextRun skips holes from first on, and returns where the run of chunks that follows ends, and how it is found.
+func (s *scanner) nextRun(ctx context.Context, c *changes, first *int64, to int64) (end int64, kind runKind, err error) {
+	if c == nil {
+		if sparse, ok := s.in.(interface{ NextData(off int64) int64 }); ok {
+			size := int64(s.g.chunkSize)
+			*first = max(*first, min(sparse.NextData(*first*size)/size, to))
+		}
+		return to, runRead, nil
+	}
+	end, kind, err = c.run(*first, to)
+	switch {
+	case err == nil && kind == runBase:
+		*first, err = s.skipZeros(ctx, *first, end)
+	case kind == runZeros:
+		*first = end
+	}
+	return end, kind, err
+}
+
+// fill finds out what is in a batch.
+func (s *scanner) fill(ctx context.Context, b *batch) error {
+	if b.fromBase > 0 {
+		return s.takeFromBase(ctx, b)
+	}
+	if err := s.load(b); err != nil {
+		return err
+	}
+	return s.work(ctx, b)
+}
+
+// load reads a batch from the source.
+func (s *scanner) load(b *batch) error {
 	off := b.first * int64(s.g.chunkSize)
 	n, err := s.in.ReadAt(b.raw, off)
+	s.read.Add(int64(n))
 	switch {
 	case n == len(b.raw):
 		return nil

@@ -26,6 +26,7 @@ type Daemon struct {
 
 	cuts     cuts
 	detaches detaches
+	contents contents
 	quit     context.Context // ends when the daemon begins to stop
 	stopWork context.CancelFunc
 	restored chan struct{}  // closed once the records have been acted on

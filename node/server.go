@@ -94,6 +94,11 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
 	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))
 	mux.Handle("POST /"+APIVersion+"/detaches", s.admit(true, s.detach))
+	const contents = "/" + APIVersion + "/contents"
+	mux.Handle("POST "+contents, s.admit(true, s.openContent))
+	mux.Handle("GET "+contents+"/{token}/data", s.admit(true, s.readContent))
+	mux.Handle("GET "+contents+"/{token}/next", s.guard(s.nextContent, true))
+	mux.Handle("GET "+contents+"/{token}/changed", s.admit(true, s.changedContent))
 	mux.Handle("POST /"+APIVersion+"/stores/grow", s.guard(s.growStore, true))
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)

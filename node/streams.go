@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"net/http"
+	"strconv"
 )
 
 func (s *server) prepareExport(r *http.Request) (any, error) {
@@ -68,3 +69,57 @@ func (s *server) moveLayer(w http.ResponseWriter, r *http.Request) { report(s, w
 
 // scrub tells the progress for as long as the client stays; the pass goes on without it.
 func (s *server) scrub(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.Scrub) }
+
+// openContent keeps the content open for as long as the client stays.
+func (s *server) openContent(w http.ResponseWriter, r *http.Request) {
+	report(s, w, r, s.d.OpenContent)
+}
+
+func (s *server) changedContent(w http.ResponseWriter, r *http.Request) {
+	s.stream(w, func(st *stream) error {
+		return s.d.ChangedContent(r.PathValue("token"), func(p ChangedPart) error { return st.emit(p) })
+	})
+}
+
+func (s *server) nextContent(r *http.Request) (any, error) {
+	off, err := queryNumber(r, "off")
+	if err != nil {
+		return nil, err
+	}
+	return s.d.NextContent(r.PathValue("token"), off)
+}
+
+// readContent answers with the bytes.
+func (s *server) readContent(w http.ResponseWriter, r *http.Request) {
+	p, err := s.contentBytes(r)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	_, _ = w.Write(p) // an error means that the client has gone: nobody to tell
+}
+
+func (s *server) contentBytes(r *http.Request) ([]byte, error) {
+	off, err := queryNumber(r, "off")
+	if err != nil {
+		return nil, err
+	}
+	n, err := queryNumber(r, "len")
+	if err != nil {
+		return nil, err
+	}
+	if n < 1 || n > maxContentRead {
+		return nil, fail(CodeBadRequest, "", "%d bytes: 1 to %d are read at a time", n, maxContentRead)
+	}
+	p := make([]byte, n)
+	return p, s.d.ReadContent(r.PathValue("token"), p, off)
+}
+
+func queryNumber(r *http.Request, key string) (int64, error) {
+	n, err := strconv.ParseInt(r.URL.Query().Get(key), 10, 64)
+	if err != nil {
+		return 0, fail(CodeBadRequest, "", "%s: %w", key, err)
+	}
+	return n, nil
+}

@@ -17,7 +17,9 @@ type imageBuildCmd struct {
 	sourceFlags
 	fileSystem
 	Ref       imageRef          `arg:"" help:"What it is to be called: oci:DIR:NAME:TAG. The directory is made where there is none."`
-	Source    string            `arg:"" type:"path" help:"Raw disk image, block device, qcow2 file, or directory."`
+	Source    string            `arg:"" optional:"" type:"path" help:"Raw disk image, block device, qcow2 file, or directory."`
+	FromLayer string            `placeholder:"STORE:LAYER" help:"Publish a sealed layer of a store instead of a source: all that a device on it reads."`
+	Root      string            `placeholder:"REF" help:"Root that the layer stands on (default: that of a device that has the same)."`
 	Base      *imageRef         `placeholder:"REF" help:"Earlier version: what it has is not stored again."`
 	ChunkSize size              `placeholder:"SIZE" help:"Size of a chunk, a power of two from 4K to 1M (64K, or that of --base)."`
 	Label     map[string]string `placeholder:"KEY=VALUE" help:"Labels of the image, may be given several times."`
@@ -30,12 +32,20 @@ func (c *imageBuildCmd) Run(env *environment) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("build %s: images are built in a directory", c.Ref),
 			Hint: "build oci:DIR:NAME:TAG, and then coppice image copy it"}
 	}
+	if err := c.checkSource(); err != nil {
+		return err
+	}
 	created, err := creationTime()
 	if err != nil {
 		return err
 	}
 	o := image.BuildOptions{ChunkSize: int(c.ChunkSize), Labels: c.Label, Created: created}
-	report, err := c.build(env, o)
+	var report image.BuildReport
+	if c.FromLayer != "" {
+		report, err = c.buildFromLayer(env, o)
+	} else {
+		report, err = c.build(env, o)
+	}
 	if err != nil {
 		return explainImage(env, c.Ref.Ref, err)
 	}
@@ -44,8 +54,27 @@ func (c *imageBuildCmd) Run(env *environment) error {
 		if report.BasePacks > 0 {
 			fmt.Fprintf(w, " and %s of the base", count(uint64(report.BasePacks), "pack"))
 		}
+		if c.FromLayer != "" {
+			fmt.Fprintf(w, ", %s of the layer read", showBytes(report.ReadBytes))
+		}
 		fmt.Fprintf(w, ", in %.1f s\ncontent root %s\n", report.TotalMS/1000, report.ContentRoot)
 	})
+}
+
+// checkSource sees to it that there is one thing to build from.
+func (c *imageBuildCmd) checkSource() error {
+	bad := func(message, hint string) error {
+		return &node.Error{Code: node.CodeBadRequest, Message: "build " + c.Ref.String() + ": " + message, Hint: hint}
+	}
+	switch {
+	case c.Source == "" && c.FromLayer == "":
+		return bad("of what?", "give a disk, or a sealed layer with --from-layer STORE:LAYER")
+	case c.Source != "" && c.FromLayer != "":
+		return bad("of a source and a layer", "give one of them")
+	case c.Root != "" && c.FromLayer == "":
+		return bad("--root without --from-layer", "a source needs no root; an earlier version is given with --base")
+	}
+	return nil
 }
 
 func (c *imageBuildCmd) build(env *environment, o image.BuildOptions) (report image.BuildReport, err error) {

@@ -1,0 +1,128 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"net/http"
+	"net/url"
+
+	"coppice/union"
+)
+
+// WithContent calls do with the content of a sealed layer, which the daemon reads, or this process itself where none runs; cfg says then how
+// a root that is an image is reached.
+func WithContent(ctx context.Context, c *Client, cfg ImageConfig, r ContentRequest, do func(LayerContent) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	did := false
+	err := receive(ctx, c, http.MethodPost, "contents", r, func(o OpenedContent) error {
+		did = true
+		err := do(&remoteContent{ctx: ctx, client: c, OpenedContent: o})
+		if err == nil {
+			err = errDone
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, errDone):
+		return nil
+	case CodeOf(err) == CodeNoDaemon && !did:
+		return withContentOffline(c.runDir, cfg, r, do)
+	case err == nil:
+		err = errCutShort
+	}
+	return about("read layer "+r.Layer, err)
+}
+
+var errDone = errors.New("done")
+
+// remoteContent is a content that the daemon has open.
+type remoteContent struct {
+	ctx    context.Context
+	client *Client
+	OpenedContent
+}
+
+// Size returns the size of the device in bytes.
+func (c *remoteContent) Size() int64 { return c.SizeBytes }
+
+// Pin identifies the root.
+func (c *remoteContent) Pin() union.Pin { return c.OpenedContent.Pin }
+
+// Root refers to it.
+func (c *remoteContent) Root() string { return c.OpenedContent.Root }
+
+func (c *remoteContent) path(what string, query url.Values) string {
+	return "contents/" + url.PathEscape(c.Token) + "/" + what + "?" + query.Encode()
+}
+
+// ReadAt asks the daemon.
+func (c *remoteContent) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) && off < c.SizeBytes {
+		q := p[n:min(n+maxContentRead, len(p))]
+		q = q[:min(int64(len(q)), c.SizeBytes-off)]
+		if err := c.read(q, off); err != nil {
+			return n, err
+		}
+		n, off = n+len(q), off+int64(len(q))
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (c *remoteContent) read(p []byte, off int64) error {
+	query := url.Values{"off": {fmt.Sprint(off)}, "len": {fmt.Sprint(len(p))}}
+	resp, err := c.client.request(c.ctx, http.MethodGet, c.path("data", query), nil, true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return decodeAnswer(resp, nil)
+	}
+	if _, err := io.ReadFull(resp.Body, p); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// NextData asks the daemon. Where it does not know, there may be data.
+func (c *remoteContent) NextData(off int64) int64 {
+	var n NextContent
+	query := url.Values{"off": {fmt.Sprint(off)}}
+	if err := c.client.send(c.ctx, http.MethodGet, c.path("next", query), nil, &n, true); err != nil {
+		return off
+	}
+	if n.Next < 0 {
+		return math.MaxInt64
+	}
+	return max(off, n.Next)
+}
+
+// Changed asks the daemon.
+func (c *remoteContent) Changed() iter.Seq2[union.ChangedExtent, error] {
+	return func(yield func(union.ChangedExtent, error) bool) {
+		complete := false
+		err := receive(c.ctx, c.client, http.MethodGet, c.path("changed", nil), nil, func(p ChangedPart) error {
+			for _, x := range p.Extents {
+				if !yield(x, nil) {
+					return errDone
+				}
+			}
+			complete = p.Total != nil
+			return nil
+		})
+		if err == nil && !complete {
+			err = errCutShort
+		}
+		if err != nil && !errors.Is(err, errDone) {
+			yield(union.ChangedExtent{}, err)
+		}
+	}
+}
