@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
-	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -27,36 +25,21 @@ type SourceOptions struct {
 	// Stall is how long a server may send, or take, nothing. 0 means 30 s.
 	Stall time.Duration
 
-	arrived func() // called when a server has sent something; nil where nobody asks
+	arrived func()        // called when a server has sent something; nil where nobody asks
+	files   *certificates // instead of TLS
 }
 
 // NewSourceOptions reads certificates in PEM: ca of authorities beside those of the system, cert and key of the one to show to servers. Each path
-// may be "".
+// may be "". Sources that are opened with them read the files again when they change: connections made from then on use what is new.
 func NewSourceOptions(ca, cert, key string) (SourceOptions, error) {
 	if ca == "" && cert == "" && key == "" {
 		return SourceOptions{}, nil
 	}
-	config := &tls.Config{}
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		if err != nil {
-			return SourceOptions{}, fmt.Errorf("read certificates of authorities: %w", err)
-		}
-		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
-			config.RootCAs = x509.NewCertPool()
-		}
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return SourceOptions{}, fmt.Errorf("read certificates of authorities: %s has no certificate in PEM", ca)
-		}
+	files, err := readCertificates(ca, cert, key)
+	if err != nil {
+		return SourceOptions{}, err
 	}
-	if cert != "" || key != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
-			return SourceOptions{}, fmt.Errorf("read certificate %s and its key %s: %w", cert, key, err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return SourceOptions{TLS: config}, nil
+	return SourceOptions{files: files}, nil
 }
 
 const (
@@ -82,10 +65,10 @@ type client struct {
 }
 
 // newTransport has time-outs for everything that comes before the body, which has a watch of its own.
-func newTransport(o SourceOptions, dial func(context.Context, string, string) (net.Conn, error)) *http.Transport {
+func newTransport(tlsConfig *tls.Config, stall time.Duration, dial func(context.Context, string, string) (net.Conn, error)) *http.Transport {
 	config := &tls.Config{}
-	if o.TLS != nil {
-		config = o.TLS.Clone()
+	if tlsConfig != nil {
+		config = tlsConfig.Clone()
 	}
 	config.MinVersion = tls.VersionTLS13
 	return &http.Transport{
@@ -93,7 +76,7 @@ func newTransport(o SourceOptions, dial func(context.Context, string, string) (n
 		DialContext:            dial,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    10 * time.Second,
-		ResponseHeaderTimeout:  o.stall(),
+		ResponseHeaderTimeout:  stall,
 		MaxIdleConnsPerHost:    lanes,
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
@@ -114,7 +97,7 @@ func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse
 // newClient returns a client, and the [http.Client] for the server itself, which follows no redirect.
 func newClient(place fmt.Stringer, o SourceOptions) (*client, *http.Client) {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	own := &http.Client{Transport: newTransport(o, dialer.DialContext), CheckRedirect: stay}
+	own := &http.Client{Transport: &transport{o: o, dial: dialer.DialContext}, CheckRedirect: stay}
 	c := &client{place: place, stall: o.stall(), own: own, arrived: o.arrived}
 	if c.arrived == nil {
 		c.arrived = func() {}
@@ -122,12 +105,11 @@ func newClient(place fmt.Stringer, o SourceOptions) (*client, *http.Client) {
 	checked := *dialer
 	checked.ControlContext = c.checkAddress
 	c.other = &http.Client{CheckRedirect: stay}
-	transport := newTransport(o, checked.DialContext)
 	c.proxied = func(r *http.Request) bool {
-		proxy, err := transport.Proxy(r)
+		proxy, err := http.ProxyFromEnvironment(r)
 		return proxy != nil || err != nil
 	}
-	c.other.Transport = transport
+	c.other.Transport = &transport{o: o, dial: checked.DialContext}
 	return c, own
 }
 

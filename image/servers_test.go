@@ -76,6 +76,12 @@ func writeFile(t *testing.T, path, text string) string {
 // startNginx starts Debian's nginx with a location, in whose text WORK is a directory of its own.
 func startNginx(t *testing.T, location string) (addr string) {
 	t.Helper()
+	return startNginxServer(t, "server { listen ADDR; location / { "+location+" } }")
+}
+
+// startNginxServer starts Debian's nginx with a server, in whose text ADDR is its address and WORK a directory of its own.
+func startNginxServer(t *testing.T, server string) (addr string) {
+	t.Helper()
 	addr = freeAddr(t)
 	work := t.TempDir()
 	user := "" // whose workers may read the directory of a test
@@ -88,8 +94,8 @@ events {}
 http {
 	access_log off; client_body_temp_path WORK/a; proxy_temp_path WORK/b; fastcgi_temp_path WORK/c; uwsgi_temp_path WORK/d; scgi_temp_path WORK/e;
 	proxy_cache_path WORK/cache keys_zone=blobs:1m;
-	server { listen %s; location / { %s } }
-}`, user, addr, location), "WORK", work))
+	%s
+}`, user, strings.ReplaceAll(server, "ADDR", addr)), "WORK", work))
 	serve(t, addr, "nginx", "-c", config)
 	return addr
 }

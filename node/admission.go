@@ -25,7 +25,7 @@ const DefaultSerialsPath = "/var/lib/coppice/serials.json"
 // and need no signature any more.
 type ImageConfig struct {
 	// CA is the path of certificates of authorities that servers are trusted by beside those of the system, TLSCert and TLSKey those
-	// of the certificate to show to servers, all in PEM. They are read again whenever a root is opened.
+	// of the certificate to show to servers, all in PEM. They are read again when they change, also for roots that are open.
 	CA      string `toml:"ca"`
 	TLSCert string `toml:"tls_cert"`
 	TLSKey  string `toml:"tls_key"`

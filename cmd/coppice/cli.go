@@ -36,6 +36,7 @@ type cli struct {
 	Changed changedCmd `cmd:"" help:"List what a device holds that is not its root's."`
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
 	Image   imageCmd   `cmd:"" help:"Build, copy and examine root images."`
+	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 
