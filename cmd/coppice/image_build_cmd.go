@@ -17,13 +17,13 @@ type imageBuildCmd struct {
 	sourceFlags
 	fileSystem
 	Ref       imageRef          `arg:"" help:"What it is to be called: oci:DIR:NAME:TAG. The directory is made where there is none."`
-	Source    string            `arg:"" optional:"" type:"path" help:"Raw disk image, block device, qcow2 file, or directory."`
+	Source    string            `arg:"" optional:"" type:"path" help:"Raw disk image, block device, qcow2 file, directory, or tar."`
 	FromLayer string            `placeholder:"STORE:LAYER" help:"Publish a sealed layer of a store instead of a source: all that a device on it reads."`
 	Root      string            `placeholder:"REF" help:"Root that the layer stands on (default: that of a device that has the same)."`
 	Base      *imageRef         `placeholder:"REF" help:"Earlier version: what it has is not stored again."`
 	ChunkSize size              `placeholder:"SIZE" help:"Size of a chunk, a power of two from 4K to 1M (64K, or that of --base)."`
 	Label     map[string]string `placeholder:"KEY=VALUE" help:"Labels of the image, may be given several times."`
-	Raw       bool              `help:"Take the source as it is, also where it looks like something else than a raw disk."`
+	Raw       bool              `help:"Take a file as it is, also where it looks like something else than a raw disk."`
 }
 
 // Run builds the image. What was stored when it is interrupted, the next build uses.

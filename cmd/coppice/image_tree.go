@@ -14,9 +14,9 @@ import (
 	"coppice/node"
 )
 
-// fileSystem says how a directory becomes a file system.
+// fileSystem says how a directory or tar becomes a file system.
 type fileSystem struct {
-	FsSize  size   `placeholder:"SIZE" help:"Size of the file system made of a directory (what it needs, and a quarter, and 64M)."`
+	FsSize  size   `placeholder:"SIZE" help:"Size of the file system made of a directory or tar (what it needs, and a quarter, and 64M)."`
 	FsLabel string `placeholder:"LABEL" help:"Label of that file system, up to 16 bytes."`
 	FsUUID  string `placeholder:"UUID" help:"UUID of that file system (one that follows from NAME)."`
 }
@@ -30,7 +30,7 @@ func (f *fileSystem) check(made bool) error {
 	}
 	switch {
 	case !made && *f != fileSystem{}:
-		return bad("--fs-size, --fs-label and --fs-uuid are for directories: a disk has its file system already", "leave them out")
+		return bad("--fs-size, --fs-label and --fs-uuid are for directories and tars: a disk has its file system already", "leave them out")
 	case len(f.FsLabel) > 16 || strings.ContainsAny(f.FsLabel, "\n\x00"):
 		return bad(fmt.Sprintf("--fs-label %q: a label has up to 16 bytes, without line breaks", f.FsLabel), "choose a shorter one")
 	case f.FsUUID != "" && !uuidForm.MatchString(f.FsUUID):
@@ -53,16 +53,24 @@ func (f *fileSystem) treeOptions(name, scratch string) (tree.Options, error) {
 	return o, err
 }
 
-// openTree lists the source, where it is a directory, or returns nil.
-func (c *imageBuildCmd) openTree(ctx context.Context) (*tree.Tree, error) {
+// openTree lists the source, where it is a directory or tar, or returns nil.
+func (c *imageBuildCmd) openTree(ctx context.Context, scratch string) (*tree.Tree, error) {
 	info, err := os.Stat(c.Source)
-	if err != nil || !info.IsDir() {
-		return nil, nil //nolint:nilerr // who opens it as a disk will say what is wrong
+	switch {
+	case err != nil: // who opens it as a disk will say what is wrong
+		return nil, nil //nolint:nilerr // see above
+	case info.IsDir():
+		if err := c.outside(); err != nil {
+			return nil, err
+		}
+		return tree.Directory(ctx, c.Source)
+	case c.Raw:
+		return nil, nil
 	}
-	if err := c.outside(); err != nil {
+	if is, err := tree.IsTar(c.Source); err != nil || !is {
 		return nil, err
 	}
-	return tree.Directory(ctx, c.Source)
+	return tree.Tar(ctx, c.Source, scratch)
 }
 
 // outside refuses an image that would have itself in it.
@@ -104,7 +112,7 @@ func (c *imageBuildCmd) open(env *environment) (*image.File, error) {
 	if dir, err := os.Stat(c.Ref.Place); err == nil && dir.IsDir() {
 		scratch = c.Ref.Place // where there is space for an image
 	}
-	t, err := c.openTree(env.ctx)
+	t, err := c.openTree(env.ctx, scratch)
 	if err != nil {
 		return nil, err
 	}

@@ -78,9 +78,9 @@ func sample(t testing.TB, dir string) {
 	}
 	sparse, err := os.Create(filepath.Join(dir, "sparse"))
 	must(t, err)
-	_, err = sparse.WriteAt([]byte("far"), 40<<20)
+	_, err = sparse.WriteAt([]byte("far"), 4<<20)
 	must(t, err)
-	must(t, sparse.Truncate(64<<20))
+	must(t, sparse.Truncate(6<<20))
 	must(t, sparse.Close())
 	must(t, os.Link(filepath.Join(dir, "block"), filepath.Join(dir, "many/hard")))
 	must(t, os.Link(filepath.Join(dir, "block"), filepath.Join(dir, "aaa first")))
