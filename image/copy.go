@@ -20,6 +20,8 @@ type CopyOptions struct {
 	Repair bool
 	// Progress is told how many bytes are done, of how many.
 	Progress func(done, total int64)
+	// Pace is called when n bytes have been read from the source, by several goroutines, and may hold up the copy before it reads more. Its error ends the copy.
+	Pace func(ctx context.Context, n int) error
 }
 
 // CopyReport tells what a copy did.
@@ -100,7 +102,13 @@ func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, o Cop
 				return err
 			}
 			copied.Add(b.Size)
-			return putBlob(ctx, im.src, dst, b, count)
+			return putBlob(ctx, im.src, dst, b, func(n int64) error {
+				count(n)
+				if o.Pace == nil {
+					return nil
+				}
+				return o.Pace(ctx, int(n))
+			})
 		})
 	}
 	err := group.Wait()
@@ -122,14 +130,14 @@ func uniqueBlobs(all []ocispec.Descriptor) []ocispec.Descriptor {
 }
 
 // copyBlob copies a blob unless it is there.
-func copyBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64)) error {
+func copyBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64) error) error {
 	if there, err := dst.HasBlob(ctx, blob); there || err != nil {
 		return err
 	}
 	return putBlob(ctx, src, dst, blob, count)
 }
 
-func putBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64)) error {
+func putBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descriptor, count func(int64) error) error {
 	r, err := src.OpenBlob(ctx, blob)
 	if err != nil {
 		return err
@@ -138,16 +146,18 @@ func putBlob(ctx context.Context, src Source, dst Target, blob ocispec.Descripto
 	return dst.PutBlob(ctx, blob, &countingReader{r, count})
 }
 
-// countingReader tells how much was read.
+// countingReader tells how much was read, and ends with what it is told then.
 type countingReader struct {
 	r     io.Reader
-	count func(int64)
+	count func(int64) error
 }
 
 func (r *countingReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	if r.count != nil {
-		r.count(int64(n))
+		if stop := r.count(int64(n)); stop != nil {
+			return n, stop
+		}
 	}
 	return n, err
 }

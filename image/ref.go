@@ -29,6 +29,8 @@ type Ref struct {
 	Name  string // what the place's Manifest takes; "" for a file, and for a place alone
 	Image string // the image's name without tag: NAME, or REPO
 	text  string
+
+	manifest Digest // zero: not pinned
 }
 
 // String returns what was parsed.
@@ -61,7 +63,7 @@ func ParseRef(text string) (Ref, error) {
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write oci:DIR:NAME:TAG: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindLayout, place, name, image, text}, nil
+		return Ref{Kind: KindLayout, Place: place, Name: name, Image: image, text: text}, nil
 	case isURL(text):
 		place, image, name, err := cutName(text)
 		if err == nil && !strings.Contains(strings.SplitN(place, "://", 2)[1], "/") {
@@ -70,7 +72,7 @@ func ParseRef(text string) (Ref, error) {
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write http://HOST/DIR:NAME:TAG: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindWeb, place, name, image, text}, nil
+		return Ref{Kind: KindWeb, Place: place, Name: name, Image: image, text: text}, nil
 	case looksLikeRegistry(text):
 		ref, err := registry.ParseReference(text)
 		if err == nil && ref.Reference == "" {
@@ -79,11 +81,11 @@ func ParseRef(text string) (Ref, error) {
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %.200q: %w: write HOST/REPOSITORY:TAG, or ./PATH for a file: %w", text, err, ErrBadRef)
 		}
-		return Ref{KindRegistry, ref.Registry + "/" + ref.Repository, ref.Reference, ref.Repository, text}, nil
+		return Ref{Kind: KindRegistry, Place: ref.Registry + "/" + ref.Repository, Name: ref.Reference, Image: ref.Repository, text: text}, nil
 	case text == "":
 		return Ref{}, fmt.Errorf("reference is empty: %w", ErrBadRef)
 	}
-	return Ref{KindFile, text, "", "", text}, nil
+	return Ref{Kind: KindFile, Place: text, text: text}, nil
 }
 
 // Abs returns the reference with an absolute path where it has one.
@@ -104,6 +106,13 @@ func (r Ref) Abs() (Ref, error) {
 	return r, nil
 }
 
+// Pinned returns the reference of the image that has a manifest: it is opened by the manifest's digest, whatever its tag means by now, and by its tag only
+// where the place does not have that manifest any more. What it is called does not change. The zero digest takes the pin away.
+func (r Ref) Pinned(manifest Digest) Ref {
+	r.manifest = manifest
+	return r
+}
+
 // Path returns the path that the reference leads to on this machine, or "".
 func (r Ref) Path() string {
 	if r.Kind == KindFile || r.Kind == KindLayout {
@@ -116,12 +125,12 @@ func (r Ref) Path() string {
 func ParsePlace(text string) (Ref, error) {
 	switch {
 	case strings.HasPrefix(text, layoutPrefix) && len(text) > len(layoutPrefix):
-		return Ref{KindLayout, text[len(layoutPrefix):], "", "", text}, nil
+		return Ref{Kind: KindLayout, Place: text[len(layoutPrefix):], text: text}, nil
 	case isURL(text):
-		return Ref{KindWeb, text, "", "", text}, nil
+		return Ref{Kind: KindWeb, Place: text, text: text}, nil
 	}
 	if ref, err := registry.ParseReference(text); err == nil && ref.Reference == "" && !strings.HasPrefix(text, ".") {
-		return Ref{KindRegistry, text, "", "", text}, nil
+		return Ref{Kind: KindRegistry, Place: text, text: text}, nil
 	}
 	return Ref{}, fmt.Errorf("place %.200q: write oci:DIR, http://HOST/DIR or HOST/REPOSITORY: %w", text, ErrBadRef)
 }
@@ -216,9 +225,19 @@ func OpenRef(ctx context.Context, r Ref, o SourceOptions) (*Image, Source, error
 	if err != nil {
 		return nil, nil, err
 	}
-	im, err := Open(ctx, src, r.Name)
+	im, err := r.open(ctx, src)
 	if err != nil {
 		return nil, nil, errors.Join(err, src.Close())
 	}
 	return im, src, nil
+}
+
+func (r Ref) open(ctx context.Context, src Source) (*Image, error) {
+	if r.manifest != (Digest{}) {
+		im, err := Open(ctx, src, r.manifest.String())
+		if !errors.Is(err, ErrNotFound) {
+			return im, err
+		}
+	}
+	return Open(ctx, src, r.Name)
 }

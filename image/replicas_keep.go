@@ -230,7 +230,7 @@ func (s *Set) openMember(ctx context.Context, r *replica) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	im, err := Open(ctx, measured{src, r}, r.ref.Name)
+	im, err := r.ref.open(ctx, measured{src, r})
 	if err != nil {
 		return nil, errors.Join(err, src.Close())
 	}
@@ -279,6 +279,20 @@ func (s *Set) Add(ctx context.Context, ref Ref) error {
 	}
 	s.replicas = append(s.replicas, r)
 	s.join(r, m)
+	s.work.Go(func() { s.tend(r) })
+	return nil
+}
+
+// AddLater takes a reference that is believed to have the content without looking at it: it joins when it has been opened and has, as those that
+// [OpenSet] could not reach do. It fails with [ErrExists] where it is a replica already.
+func (s *Set) AddLater(ref Ref) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.find(ref.String()) != nil {
+		return fmt.Errorf("add replica %s: %w", ref, ErrExists)
+	}
+	r := s.newReplica(ref)
+	s.replicas = append(s.replicas, r)
 	s.work.Go(func() { s.tend(r) })
 	return nil
 }

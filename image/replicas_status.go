@@ -60,7 +60,8 @@ type ReplicaStatus struct {
 	InFlight int       `json:"in_flight"`
 	P50MS    float64   `json:"p50_ms"` // of the latest requests
 	P95MS    float64   `json:"p95_ms"`
-	Share    float64   `json:"share"` // of the requests of the last seconds, 0 to 1
+	Share    float64   `json:"share"`             // of the requests of the last seconds, 0 to 1
+	Manifest Digest    `json:"manifest,omitzero"` // by which it is open
 }
 
 // Replicas returns how the replicas do, in the order in which they were added.
@@ -89,6 +90,9 @@ func (r *replica) status() ReplicaStatus {
 	st := ReplicaStatus{
 		Ref: r.ref.String(), State: r.state, Since: r.since, Requests: r.requests, Bytes: r.bytes, Failures: r.failures, Hedged: r.hedged,
 		InFlight: r.busy, P50MS: ms(r.recent.p50), P95MS: ms(r.recent.p95),
+	}
+	if r.member != nil {
+		st.Manifest, _ = ParseDigest(string(r.member.im.desc.Digest))
 	}
 	if r.err != nil {
 		st.Error = r.err.Error()
