@@ -18,8 +18,16 @@ import (
 	"coppice/union"
 )
 
-// DefaultSerialsPath is where the serials of images are kept that a machine has taken.
-const DefaultSerialsPath = "/var/lib/coppice/serials.json"
+// Where things of images are unless the configuration says otherwise.
+const (
+	// DefaultSerialsPath is where the serials of images are kept that a machine has taken.
+	DefaultSerialsPath = "/var/lib/coppice/serials.json"
+	// DefaultLocalPath is the directory that images are copied to which a machine is to have itself.
+	DefaultLocalPath = "/var/lib/coppice/images"
+
+	defaultPatience = 60 * time.Second
+	maxPatience     = 24 * time.Hour
+)
 
 // ImageConfig says how images are reached, and which roots new layers may stand on. Layers that exist pin the content that they stand on,
 // and need no signature any more.
@@ -35,6 +43,10 @@ type ImageConfig struct {
 	TrustedKeys []string `toml:"trusted_keys"`
 	// SerialsPath is where the highest serial of each image is kept. "" means [DefaultSerialsPath].
 	SerialsPath string `toml:"serials"`
+	// Patience is how long a read waits while no replica of its root answers, before it fails, as [time.ParseDuration] takes it. "" means 60s.
+	Patience string `toml:"patience"`
+	// LocalPath is the directory that images are copied to for devices made with Hydrate. "" means [DefaultLocalPath].
+	LocalPath string `toml:"local"`
 }
 
 func (c ImageConfig) validate() error {
@@ -45,7 +57,10 @@ func (c ImageConfig) validate() error {
 	if c.RequireSignature && len(c.TrustedKeys) == 0 {
 		errs = append(errs, errors.New("images: require_signature without trusted_keys refuses everything"))
 	}
-	for _, path := range append([]string{c.SerialsPath, c.CA, c.TLSCert, c.TLSKey}, c.TrustedKeys...) {
+	if d, err := time.ParseDuration(c.Patience); c.Patience != "" && (err != nil || d <= 0 || d > maxPatience) {
+		errs = append(errs, fmt.Errorf("images: patience %q is not a time such as 60s, up to %s", c.Patience, maxPatience))
+	}
+	for _, path := range append([]string{c.SerialsPath, c.LocalPath, c.CA, c.TLSCert, c.TLSKey}, c.TrustedKeys...) {
 		if path != "" && !filepath.IsAbs(path) {
 			errs = append(errs, fmt.Errorf("images: %q is not an absolute path", path))
 		}
@@ -53,11 +68,16 @@ func (c ImageConfig) validate() error {
 	return errors.Join(errs...)
 }
 
-// roots opens roots, and decides which of them new layers may stand on. The zero value trusts who the system trusts, and takes all.
+// roots opens roots, each image once for all that stands on it, and decides which of them new layers may stand on. The zero value trusts
+// who the system trusts, and takes all.
 type roots struct {
 	cfg ImageConfig
 	log *slog.Logger
 	mu  sync.Mutex // guards the file of serials
+
+	changes sync.Mutex // held while replicas and the records that name them are changed
+	setsMu  sync.Mutex // guards sets, and the users of each; no other lock is taken under it
+	sets    map[image.Digest]*rootSet
 }
 
 // taken is what is remembered of an image's name.
@@ -70,7 +90,7 @@ const admissionHint = "have it signed: coppice image sign; trusted_keys and requ
 
 // admit refuses a root that a new layer may not stand on. An image that is signed by a trusted key is also held to the serials that
 // were taken under its name: an older one is refused, whether or not signatures are required.
-func (a *roots) admit(base union.Base, ref string) error {
+func (a *roots) admit(base union.Base, refs []image.Ref) error {
 	if base == nil || !a.cfg.RequireSignature && len(a.cfg.TrustedKeys) == 0 {
 		return nil
 	}
@@ -78,23 +98,24 @@ func (a *roots) admit(base union.Base, ref string) error {
 	if !ok {
 		if a.cfg.RequireSignature {
 			return fail(CodeUntrusted, "make an image of it and sign that: coppice image build, coppice image sign",
-				"root %s is a raw disk, which cannot be signed, and this machine takes only what is signed", ref)
+				"root %s is a raw disk, which cannot be signed, and this machine takes only what is signed", refs[0])
 		}
 		return nil
 	}
-	statement, err := a.check(root, ref)
+	statement, err := a.check(root, refs)
 	switch {
 	case err == nil:
 		return a.take(statement)
 	case a.cfg.RequireSignature || !distrusted(err):
-		return fail(CodeUntrusted, admissionHint, "root %s: %w", ref, err)
+		return fail(CodeUntrusted, admissionHint, "%w", err)
 	case !errors.Is(err, image.ErrUnsigned):
-		a.log.Warn("root is taken though its signature does not count: none is required", "root", ref, "error", oneLine(err))
+		a.log.Warn("root is taken though its signature does not count: none is required", "error", oneLine(err))
 	}
 	return nil
 }
 
-func (a *roots) check(root *imageRoot, text string) (*image.Statement, error) {
+// check looks for a signature that counts beside each of the replicas: it is about their content.
+func (a *roots) check(root *imageRoot, refs []image.Ref) (*image.Statement, error) {
 	var keys []minisign.PublicKey
 	for _, path := range a.cfg.TrustedKeys {
 		key, err := minisign.PublicKeyFromFile(path)
@@ -103,13 +124,33 @@ func (a *roots) check(root *imageRoot, text string) (*image.Statement, error) {
 		}
 		keys = append(keys, key)
 	}
-	ref, err := image.ParseRef(text)
+	source, err := image.NewSourceOptions(a.cfg.CA, a.cfg.TLSCert, a.cfg.TLSKey)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(root.ctx, openRootTime)
 	defer cancel()
-	return image.CheckSignature(ctx, root.im, keys, ref.Image, time.Now())
+	var errs []error
+	for _, ref := range refs {
+		statement, err := checkSignature(ctx, ref, source, root.set.ContentRoot(), keys)
+		if err == nil {
+			return statement, nil
+		}
+		errs = append(errs, fmt.Errorf("root %s: %w", ref, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+func checkSignature(ctx context.Context, ref image.Ref, o image.SourceOptions, content image.Digest, keys []minisign.PublicKey) (*image.Statement, error) {
+	im, src, err := image.OpenRef(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = errors.Join(im.Close(), src.Close()) }() // they were only read
+	if im.ContentRoot() != content {
+		return nil, fmt.Errorf("holds %s, not %s: %w", im.ContentRoot(), content, image.ErrOther)
+	}
+	return image.CheckSignature(ctx, im, keys, ref.Image, time.Now())
 }
 
 // distrusted reports whether err is about the signature, and not about a failure to look at it.

@@ -3,6 +3,7 @@ package node
 import (
 	"time"
 
+	"coppice/image"
 	"coppice/union"
 )
 
@@ -29,7 +30,7 @@ type VersionInfo struct {
 // Depth and BlockSize mean the default; an ID of [AutoID] means any.
 type CreateRequest struct {
 	Name      string `json:"name"`
-	Root      string `json:"root"`       // absolute path of a raw file or block device; "" for a layer that needs none
+	Root      string `json:"root"`       // absolute path of a raw file or block device, or an image; "" for a layer that needs none
 	Store     string `json:"store"`      // absolute path of a leaf store
 	Layer     string `json:"layer"`      // "" for the layer named as the device
 	From      string `json:"from"`       // sealed layer of the store that a new layer stands on; "" for the root alone
@@ -41,6 +42,10 @@ type CreateRequest struct {
 	ID        int    `json:"id"`
 	// QuotaBytes bounds the data of a layer that is made; 0 for none.
 	QuotaBytes int64 `json:"quota_bytes,omitempty"`
+	// Roots are references of replicas of one image, for a root that has several. Root is the first of them, or empty.
+	Roots []string `json:"roots,omitempty"`
+	// Hydrate has the image copied to this machine in the background.
+	Hydrate bool `json:"hydrate,omitempty"`
 }
 
 // State is where a device is in its life.
@@ -99,17 +104,40 @@ type OldestRequest struct {
 	TargetIO int    `json:"target_io"` // its reads, writes and syncs of leaf and root that have not ended
 }
 
-// Root is the root image below a device, and what the layer's pin says of it. All but the path is
+// Root is the root image below a device, and what the layer's pin says of it. All but the path and the references is
 // absent while the device is not served, and all of it where the layer is complete.
 type Root struct {
-	Path      string     `json:"path"`
+	Path      string     `json:"path"`           // or the reference of an image
+	Refs      []string   `json:"refs,omitempty"` // of all replicas, where there are several
 	SizeBytes int64      `json:"size_bytes,omitempty"`
 	Content   string     `json:"content,omitempty"`  // in hex: of an image its content root, of a raw root the SHA-256 of samples
 	Modified  *time.Time `json:"modified,omitempty"` // files only
 	// Verified tells whether each chunk is checked against a digest as it is read.
 	// A raw root cannot be: it is only recognised, when it is opened.
 	Verified bool `json:"verified"`
+	// Replicas are those of an image, Hydration is how far it is copied to this machine; inspect only. Both are shared by all devices on the content.
+	Replicas  []image.ReplicaStatus `json:"replicas,omitempty"`
+	Hydration *Hydration            `json:"hydration,omitempty"`
 }
+
+// Hydration tells how far an image is copied to this machine.
+type Hydration struct {
+	State      HydrationState `json:"state"`
+	Ref        string         `json:"ref"` // of the copy
+	DoneBytes  int64          `json:"done_bytes"`
+	TotalBytes int64          `json:"total_bytes"`     // of the image as it is stored
+	Error      string         `json:"error,omitempty"` // why it waits
+}
+
+// HydrationState is where a hydration is.
+type HydrationState string
+
+// The states of a hydration.
+const (
+	HydrationCopying  HydrationState = "copying"
+	HydrationWaiting  HydrationState = "waiting" // to try again: Error says why
+	HydrationComplete HydrationState = "complete"
+)
 
 // Leaf is the writable top of a device.
 type Leaf struct {

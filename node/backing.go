@@ -23,6 +23,7 @@ type backing struct {
 
 type backingOptions struct {
 	roots    *roots
+	root     rootWanted
 	create   bool          // make the layer where there is none
 	patience time.Duration // with a store that another process has open
 	verify   bool          // CRC-32C of each leaf block that is read
@@ -36,12 +37,20 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 			err = errors.Join(err, b.undo())
 		}
 	}()
-	rootErr := b.openRoot(r, o.roots)
-	if o.create && rootErr != nil && r.Root != "" {
-		return nil, rootErr
+	var rootErr error
+	if o.create { // what is wrong with the root is said first
+		if rootErr = b.openRoot(r, o); rootErr != nil && r.Root != "" {
+			return nil, rootErr
+		}
 	}
 	if b.store, err = s.acquire(ctx, r.Store, o.patience); err != nil {
 		return nil, leafError(r, err)
+	}
+	if !o.create {
+		if info, err := b.store.LayerInfo(r.Layer); err == nil {
+			o.root.pin = info.Pin
+		}
+		rootErr = b.openRoot(r, o)
 	}
 	if rootErr, err = b.needRoot(r, o, rootErr); err != nil {
 		return nil, err
@@ -52,9 +61,9 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	if err := b.openLayer(r, o); err != nil {
 		return nil, leafError(r, err)
 	}
-	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify})
+	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify, RootWait: min(rootStall, o.roots.cfg.patience())})
 	if err != nil {
-		return nil, fmt.Errorf("merge %s with %s: %w", r.Layer, r.Root, err)
+		return nil, fmt.Errorf("merge %s with %s: %w", r.Layer, r.rootNames(), err)
 	}
 	if size := b.device.SizeBytes(); size%int64(r.BlockSize) != 0 {
 		return nil, fail(CodeBadRequest, "use --block-size 512",
@@ -63,18 +72,18 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	return b, nil
 }
 
-func (b *backing) openRoot(r CreateRequest, opener *roots) error {
-	if r.Root == "" {
+func (b *backing) openRoot(r CreateRequest, o backingOptions) error {
+	if len(o.root.refs) == 0 {
 		return fail(CodeBadRoot, "give it: --root REF", "layer %s needs a root", r.Layer)
 	}
-	base, err := opener.open(r.Root)
+	base, err := o.roots.open(o.root)
 	if err != nil {
 		return err
 	}
 	b.base = base
 	if r.SizeBytes != 0 && r.SizeBytes < base.Size() {
 		return fail(CodeBadRequest, "leave --size away for the size of the root, or give more",
-			"a size of %d bytes would cut off the root %s, which has %d", r.SizeBytes, r.Root, base.Size())
+			"a size of %d bytes would cut off the root %s, which has %d", r.SizeBytes, r.rootNames(), base.Size())
 	}
 	return nil
 }
@@ -114,7 +123,7 @@ func (b *backing) openLayer(r CreateRequest, how backingOptions) error {
 	layer, err := b.store.OpenLayer(r.Layer, o)
 	if create && errors.Is(err, union.ErrNoLayer) {
 		if r.From == "" { // else it stands on what was taken before
-			if err := how.roots.admit(b.base, r.Root); err != nil {
+			if err := how.roots.admit(b.base, how.root.refs); err != nil {
 				return err
 			}
 		}

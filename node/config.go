@@ -143,6 +143,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Device.Depth, 128)
 	setDefault(&c.Device.BlockSize, 512)
 	setDefault(&c.Images.SerialsPath, DefaultSerialsPath)
+	setDefault(&c.Images.LocalPath, DefaultLocalPath)
+	setDefault(&c.Images.Patience, defaultPatience.String())
 	setDefault(&c.Version, Version())
 	if c.VerifyLeaf == nil {
 		yes := true

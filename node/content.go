@@ -151,7 +151,7 @@ func (d *Daemon) OpenContent(ctx context.Context, r ContentRequest, opened func(
 		if r.Root == "" {
 			return nil, "", rootNeeded(r.Layer, "a root that no device has")
 		}
-		base, err := d.roots.open(r.Root)
+		base, err := d.roots.openFor(r.Root, pin)
 		return base, r.Root, err
 	})
 	if err != nil {
@@ -184,7 +184,8 @@ func (r ContentRequest) check() error {
 	if r.Root == "" {
 		return nil
 	}
-	return checkRoot(r.Root)
+	_, err := checkRoot(r.Root)
+	return err
 }
 
 func rootNeeded(layer, what string) error {
@@ -252,11 +253,11 @@ func withContentOffline(runDir string, cfg ImageConfig, r ContentRequest, do fun
 		return err
 	}
 	return withStoreOffline(runDir, r.Store, nil, func(st *union.Store) (err error) {
-		c, err := openContent(st, r.Layer, func(union.Pin) (union.Base, string, error) {
+		c, err := openContent(st, r.Layer, func(pin union.Pin) (union.Base, string, error) {
 			if r.Root == "" {
 				return nil, "", rootNeeded(r.Layer, "a root")
 			}
-			base, err := (&roots{cfg: cfg}).open(r.Root)
+			base, err := (&roots{cfg: cfg}).openFor(r.Root, pin)
 			return base, r.Root, err
 		})
 		if err != nil {

@@ -47,7 +47,7 @@ func (d *Daemon) reserve(r CreateRequest) (*device, error) {
 		Version: recordVersion, Phase: phaseCreating, BootID: d.bootID, Token: rand.Uint64(),
 		Device: r, Created: time.Now().UTC().Truncate(time.Millisecond),
 	}}
-	if err := d.refuseOwn(rootPath(r.Root), r.Store); err != nil {
+	if err := d.refuseOwn(append(rootPaths(r.roots()), r.Store)...); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -90,10 +90,15 @@ func (d *Daemon) forget(name string) {
 // device into service, or undoes all of it.
 func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	rec := v.record()
-	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, create: true, verify: *d.cfg.VerifyLeaf})
+	root, err := wantRoot(rec.Device.roots(), nil)
 	if err != nil {
 		return err
 	}
+	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, root: root, create: true, verify: *d.cfg.VerifyLeaf})
+	if err != nil {
+		return err
+	}
+	rec.setReplicas(back)
 	d.mergeLeftover(back)
 	rec.NewLayer = back.newLayer != ""
 	rec.Device.SizeBytes = back.device.SizeBytes()
@@ -106,11 +111,9 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, disk.Stop(ctx), back.undo(), d.records.remove(rec.Device.Name))
 	}
-	if back.base == nil {
-		rec.Device.Root = ""
-	}
 	marked := back.marked(rec.Device.Root)
 	v.setLive(disk, back, rec)
+	d.shareRoot(v)
 	d.startDetaches(marked)
 	go d.watch(v, disk)
 	return nil

@@ -51,7 +51,7 @@ func (d *Daemon) deleteLive(ctx context.Context, v *device) error {
 	}
 	lost, err := d.stopOrDrop(ctx, v)
 	if err != nil {
-		err = errors.Join(inUse(err, v.disk.Path()), d.mark(rec, phaseActive))
+		err = errors.Join(inUse(err, v.disk.Path()), d.mark(v.record(), phaseActive))
 		v.setState(StateLive)
 		return err
 	}

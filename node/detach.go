@@ -149,10 +149,13 @@ func (d *Daemon) resolveDetach(r DetachRequest) (DetachRequest, error) {
 	switch {
 	case !filepath.IsAbs(r.Store):
 		return r, fail(CodeBadRequest, "give an absolute path", "leaf store %q is not an absolute path", r.Store)
-	case r.Root != "" && checkRoot(r.Root) != nil:
-		return r, checkRoot(r.Root)
 	case r.BytesPerSecond < 0:
 		return r, fail(CodeBadRequest, "leave it out for what the devices leave", "%d bytes per second are negative", r.BytesPerSecond)
+	}
+	if r.Root != "" {
+		if _, err := checkRoot(r.Root); err != nil {
+			return r, err
+		}
 	}
 	if err := union.ValidLayerName(r.Layer); err != nil {
 		return r, fail(CodeBadRequest, "`coppice store info STORE` lists the layers", "%w", err)
@@ -247,7 +250,7 @@ func (d *Daemon) detachBase(r *DetachRequest, st *sharedStore) (union.Base, erro
 	if r.Root == "" {
 		return nil, fail(CodeBadRequest, "give it: --root REF", "layer %s stands on a root that no device has", r.Layer)
 	}
-	base, err := d.roots.open(r.Root)
+	base, err := d.roots.openFor(r.Root, info.Pin)
 	if err != nil {
 		return nil, err
 	}
@@ -364,7 +367,7 @@ func (d *Daemon) forgetRoots(st *sharedStore) {
 			v.back.layer.Pin().Kind == union.PinNone
 		var err error
 		if stale {
-			rec.Device.Root = ""
+			rec.Device.setRoots(nil)
 			err = d.records.save(*rec)
 		}
 		v.mu.Unlock()
@@ -479,7 +482,7 @@ func detachHere(ctx context.Context, st *union.Store, r DetachRequest, progress 
 		if r.Root == "" {
 			return fail(CodeBadRequest, "give it: --root REF", "layer %s stands on a root", r.Layer)
 		}
-		if base, err = new(roots).open(r.Root); err != nil {
+		if base, err = new(roots).openFor(r.Root, info.Pin); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, base.Close()) }()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,7 @@ func TestDetachOutlivesDeviceAndDaemon(t *testing.T) {
 	if got := r.read(web.ID, 8192, 4); got != "mine" || r.read(web.ID, 1<<20, 64) != string(content[1<<20:1<<20+64]) {
 		t.Errorf("the device holds something else: %q", got)
 	}
-	if got := state(t, r, "web1").Root; got != (node.Root{}) {
+	if got := state(t, r, "web1").Root; !reflect.DeepEqual(got, node.Root{}) {
 		t.Errorf("root %+v", got)
 	}
 }

@@ -94,7 +94,7 @@ func (v *device) report(u usage, detail bool) Device {
 	d := Device{
 		Name: r.Name, State: v.state, ID: r.ID, SizeBytes: r.SizeBytes, BlockSize: r.BlockSize,
 		Queues: r.Queues, Depth: r.Depth, ReadOnly: r.ReadOnly,
-		Root:    Root{Path: r.Root},
+		Root:    Root{Path: r.Root, Refs: r.Roots},
 		Leaf:    Leaf{Store: r.Store, Layer: r.Layer},
 		Created: v.rec.Created, CreateMS: v.rec.CreateMS, Restored: v.restored,
 	}
@@ -115,6 +115,9 @@ func (v *device) report(u usage, detail bool) Device {
 			d.Root = Root{}
 		}
 		d.Leaf.setSpace(v.back.layer)
+		if root, ok := v.back.base.(*imageRoot); ok && detail {
+			d.Root.Replicas, d.Root.Hydration = root.set.report()
+		}
 		if detail {
 			stats, info := v.back.device.Stats(), v.back.store.Info()
 			d.Stats, d.Leaf.Info = &stats, &info
@@ -200,10 +203,15 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	if err := checkGeometry(r.Queues, r.Depth, r.BlockSize); err != nil {
 		return bad("", "%w", err)
 	}
-	if r.Root != "" {
-		if err := checkRoot(r.Root); err != nil {
-			return r, err
-		}
+	if r.Root != "" && len(r.Roots) > 0 && r.Root != r.Roots[0] {
+		return bad("give the first one in roots, or not at all", "root %s is not the first of the roots", r.Root)
+	}
+	if err := checkRoots(r.roots()); err != nil {
+		return r, err
+	}
+	r.setRoots(r.roots())
+	if r.Hydrate && (r.Root == "" || rootIsRaw(r.Root)) {
+		return bad("make an image of it: coppice image build; or copy the disk by other means", "only an image is copied to this machine, not a raw disk")
 	}
 	if err := union.ValidLayerName(r.Layer); err != nil {
 		return bad("choose another layer: --leaf STORE:LAYER", "%w", err)
@@ -235,9 +243,11 @@ func checkPaths(r CreateRequest) error {
 	if isDir(r.Store) {
 		return fail(CodeBadLeaf, "--leaf takes the path of a leaf store, made by coppice store format", "leaf %s is a directory", r.Store)
 	}
-	if path := rootPath(r.Root); path != "" && sameFile(path, r.Store) {
-		return fail(CodeBadRequest, "root and leaf can be two partitions of one disk, not the same one",
-			"root %s and leaf %s are the same file", r.Root, r.Store)
+	for _, path := range rootPaths(r.roots()) {
+		if sameFile(path, r.Store) {
+			return fail(CodeBadRequest, "root and leaf can be two partitions of one disk, not the same one",
+				"root %s and leaf %s are the same file", path, r.Store)
+		}
 	}
 	if _, err := os.Stat(r.Store); os.IsNotExist(err) {
 		return fail(CodeBadLeaf, "make it first: coppice store format "+r.Store+" (with --size for a file)", "open leaf: %w", err)

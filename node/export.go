@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"coppice/union"
@@ -96,7 +97,8 @@ func (d *Daemon) refuseDest(dest string) error {
 		return err
 	}
 	for _, v := range d.all() {
-		if rec := v.record().Device; sameFile(rootPath(rec.Root), dest) {
+		rec := v.record().Device
+		if slices.ContainsFunc(rootPaths(rec.roots()), func(path string) bool { return sameFile(path, dest) }) {
 			return fail(CodeInUse, "give another destination", "%s is the root of device %s", dest, rec.Name)
 		}
 	}

@@ -7,8 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"coppice/image"
 )
 
 // recordVersion is the version of the record's form. A record of another one is kept
@@ -27,14 +30,35 @@ const (
 // record is what is kept of a device in the run directory: all that a later daemon needs
 // to serve it again.
 type record struct {
-	Version  int           `json:"version"`
-	Phase    phase         `json:"phase"`
-	BootID   string        `json:"boot_id"`
-	Token    uint64        `json:"token,string"` // by which the kernel's device is known to be this one
-	Device   CreateRequest `json:"device"`       // with all defaults resolved
-	NewLayer bool          `json:"new_layer"`
-	Created  time.Time     `json:"created"`
-	CreateMS float64       `json:"create_ms"`
+	Version int           `json:"version"`
+	Phase   phase         `json:"phase"`
+	BootID  string        `json:"boot_id"`
+	Token   uint64        `json:"token,string"` // by which the kernel's device is known to be this one
+	Device  CreateRequest `json:"device"`       // with all defaults resolved
+	// Manifests are the digests of the manifests by which the replicas of the root were opened last, by reference: what a tag means by now does not matter then.
+	Manifests map[string]image.Digest `json:"manifests,omitempty"`
+	NewLayer  bool                    `json:"new_layer"`
+	Created   time.Time               `json:"created"`
+	CreateMS  float64                 `json:"create_ms"`
+}
+
+// setReplicas takes down which replicas the root has. A layer that is complete has none.
+func (r *record) setReplicas(b *backing) {
+	switch root := b.base.(type) {
+	case nil:
+		r.Device.setRoots(nil)
+		r.Manifests = nil
+		r.Device.Hydrate = false
+	case *imageRoot:
+		texts, manifests := root.set.list()
+		r.Device.setRoots(texts)
+		for ref, known := range r.Manifests { // of one that is not open just now
+			if _, ok := manifests[ref]; !ok && slices.Contains(texts, ref) {
+				manifests[ref] = known
+			}
+		}
+		r.Manifests = manifests
+	}
 }
 
 // records is the directory with one record per device.

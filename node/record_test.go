@@ -3,16 +3,21 @@ package node
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
+
+	"coppice/image"
 )
 
 func TestRecordsRoundTrip(t *testing.T) {
 	s := records{t.TempDir()}
 	want := record{
 		Version: recordVersion, Phase: phaseActive, BootID: "b", Token: 1<<64 - 1, NewLayer: true, CreateMS: 1.5,
-		Device:  CreateRequest{Name: "web1", Root: "/r", Store: "/s", Layer: "l", SizeBytes: 512, Queues: 1, Depth: 2, BlockSize: 512, ID: 3},
-		Created: time.Date(2026, 11, 20, 1, 2, 3, 0, time.UTC),
+		Device: CreateRequest{Name: "web1", Root: "/r", Store: "/s", Layer: "l", SizeBytes: 512, Queues: 1, Depth: 2, BlockSize: 512, ID: 3,
+			Roots: []string{"/r", "oci:/i:a:1"}, Hydrate: true},
+		Manifests: map[string]image.Digest{"oci:/i:a:1": {7}},
+		Created:   time.Date(2026, 11, 20, 1, 2, 3, 0, time.UTC),
 	}
 	for range 2 { // to replace one, too
 		if err := s.save(want); err != nil {
@@ -20,7 +25,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 		}
 	}
 	all, err := s.load()
-	if err != nil || len(all) != 1 || all[0].err != nil || all[0].record != want {
+	if err != nil || len(all) != 1 || all[0].err != nil || !reflect.DeepEqual(all[0].record, want) {
 		t.Fatalf("loaded %+v, %v", all, err)
 	}
 	for range 2 { // the second time there is none

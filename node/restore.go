@@ -21,7 +21,7 @@ func (d *Daemon) loadRecords() error {
 	for _, l := range all {
 		if l.err == nil && l.BootID != d.bootID {
 			d.log.Warn("device from before the reboot forgotten; create it again to continue on its layer",
-				"device", l.name, "root", l.Device.Root, "leaf", l.Device.Store, "layer", l.Device.Layer)
+				"device", l.name, "root", l.Device.rootNames(), "leaf", l.Device.Store, "layer", l.Device.Layer)
 			if err := d.records.remove(l.name); err != nil {
 				return err
 			}
@@ -63,7 +63,7 @@ func (d *Daemon) restore(ctx context.Context, v *device) {
 		err = fmt.Errorf("restore %s: %w", rec.Device.Name, err)
 		v.setFailed(err)
 		log.Error("device not restored; its record is kept for the next start",
-			"error", oneLine(err), "hint", Explain(err).Hint, "root", rec.Device.Root, "leaf", rec.Device.Store)
+			"error", oneLine(err), "hint", Explain(err).Hint, "root", rec.Device.rootNames(), "leaf", rec.Device.Store)
 	case how == forgotten:
 		d.forget(rec.Device.Name)
 		log.Info("unfinished operation of an earlier daemon cleaned up", "phase", string(rec.Phase))
@@ -161,7 +161,11 @@ const patience = 30 * time.Second
 
 // serveAgain opens what lies below the device and puts it into service.
 func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outcome) error {
-	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, patience: patience, verify: *d.cfg.VerifyLeaf})
+	root, err := wantRoot(rec.Device.roots(), rec.Manifests)
+	if err != nil {
+		return err
+	}
+	back, err := openBacking(ctx, d.stores, rec.Device, backingOptions{roots: d.roots, root: root, patience: patience, verify: *d.cfg.VerifyLeaf})
 	if err != nil {
 		return err
 	}
@@ -171,9 +175,7 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 	}
 	d.mergeLeftover(back)
 	rec.Phase, rec.NewLayer = phaseActive, false
-	if back.base == nil { // the layer is complete since
-		rec.Device.Root = ""
-	}
+	rec.setReplicas(back)
 	if err := d.records.save(rec); err != nil {
 		return errors.Join(err, back.close())
 	}
@@ -194,6 +196,7 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 	v.restored = &now
 	v.mu.Unlock()
 	v.setLive(disk, back, rec)
+	d.shareRoot(v)
 	go d.watch(v, disk)
 	return nil
 }

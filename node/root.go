@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"slices"
+	"strings"
 	"time"
 
 	"coppice/image"
@@ -19,92 +19,178 @@ const (
 	rootCacheBytes = 32 << 20
 	// openRootTime bounds how long it takes to find out what a root is.
 	openRootTime = 60 * time.Second
-	// rootPatience is how long a read waits for a source that fails, before it fails too.
-	rootPatience = 60 * time.Second
+	// rootStall is how long a root may answer nothing before some reads are given up so that leaves are served: see [union.DeviceOptions].
+	rootStall = 10 * time.Second
+	// MaxReplicas is how many references a root may have.
+	MaxReplicas = 32
 )
+
+const credentialsHint = "give the daemon's user credentials in docker's configuration"
 
 const rootHint = "--root takes a raw disk image or block device that the daemon can read, or an image: oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG"
 
-// open opens a root by its reference.
-func (a *roots) open(text string) (union.Base, error) {
-	base, err := a.openRef(text)
-	if err == nil {
-		return base, nil
+// rootWanted says which root to open.
+type rootWanted struct {
+	refs []image.Ref // replicas of one image, or one raw file
+	// pin is what the root has to be, unless zero: then references that cannot be reached do not matter as long as one is good, and
+	// neither do those that mean other content by now.
+	pin union.Pin
+	// alone keeps the references out of what the devices share.
+	alone bool
+}
+
+// content is the content root that is wanted, or zero.
+func (w rootWanted) content() image.Digest {
+	if w.pin.Kind != union.PinImage {
+		return image.Digest{}
+	}
+	return image.Digest(w.pin.Digest)
+}
+
+// wantRoot parses references. Those whose manifest is known are pinned to it.
+func wantRoot(texts []string, manifests map[string]image.Digest) (rootWanted, error) {
+	w := rootWanted{}
+	for _, text := range texts {
+		ref, err := image.ParseRef(text)
+		if err != nil {
+			return w, fail(CodeBadRoot, rootHint, "%w", err)
+		}
+		w.refs = append(w.refs, ref.Pinned(manifests[text]))
+	}
+	return w, nil
+}
+
+// open opens a root.
+func (a *roots) open(w rootWanted) (union.Base, error) {
+	base, err := a.openAny(w)
+	var explained *Error
+	if err == nil || errors.As(err, &explained) {
+		return base, err
 	}
 	hint := rootHint
-	if errors.Is(err, image.ErrRefused) {
-		hint = "give the daemon's user credentials in docker's configuration"
+	switch {
+	case errors.Is(err, image.ErrRefused):
+		hint = credentialsHint
+	case errors.Is(err, image.ErrOther):
+		return nil, fail(CodeOtherRoot, "give the root that the layer was made on", "%w", err)
 	}
 	return nil, fail(CodeBadRoot, hint, "%w", err)
 }
 
-func (a *roots) openRef(text string) (union.Base, error) {
-	ref, err := image.ParseRef(text)
-	if err != nil {
-		return nil, err
-	}
-	if ref.Kind == image.KindFile {
-		return union.OpenRaw(ref.Place)
-	}
-	o, err := image.NewSourceOptions(a.cfg.CA, a.cfg.TLSCert, a.cfg.TLSKey)
-	if err != nil {
-		return nil, err
+func (a *roots) openAny(w rootWanted) (union.Base, error) {
+	if len(w.refs) == 1 && w.refs[0].Kind == image.KindFile {
+		return union.OpenRaw(w.refs[0].Place)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openRootTime)
 	defer cancel()
-	im, src, err := image.OpenRef(ctx, ref, o)
+	s, err := a.share(ctx, w)
 	if err != nil {
 		return nil, err
 	}
-	return newImageRoot(im, src, text), nil
+	return newImageRoot(a, s), nil
+}
+
+// openFor opens the root that a layer stands on, for one user, who may know another place of it than the devices do.
+func (a *roots) openFor(text string, pin union.Pin) (union.Base, error) {
+	w, err := wantRoot([]string{text}, nil)
+	if err != nil {
+		return nil, err
+	}
+	w.pin, w.alone = pin, true
+	return a.open(w)
 }
 
 // checkRoot refuses references that mean something else to the daemon than to who gave them.
-func checkRoot(text string) error {
+func checkRoot(text string) (image.Ref, error) {
 	ref, err := image.ParseRef(text)
 	if err != nil {
-		return fail(CodeBadRequest, rootHint, "%w", err)
+		return ref, fail(CodeBadRequest, rootHint, "%w", err)
 	}
 	if path := ref.Path(); path != "" && !filepath.IsAbs(path) {
-		return fail(CodeBadRequest, "give an absolute path", "root %q is not an absolute path", text)
+		return ref, fail(CodeBadRequest, "give an absolute path", "root %q is not an absolute path", text)
+	}
+	return ref, nil
+}
+
+// checkRoots refuses references that cannot be replicas of one root.
+func checkRoots(texts []string) error {
+	if len(texts) > MaxReplicas {
+		return fail(CodeBadRequest, "give fewer", "%d roots are more than %d", len(texts), MaxReplicas)
+	}
+	for i, text := range texts {
+		ref, err := checkRoot(text)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(texts[:i], text) {
+			return fail(CodeBadRequest, "give each once", "root %s is given twice", text)
+		}
+		if ref.Kind == image.KindFile && len(texts) > 1 {
+			return fail(CodeBadRequest, "make an image of it: coppice image build; or give it alone",
+				"root %s is a raw disk, which can have no replicas: nothing proves that two have the same content", text)
+		}
 	}
 	return nil
 }
 
-// rootPath is the path on this machine that a root is at, or "".
-func rootPath(text string) string {
-	if ref, err := image.ParseRef(text); err == nil {
-		return ref.Path()
-	}
-	return ""
+func rootIsRaw(text string) bool {
+	ref, err := image.ParseRef(text)
+	return err == nil && ref.Kind == image.KindFile
 }
 
-// imageRoot is an image as the root of devices. Every byte that it gives was verified against the content root that layers on it pin.
-type imageRoot struct {
-	im       *image.Image
-	src      image.Source
-	name     string
-	patience time.Duration
-	log      *slog.Logger
-	warned   atomic.Int64 // Unix seconds of the last warning
+// rootPaths are the paths on this machine that roots are at.
+func rootPaths(texts []string) (paths []string) {
+	for _, text := range texts {
+		if ref, err := image.ParseRef(text); err == nil && ref.Path() != "" {
+			paths = append(paths, ref.Path())
+		}
+	}
+	return paths
+}
 
+// roots returns the references of the device's root.
+func (r CreateRequest) roots() []string {
+	if len(r.Roots) == 0 && r.Root != "" {
+		return []string{r.Root}
+	}
+	return r.Roots
+}
+
+// setRoots replaces the references of the device's root. The first one stays in Root, where it is found by programs that know no other.
+func (r *CreateRequest) setRoots(texts []string) {
+	r.Root, r.Roots = "", nil
+	if len(texts) > 0 {
+		r.Root = texts[0]
+	}
+	if len(texts) > 1 {
+		r.Roots = slices.Clone(texts)
+	}
+}
+
+// rootNames is for messages.
+func (r CreateRequest) rootNames() string { return strings.Join(r.roots(), ", ") }
+
+// imageRoot is an image as the root of one user: a device, or a detach. What it reads is shared with all others on the same content. Every
+// byte that it gives was verified against the content root that layers on it pin.
+type imageRoot struct {
+	set    *rootSet
+	owner  *roots
 	ctx    context.Context // ends when the root is closed
 	cancel context.CancelFunc
 }
 
-func newImageRoot(im *image.Image, src image.Source, name string) *imageRoot {
-	im.Cache(rootCacheBytes)
-	r := &imageRoot{im: im, src: src, name: name, patience: rootPatience, log: slog.Default()}
+func newImageRoot(owner *roots, s *rootSet) *imageRoot {
+	r := &imageRoot{set: s, owner: owner}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
 }
 
 // Size returns the length in bytes.
-func (r *imageRoot) Size() int64 { return r.im.Size() }
+func (r *imageRoot) Size() int64 { return r.set.Size() }
 
 // Pin is the content root: who made the image, and where it lies, does not matter.
 func (r *imageRoot) Pin() union.Pin {
-	return union.Pin{Kind: union.PinImage, SizeBytes: r.im.Size(), Digest: union.Digest(r.im.ContentRoot())}
+	return union.Pin{Kind: union.PinImage, SizeBytes: r.set.Size(), Digest: union.Digest(r.set.ContentRoot())}
 }
 
 // File returns nil: an image is no file.
@@ -112,45 +198,28 @@ func (r *imageRoot) File() *os.File { return nil }
 
 // NextData returns where data begins that is not zeros, at off or after it, as far as the table can be read.
 func (r *imageRoot) NextData(off int64) int64 {
-	next, err := r.im.NextData(r.ctx, off)
+	next, err := r.set.NextData(r.ctx, off)
 	if err != nil {
 		return off
 	}
 	return next
 }
 
-// ReadAsync reads in a goroutine of its own, which waits for a source that fails as long as the patience lasts.
+// ReadAsync reads in a goroutine of its own, which waits while no replica answers, for as long as the patience lasts.
 func (r *imageRoot) ReadAsync(p []byte, off int64, done func(error)) {
-	go func() { done(r.read(p, off)) }()
-}
-
-func (r *imageRoot) read(p []byte, off int64) error {
-	ctx, cancel := context.WithTimeout(r.ctx, r.patience)
-	defer cancel()
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		err := r.im.Read(ctx, p, off)
-		if err == nil || errors.Is(err, image.ErrClosed) {
-			return err
+	go func() {
+		r.set.guests.enter()
+		err := r.set.Read(r.ctx, p, off)
+		r.set.guests.leave()
+		if err != nil {
+			err = fmt.Errorf("read root: %w", err)
 		}
-		r.warn(err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return fmt.Errorf("read root %s: %w", r.name, err)
-		}
-	}
+		done(err)
+	}()
 }
 
-// warn says at most every ten seconds what is wrong with the source.
-func (r *imageRoot) warn(err error) {
-	now := time.Now().Unix()
-	if last := r.warned.Load(); now-last >= 10 && r.warned.CompareAndSwap(last, now) {
-		r.log.Warn("root cannot be read; reads of it wait", "root", r.name, "error", oneLine(err))
-	}
-}
-
-// Close closes the image and its source.
+// Close leaves the image to its other users.
 func (r *imageRoot) Close() error {
 	r.cancel()
-	return errors.Join(r.im.Close(), r.src.Close())
+	return r.owner.leave(r.set)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -52,7 +53,12 @@ func TestImageRootWaitsForItsSource(t *testing.T) {
 	var up atomic.Bool
 	up.Store(true)
 	ref, content := servedImage(t, &up)
-	base, err := new(roots).open(ref)
+	w, err := wantRoot([]string{ref}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opener := &roots{cfg: ImageConfig{Patience: "1s"}}
+	base, err := opener.open(w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +76,7 @@ func TestImageRootWaitsForItsSource(t *testing.T) {
 		t.Errorf("%v, or other bytes", err)
 	}
 	up.Store(false)
-	base.(*imageRoot).patience = 100 * time.Millisecond
-	if err := readRoot(base, p, 20_000); !errors.Is(err, image.ErrProtocol) {
+	if err := readRoot(base, p, 20_000); !errors.Is(err, image.ErrNoReplica) {
 		t.Errorf("%v", err)
 	}
 	up.Store(true)
@@ -80,5 +85,81 @@ func TestImageRootWaitsForItsSource(t *testing.T) {
 	}
 	if next := base.(*imageRoot).NextData(110_000); next != 249_856 {
 		t.Errorf("data goes on at %d", next)
+	}
+}
+
+// The root of all who stand on one content is opened once, and closed with the last of them.
+func TestRootsOfOneContentAreShared(t *testing.T) {
+	var up atomic.Bool
+	up.Store(true)
+	ref, _ := servedImage(t, &up)
+	a := &roots{cfg: ImageConfig{Patience: "1s"}, log: slog.Default()}
+	open := func(w rootWanted) *imageRoot {
+		t.Helper()
+		base, err := a.open(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base.(*imageRoot)
+	}
+	w, err := wantRoot([]string{ref}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := open(w), open(w)
+	up.Store(false)
+	w.pin = one.Pin()
+	three := open(w) // needs nobody to answer
+	w.alone = true
+	four := open(w)
+	if one.set != two.set || one.set != three.set || one.set != four.set || one.set.users != 4 || len(a.sets) != 1 {
+		t.Errorf("%d sets, %d users", len(a.sets), one.set.users)
+	}
+	for _, r := range []*imageRoot{two, one, four, three} {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(a.sets) != 0 {
+		t.Errorf("%d sets are left", len(a.sets))
+	}
+	up.Store(true)
+	// A detach brings a reference of its own, which is nothing to the devices.
+	five := open(w)
+	if five.set == one.set || len(a.sets) != 0 {
+		t.Error("what is opened for one user alone is shared")
+	}
+	if err := five.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Copies keep behind guests, and get on all the same.
+func TestCopiesKeepBehindGuests(t *testing.T) {
+	var g guests
+	p := newPacer(&g)
+	took := func(n int) time.Duration {
+		began := time.Now()
+		if err := p.pace(context.Background(), n); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began)
+	}
+	if d := took(1 << 30); d > 20*time.Millisecond {
+		t.Errorf("held up for %v with nobody there", d)
+	}
+	g.enter()
+	if d := took(leastHydrateRate / 5); d < 150*time.Millisecond || d > 2*time.Second {
+		t.Errorf("a fifth of a second's bytes took %v while a guest reads", d)
+	}
+	time.AfterFunc(50*time.Millisecond, g.leave)
+	if d := took(leastHydrateRate * 60); d < 50*time.Millisecond || d > 3*time.Second {
+		t.Errorf("went on %v after a guest's last read", d)
+	}
+	g.enter()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := p.pace(ctx, 1<<30); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
 	}
 }

@@ -90,6 +90,10 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST "+one+"/export/{token}", s.admit(true, s.export))
 	mux.Handle("DELETE "+one+"/export/{token}", s.guard(s.cancelExport, true))
 	mux.Handle("GET "+one+"/changed", s.admit(false, s.changed))
+	mux.Handle("POST "+one+"/roots", s.guard(s.addRoot, true))
+	mux.Handle("DELETE "+one+"/roots", s.guard(s.removeRoot, true))
+	mux.Handle("POST "+one+"/roots/hydrate", s.guard(s.hydrateRoot, true))
+	mux.Handle("POST "+one+"/roots/replicate", s.admit(true, s.replicateRoot))
 	mux.Handle("DELETE /"+APIVersion+"/layers", s.guard(s.removeLayer, true))
 	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
 	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))
@@ -200,6 +204,26 @@ func (s *server) set(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.d.Set(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) addRoot(r *http.Request) (any, error) {
+	var req RootRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.AddRoot(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) removeRoot(r *http.Request) (any, error) {
+	var req RootRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.RemoveRoot(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) hydrateRoot(r *http.Request) (any, error) {
+	return s.d.HydrateRoot(r.Context(), r.PathValue("name"))
 }
 
 func (s *server) growStore(r *http.Request) (any, error) {

@@ -64,6 +64,13 @@ func report[Request, Event any](s *server, w http.ResponseWriter, r *http.Reques
 // detach tells the progress for as long as the client stays; the work goes on without it.
 func (s *server) detach(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.Detach) }
 
+// replicateRoot goes on for as long as the client stays.
+func (s *server) replicateRoot(w http.ResponseWriter, r *http.Request) {
+	report(s, w, r, func(ctx context.Context, req ReplicateRequest, emit func(ReplicateEvent) error) error {
+		return s.d.ReplicateRoot(ctx, r.PathValue("name"), req, emit)
+	})
+}
+
 // moveLayer goes on for as long as the client stays.
 func (s *server) moveLayer(w http.ResponseWriter, r *http.Request) { report(s, w, r, s.d.MoveLayer) }
 

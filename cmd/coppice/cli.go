@@ -37,6 +37,7 @@ type cli struct {
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
 	Image   imageCmd   `cmd:"" help:"Build, copy and examine root images."`
 	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
+	Root    rootCmd    `cmd:"" help:"Say where the root of a device is read from, while it is in use."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 

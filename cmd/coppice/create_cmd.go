@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,7 +14,7 @@ import (
 type createCmd struct {
 	output
 	Name      string    `arg:"" help:"Name of the device: letters, digits, '.', '_' and '-', at most 63."`
-	Root      string    `placeholder:"REF" help:"Root image: path of a raw disk image or of a block device. It is only read. Left out for a layer that is complete (see detach)."`
+	Root      []string  `sep:"none" placeholder:"REF" help:"Root: path of a raw disk image or of a block device, or an image. It is only read. Given several times for replicas of one image; left out for a layer that is complete (see detach)."`
 	Leaf      string    `required:"" placeholder:"STORE[:LAYER]" help:"Leaf store that takes what is written, and the layer in it (default: named as the device). The layer is made where there is none; an existing one is continued."`
 	From      string    `placeholder:"LAYER" help:"Sealed layer of the same store that a new layer stands on (default: the root alone)."`
 	Size      size      `placeholder:"SIZE" help:"Size of the device, at least that of the root; the rest reads zeros (default: the root's)."`
@@ -24,6 +23,7 @@ type createCmd struct {
 	Depth     int       `placeholder:"N" help:"Requests in flight per queue (default: 128, or as the daemon is configured)."`
 	BlockSize blockSize `placeholder:"512|4096" help:"Logical block size in bytes (default: 512, or as the daemon is configured)."`
 	ReadOnly  bool      `help:"Make a device that cannot be written."`
+	Hydrate   bool      `help:"Copy the image to this machine in the background, behind what the device reads."`
 	ID        int       `name:"id" default:"-1" placeholder:"N" help:"Number N of /dev/ublkbN (default: the lowest free one)."`
 }
 
@@ -52,18 +52,30 @@ func (c *createCmd) Run(env *environment) error {
 	}
 	return c.print(env.out, d, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s, %s, ready in %.1f ms\n", d.Name, d.Path, showBytes(d.SizeBytes), d.CreateMS)
+		for _, r := range d.Root.Replicas {
+			if r.State != image.StateReady && r.State != image.StateSlow {
+				fmt.Fprintf(w, "  warning: replica %s is %s, and joins when it can: %s\n", r.Ref, r.State, r.Error)
+			}
+		}
 	})
 }
 
 func (c *createCmd) request() (node.CreateRequest, error) {
 	store, layer := splitLeaf(c.Leaf)
-	root, err := absoluteRoot(c.Root)
-	store, errStore := filepath.Abs(store)
-	if err := errors.Join(err, errStore); err != nil {
+	var roots []string
+	for _, text := range c.Root {
+		root, err := absoluteRoot(text)
+		if err != nil {
+			return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)
+		}
+		roots = append(roots, root)
+	}
+	store, err := filepath.Abs(store)
+	if err != nil {
 		return node.CreateRequest{}, fmt.Errorf("create %s: %w", c.Name, err)
 	}
 	return node.CreateRequest{
-		Name: c.Name, Root: root, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
+		Name: c.Name, Roots: roots, Hydrate: c.Hydrate, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
 		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID, QuotaBytes: int64(c.Quota),
 	}, nil
 }

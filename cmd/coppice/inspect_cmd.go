@@ -1,10 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"strings"
 	"time"
 
+	"coppice/image"
 	"coppice/node"
 	"coppice/union"
 )
@@ -68,6 +70,8 @@ func addRoot(r *rows, root node.Root) {
 	if root.Verified {
 		r.add("  content root", "%s", root.Content)
 		r.add("  verified", "yes: each chunk against the content root, as it is read")
+		addReplicas(r, root.Replicas)
+		addHydration(r, root.Hydration)
 		return
 	}
 	pin := "content " + root.Content[:min(12, len(root.Content))]
@@ -78,6 +82,30 @@ func addRoot(r *rows, root node.Root) {
 	if !root.Verified {
 		r.add("  verified", "no: a raw root is recognised by samples when it is opened; its chunks cannot be verified one by one")
 	}
+}
+
+func addReplicas(r *rows, all []image.ReplicaStatus) {
+	for _, p := range all {
+		r.add("  replica", "%s", p.Ref)
+		r.add("    state", "%s since %s, %s of the reads, %s in %s", p.State, p.Since.Format(time.RFC3339), showShare(p.Share), showBytes(p.Bytes), count(uint64(p.Requests), "request"))
+		if p.Requests > 0 {
+			r.add("    latency", "%.1f ms, 95 %% within %.1f ms", p.P50MS, p.P95MS)
+		}
+		if p.Failures > 0 {
+			r.add("    failures", "%d, the last: %s", p.Failures, p.Error)
+		}
+	}
+}
+
+func showShare(share float64) string { return fmt.Sprintf("%.0f %%", 100*share) }
+
+func addHydration(r *rows, h *node.Hydration) {
+	if h == nil {
+		return
+	}
+	percent := 100 * h.DoneBytes / max(h.TotalBytes, 1)
+	r.add("  hydration", "%s, %d %%, %s of %s, to %s", h.State, percent, showBytes(h.DoneBytes), showBytes(h.TotalBytes), h.Ref)
+	r.add("    waits for", "%s", h.Error)
 }
 
 func addLeaf(r *rows, leaf node.Leaf) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"aead.dev/minisign"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -34,7 +35,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
-			"spoil": cmdSpoil, "keys": cmdKeys,
+			"spoil": cmdSpoil, "keys": cmdKeys, "hydrated": cmdHydrated,
 		},
 	})
 }
@@ -45,6 +46,9 @@ type machine struct {
 	runDir string
 	daemon *nodetest.Daemon
 }
+
+// images is where the daemon keeps images of its own.
+func (m *machine) images() string { return filepath.Join(filepath.Dir(m.runDir), "local") }
 
 type machineKey struct{}
 
@@ -57,6 +61,7 @@ func setUp(env *testscript.Env) error {
 	m := &machine{kernel: nodetest.NewKernel(), runDir: filepath.Join(dir, "run")}
 	env.Values[machineKey{}] = m
 	env.Setenv("COPPICE_RUN_DIR", m.runDir)
+	env.Setenv("LOCAL_IMAGES", m.images())
 	env.Defer(func() {
 		if m.daemon != nil {
 			_ = m.daemon.Stop()
@@ -82,13 +87,28 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 		m.daemon = nil
 		return
 	}
-	cfg := node.Config{RunDir: m.runDir, Log: slog.New(slog.DiscardHandler), FullWait: "0"}
+	cfg := node.Config{
+		RunDir: m.runDir, Log: slog.New(slog.DiscardHandler), FullWait: "0",
+		Images: node.ImageConfig{LocalPath: m.images(), Patience: "10s"},
+	}
 	if len(args) > 1 {
 		cfg.Version = args[1]
 	}
 	d, err := nodetest.Start(m.kernel, cfg)
 	ts.Check(err)
 	m.daemon = d
+}
+
+// cmdHydrated is "hydrated NAME": it waits until the root of a device is on this machine.
+func cmdHydrated(ts *testscript.TestScript, _ bool, args []string) {
+	for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+		d, err := machineOf(ts).daemon.Inspect(args[0])
+		ts.Check(err)
+		if h := d.Root.Hydration; h != nil && h.State == node.HydrationComplete {
+			return
+		}
+	}
+	ts.Fatalf("the root of %s is not on this machine", args[0])
 }
 
 // cmdExits is "exits CODE PROGRAM ARG...": it runs the program and checks its exit code.
