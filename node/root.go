@@ -72,7 +72,7 @@ func (a *roots) open(w rootWanted) (union.Base, error) {
 	case errors.Is(err, image.ErrRefused):
 		hint = credentialsHint
 	case errors.Is(err, image.ErrOther):
-		return nil, fail(CodeOtherRoot, "give the root that the layer was made on", "%w", err)
+		return nil, fail(CodeOtherRoot, "give a root with the content that the layer was made on", "%w", err)
 	}
 	return nil, fail(CodeBadRoot, hint, "%w", err)
 }

@@ -40,7 +40,11 @@ func (a *roots) share(ctx context.Context, w rootWanted) (*rootSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := image.OpenSet(ctx, w.refs, w.content(), options)
+	demand := w.content()
+	if w.alone { // the layer compares, and says what it stands on
+		demand = image.Digest{}
+	}
+	set, err := image.OpenSet(ctx, w.refs, demand, options)
 	if err != nil {
 		return nil, err
 	}
