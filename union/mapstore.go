@@ -2,7 +2,9 @@ package union
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -501,22 +503,42 @@ func (s *Store) openMap(e *mapEntry, blocks uint64) (*sectorMap, error) {
 		m.store.segments = append(m.store.segments, seg)
 	}
 	m.store.reindex()
-	buf := alignedBuffer(blockSize)
-	for _, x := range e.Pages {
-		if uint64(x.Index) >= uint64(len(m.pages)) {
-			return nil, &CorruptError{"directory", s.sb.slotOffset(x.Slot), "page beyond the end of the device"}
-		}
-		if err := s.readDirPage(m, x, buf); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	return m, s.readDirectory(m, e.Pages)
 }
 
-func (s *Store) readDirPage(m *sectorMap, x dirEntry, buf []byte) error {
+// readDirectory reads the pages of a map's directory, neighbours on the store together, and several at a time.
+func (s *Store) readDirectory(m *sectorMap, pages []dirEntry) error {
+	const batch, most = 1024, 64
+	pages = slices.SortedFunc(slices.Values(pages), func(a, b dirEntry) int { return cmp.Compare(a.Slot, b.Slot) })
+	mem := alignedBuffer(min(batch, len(pages)) << blockShift)
+	for pages := range slices.Chunk(pages, batch) {
+		var jobs []func() error
+		for first := 0; first < len(pages); {
+			end := first + 1
+			for end < len(pages) && end-first < most && pages[end].Slot == pages[end-1].Slot+1 {
+				end++
+			}
+			p, off := mem[first<<blockShift:end<<blockShift], s.sb.slotOffset(pages[first].Slot)
+			jobs = append(jobs, func() error { _, err := s.disk.ReadAt(p, off); return err })
+			first = end
+		}
+		if err := s.inParallel(jobs); err != nil {
+			return fmt.Errorf("read directory: %w", err)
+		}
+		for i, x := range pages {
+			if err := s.takeDirPage(m, x, mem[i<<blockShift:][:blockSize]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// takeDirPage checks what was read as a page.
+func (s *Store) takeDirPage(m *sectorMap, x dirEntry, buf []byte) error {
 	off := s.sb.slotOffset(x.Slot)
-	if _, err := s.disk.ReadAt(buf, off); err != nil {
-		return fmt.Errorf("read directory: %w", err)
+	if uint64(x.Index) >= uint64(len(m.pages)) {
+		return &CorruptError{"directory", off, "page beyond the end of the device"}
 	}
 	var h mapHeader
 	if err := h.decode(buf, off); err != nil {
