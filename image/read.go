@@ -207,10 +207,10 @@ func joins(first, last, next place) bool {
 
 func (p place) end() int64 { return p.offset + int64(p.stored) }
 
-// load returns the contents of n chunks from first on, verified; nil is zeros. It does not wait for others that want the same: it ends with ctx.
-func (im *Image) load(ctx context.Context, first int64, n int) ([][]byte, error) {
+// load returns the contents of some chunks, verified; nil is zeros. It does not wait for others that want the same: it ends with ctx.
+func (im *Image) load(ctx context.Context, some span) ([][]byte, error) {
 	var wants []want
-	for index := first; index < first+int64(n); index++ {
+	for index := some.from; index < some.to; index++ {
 		ref, held, err := im.locate(ctx, index)
 		if err != nil {
 			return nil, err
@@ -219,11 +219,13 @@ func (im *Image) load(ctx context.Context, first int64, n int) ([][]byte, error)
 			wants = append(wants, want{index: index, ref: ref})
 		}
 	}
-	contents, errs := make([][]byte, n), make([]error, n)
+	contents, errs := make([][]byte, some.to-some.from), make([]error, some.to-some.from)
 	var fetches sync.WaitGroup
 	for _, run := range runs(wants) {
 		fetches.Go(func() {
-			im.fetch(ctx, run, func(w want, content []byte, err error) { contents[w.index-first], errs[w.index-first] = content, err })
+			im.fetch(ctx, run, func(w want, content []byte, err error) {
+				contents[w.index-some.from], errs[w.index-some.from] = content, err
+			})
 		})
 	}
 	fetches.Wait()

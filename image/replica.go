@@ -56,8 +56,8 @@ type replica struct {
 	level   int       // of the back-off
 	due     time.Time // of the next probe
 	looked  int64     // errands of the set that had begun at the last look
-	probed  time.Time // the last one
-	suspect int64     // the chunk that went wrong last, or was asked for last: what a probe reads
+	probed  time.Time // when the last one began
+	suspect span      // the chunks that went wrong last, or were asked for last: what a probe reads
 	busy    int       // lanes
 
 	latency  time.Duration // moving average
@@ -96,29 +96,34 @@ type measured struct {
 func (m measured) ReadBlob(ctx context.Context, blob ocispec.Descriptor, p []byte, off int64) error {
 	began := time.Now()
 	err := m.Source.ReadBlob(ctx, blob, p, off)
-	m.r.measure(len(p), time.Since(began), err == nil, ctx.Err() != nil)
+	if err == nil {
+		m.r.measure(len(p), time.Since(began))
+	}
 	return err
 }
 
-// measure takes down a request. One that was called off has taken at least so long.
-func (r *replica) measure(n int, took time.Duration, done, calledOff bool) {
+// measure takes down a request.
+func (r *replica) measure(n int, took time.Duration) {
 	s := r.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if done {
-		r.arrive()
-		r.requests++
-		r.bytes += int64(n)
-		r.recent.add(took)
-		s.latency.add(took)
-		r.share.add(time.Now())
-	}
-	switch {
-	case r.latency == 0 && done:
+	r.arrive()
+	r.requests++
+	r.bytes += int64(n)
+	r.recent.add(took)
+	s.latency.add(took)
+	r.share.add(time.Now())
+	if r.latency == 0 {
 		r.latency = took
-	case done || calledOff && took > r.latency:
-		r.latency += (took - r.latency) / 4
 	}
+	r.latency += (took - r.latency) / 4
+	s.compare(r)
+}
+
+// overtaken takes down that somebody else was asked after a time, because a replica was slow. How slow is not known then. mu is held.
+func (s *Set) overtaken(r *replica, waited time.Duration) {
+	r.hedged++
+	r.latency = min(max(r.latency*3/2, waited), unfairWait)
 	s.compare(r)
 }
 
@@ -126,7 +131,8 @@ func (r *replica) measure(n int, took time.Duration, done, calledOff bool) {
 func (s *Set) compare(r *replica) {
 	slow := false
 	for _, other := range s.replicas {
-		slow = slow || r.state == StateReady && other.state == StateReady && other.latency > 0 && r.latency > slowShare*max(other.latency, minLatency)
+		known := r.state == StateReady && other.state == StateReady && other.requests > 0
+		slow = slow || known && r.latency > slowShare*max(other.latency, minLatency)
 	}
 	if slow && !r.slow {
 		r.due = time.Now().Add(slowLook)
@@ -158,7 +164,7 @@ func (r *replica) weight() float64 {
 
 // choose picks a replica at random, by weight, and takes a lane of it. Those that were asked are not asked again, unless they came back since. Liars
 // are asked while nobody else can be, because they may be right about this chunk. It returns nil where there is nobody. mu is held.
-func (s *Set) choose(chunk int64, asked map[*replica]time.Time) *attempt {
+func (s *Set) choose(about span, asked map[*replica]time.Time) *attempt {
 	state := StateReady
 	if !s.any(StateReady) {
 		state = StateLiar
@@ -185,7 +191,7 @@ func (s *Set) choose(chunk int64, asked map[*replica]time.Time) *attempt {
 	}
 	r.busy++
 	r.member.users++
-	return &attempt{r, r.member, chunk, time.Now()}
+	return &attempt{r, r.member, about, time.Now()}
 }
 
 func (s *Set) any(state State) bool {
@@ -207,9 +213,9 @@ func (s *Set) release(a *attempt, err error, calledOff bool) {
 	switch {
 	case a.member != a.r.member: // it was removed, or opened anew
 	case err == nil:
-		s.succeeded(a.r, a.chunk)
+		s.succeeded(a.r, a.about)
 	case !calledOff || errors.Is(err, ErrCorrupt):
-		s.failed(a.r, a.chunk, err)
+		s.failed(a.r, a.about, err)
 	}
 	s.free.Signal()
 }
@@ -223,19 +229,19 @@ func (s *Set) retire(m *member, now bool) {
 }
 
 // succeeded, failed and fellSilent are the breaker. mu is held.
-func (s *Set) succeeded(r *replica, chunk int64) {
+func (s *Set) succeeded(r *replica, about span) {
 	r.fails = 0
 	switch r.state {
 	case StateDown:
 		s.up(r)
 	case StateReady:
-		r.suspect = chunk
+		r.suspect = about
 	}
 }
 
-func (s *Set) failed(r *replica, chunk int64, err error) {
+func (s *Set) failed(r *replica, about span, err error) {
 	r.failures++
-	r.err, r.suspect = fmt.Errorf("replica %s: %w", r.ref, err), chunk
+	r.err, r.suspect = fmt.Errorf("replica %s: %w", r.ref, err), about
 	r.fails++
 	switch {
 	case errors.Is(err, ErrCorrupt):
@@ -245,11 +251,11 @@ func (s *Set) failed(r *replica, chunk int64, err error) {
 	}
 }
 
-func (s *Set) fellSilent(r *replica, chunk int64) {
+func (s *Set) fellSilent(r *replica, about span) {
 	if r.state != StateReady {
 		return
 	}
 	r.failures++
-	r.err, r.suspect = fmt.Errorf("replica %s: gave nothing for %s", r.ref, r.quiet()), chunk
+	r.err, r.suspect = fmt.Errorf("replica %s: gave nothing for %s", r.ref, r.quiet()), about
 	s.down(r)
 }

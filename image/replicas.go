@@ -238,10 +238,8 @@ func (s *Set) loads(wants []want) [][]want {
 func (s *Set) load(wants []want) {
 	ctx, cancel := together(s.ctx, wants)
 	defer cancel()
-	first := wants[0].index
-	contents, err := ask(ctx, s, first, func(ctx context.Context, im *Image) ([][]byte, error) {
-		return im.load(ctx, first, len(wants))
-	})
+	about := span{wants[0].index, wants[0].index + int64(len(wants))}
+	contents, err := ask(ctx, s, about, func(ctx context.Context, im *Image) ([][]byte, error) { return im.load(ctx, about) })
 	for i, w := range wants {
 		if err != nil {
 			s.flights.land(w.index, w.fl, nil, ErrClosed)
@@ -288,7 +286,7 @@ func (s *Set) explain(ctx, patience context.Context, err error) error {
 func answer[T any](ctx context.Context, s *Set, chunk int64, do func(context.Context, *Image) (T, error)) (T, error) {
 	patience, cancel := context.WithTimeout(ctx, s.o.Patience)
 	defer cancel()
-	v, err := ask(patience, s, chunk, do)
+	v, err := ask(patience, s, span{chunk, chunk + 1}, do)
 	return v, s.explain(ctx, patience, err)
 }
 

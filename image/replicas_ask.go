@@ -9,7 +9,7 @@ const (
 	// Of requests, hedgeShare may be made twice because the first replica is slow, and hedgeBurst at once.
 	hedgeShare = 0.1
 	hedgeBurst = 10
-	// minHedge and maxHedge bound how long a replica is given alone. Between them it is the 95th percentile of all requests.
+	// minHedge and maxHedge bound how long a replica is given alone. Between them it is a little more than the 95th percentile of all requests.
 	minHedge, maxHedge = 2 * time.Millisecond, 250 * time.Millisecond
 	// hedgeCheck is how often it is looked for somebody else to ask after that.
 	hedgeCheck = 20 * time.Millisecond
@@ -23,7 +23,7 @@ const (
 type attempt struct {
 	r      *replica
 	member *member
-	chunk  int64
+	about  span
 	began  time.Time
 }
 
@@ -37,7 +37,7 @@ type outcome[T any] struct {
 // errand is something that several replicas may be asked for.
 type errand[T any] struct {
 	s        *Set
-	chunk    int64 // that it is about
+	about    span // the chunks
 	do       func(context.Context, *Image) (T, error)
 	ctx      context.Context // ends when one has done it
 	outcomes chan outcome[T]
@@ -47,15 +47,15 @@ type errand[T any] struct {
 
 // ask lets replicas do something until one of them has done it. It ends with its context, and in no other way. What is slow is called off
 // when somebody else was faster.
-func ask[T any](ctx context.Context, s *Set, chunk int64, do func(context.Context, *Image) (T, error)) (v T, err error) {
+func ask[T any](ctx context.Context, s *Set, about span, do func(context.Context, *Image) (T, error)) (v T, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	s.begin()
 	defer s.end()
-	e := errand[T]{s: s, chunk: chunk, do: do, ctx: ctx, outcomes: make(chan outcome[T])}
+	e := errand[T]{s: s, about: about, do: do, ctx: ctx, outcomes: make(chan outcome[T])}
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		a, err := s.acquire(ctx, chunk)
+		a, err := s.acquire(ctx, about)
 		if err != nil {
 			return v, err
 		}
@@ -82,7 +82,7 @@ func (e *errand[T]) round(a *attempt) (v T, ok bool) {
 				return o.value, true
 			}
 			e.drop(o.a)
-			e.start(e.s.another(e.chunk, e.asked))
+			e.start(e.s.another(e.about, e.asked))
 		case <-timer.C:
 			e.start(e.s.takeOver(e.out, e.asked))
 			timer.Reset(hedgeCheck)
@@ -141,15 +141,15 @@ func (s *Set) alone() time.Duration {
 
 // hedgeAfter is called with mu held.
 func (s *Set) hedgeAfter() time.Duration {
-	return min(max(s.latency.p95, minHedge), maxHedge)
+	return min(max(s.latency.p95*5/4, minHedge), maxHedge)
 }
 
 // acquire waits until a replica can take one more request.
-func (s *Set) acquire(ctx context.Context, chunk int64) (*attempt, error) {
+func (s *Set) acquire(ctx context.Context, about span) (*attempt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hedges = min(s.hedges+hedgeShare, hedgeBurst)
-	if a := s.choose(chunk, nil); a != nil {
+	if a := s.choose(about, nil); a != nil {
 		return a, nil
 	}
 	defer context.AfterFunc(ctx, func() {
@@ -158,7 +158,7 @@ func (s *Set) acquire(ctx context.Context, chunk int64) (*attempt, error) {
 		s.mu.Unlock()
 	})()
 	for ctx.Err() == nil {
-		if a := s.choose(chunk, nil); a != nil {
+		if a := s.choose(about, nil); a != nil {
 			return a, nil
 		}
 		s.nudgeIfStarving()
@@ -169,10 +169,10 @@ func (s *Set) acquire(ctx context.Context, chunk int64) (*attempt, error) {
 }
 
 // another returns an attempt at a replica that was not asked yet, or is back since it was, if one can take it now.
-func (s *Set) another(chunk int64, asked map[*replica]time.Time) *attempt {
+func (s *Set) another(about span, asked map[*replica]time.Time) *attempt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.choose(chunk, asked)
+	return s.choose(about, asked)
 }
 
 // takeOver returns an attempt at another replica where it is time for one: the last one asked is slow and it may be hedged, or it is silent.
@@ -183,22 +183,23 @@ func (s *Set) takeOver(out []*attempt, asked map[*replica]time.Time) *attempt {
 	silent := 0
 	for _, a := range out {
 		if a.r.silent(now, a.began) {
-			s.fellSilent(a.r, a.chunk)
+			s.fellSilent(a.r, a.about)
 			silent++
 		}
 	}
 	last := out[len(out)-1]
 	waited := now.Sub(last.began)
-	if silent == len(out) || waited >= unfairWait {
-		return s.choose(last.chunk, asked)
-	}
-	if waited < s.hedgeAfter() || s.hedges < 1 {
+	price := 1.0
+	switch {
+	case silent == len(out) || waited >= unfairWait:
+		price = 0
+	case waited < s.hedgeAfter() || s.hedges < price:
 		return nil
 	}
-	a := s.choose(last.chunk, asked)
-	if a != nil {
-		s.hedges--
-		last.r.hedged++
+	a := s.choose(last.about, asked)
+	if a != nil && silent < len(out) {
+		s.hedges -= price
+		s.overtaken(last.r, waited)
 	}
 	return a
 }

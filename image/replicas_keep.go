@@ -10,7 +10,7 @@ import (
 
 const (
 	// minBackOff doubles with every probe that fails, up to maxBackOff, or starvingBackOff where somebody waits for any replica at all.
-	minBackOff, maxBackOff = 100 * time.Millisecond, 30 * time.Second
+	minBackOff, maxBackOff = 100 * time.Millisecond, 10 * time.Second
 	starvingBackOff        = 500 * time.Millisecond
 	// steadyTime is how long a replica is ready before its back-off begins anew.
 	steadyTime = 10 * time.Second
@@ -48,15 +48,13 @@ func (s *Set) tend(r *replica) {
 // look probes a replica. A slow one is only measured while the set is read.
 func (s *Set) look(r *replica) {
 	s.mu.Lock()
-	r.due = time.Now().Add(slowLook)
+	r.probed = time.Now()
+	r.due = r.probed.Add(slowLook)
 	idle := r.state == StateReady && r.looked == s.begun
 	r.looked = s.begun
 	s.mu.Unlock()
 	if !idle {
 		s.probe(r)
-		s.mu.Lock()
-		r.probed = time.Now()
-		s.mu.Unlock()
 	}
 }
 
@@ -96,7 +94,7 @@ func (s *Set) nudgeIfStarving() {
 // probe finds out whether a replica is what it should be.
 func (s *Set) probe(r *replica) {
 	s.mu.Lock()
-	m, chunk := r.member, r.suspect
+	m, about := r.member, r.suspect
 	limit := max(probeTime, probeShare*r.recent.best)
 	if m != nil {
 		m.users++
@@ -108,44 +106,43 @@ func (s *Set) probe(r *replica) {
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, limit)
 	defer cancel()
-	err := m.im.prove(ctx, chunk)
+	err := m.im.prove(ctx, about)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m.users--
 	s.retire(m, false)
 	if r.member == m && r.ctx.Err() == nil {
-		s.proved(r, chunk, err)
+		s.proved(r, about, err)
 	}
 }
 
-// prove reads what a reader needs of a replica: the config, which shows whether it answers, and a chunk.
-func (im *Image) prove(ctx context.Context, chunk int64) error {
+// prove reads what a reader needs of a replica: the config, which shows whether it answers, and some chunks.
+func (im *Image) prove(ctx context.Context, some span) error {
 	if _, err := im.fetchConfig(ctx); err != nil {
 		return err
 	}
-	_, err := im.load(ctx, chunk, 1)
+	_, err := im.load(ctx, some)
 	return err
 }
 
 // proved takes down what a probe found. mu is held.
-func (s *Set) proved(r *replica, chunk int64, err error) {
+func (s *Set) proved(r *replica, about span, err error) {
 	if err == nil {
 		if r.fails = 0; r.state != StateReady {
 			s.up(r)
 		}
 		return
 	}
-	s.failed(r, chunk, err)
-	switch {
-	case r.state == StateLiar:
+	s.failed(r, about, err)
+	if r.state == StateLiar {
 		r.due = time.Now().Add(liarRest)
-	case errors.Is(err, ErrNotFound): // it may have been packed anew
+		return
+	}
+	if errors.Is(err, ErrNotFound) { // it may have been packed anew
 		s.retire(r.member, true)
 		r.member = nil
-		s.down(r)
-	case r.state == StateDown:
-		s.postpone(r)
 	}
+	s.down(r)
 }
 
 // up, down, lied and refused change a replica's state. mu is held.
@@ -172,9 +169,8 @@ func (s *Set) down(r *replica) {
 
 // postpone sets the time of the next probe. mu is held.
 func (s *Set) postpone(r *replica) {
-	wait := maxBackOff
-	if r.level < 9 {
-		wait = min(wait, minBackOff<<r.level)
+	wait := min(minBackOff<<r.level, maxBackOff)
+	if wait < maxBackOff && !s.starving() { // many probes in a short time say no more than one
 		r.level++
 	}
 	r.due = time.Now().Add(wait/2 + rand.N(wait))

@@ -3,10 +3,12 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,16 +20,34 @@ type bench struct {
 	content []byte
 	stores  map[string]*memStore
 	opens   map[string]error // of opening a store
-	log     *bytes.Buffer
+	log     *safeBuffer
 	mu      sync.Mutex // guards opens and holds
 	holds   map[string]func(context.Context, []byte) error
+}
+
+// safeBuffer is a log that may be read while it is written.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 var benchContent = sync.OnceValue(func() []byte { return testContent(41, 1<<20) })
 
 // newBench makes stores with one content, each packed in another way.
 func newBench(t testing.TB, names ...string) *bench {
-	b := &bench{content: benchContent(), stores: map[string]*memStore{}, opens: map[string]error{}, log: &bytes.Buffer{},
+	b := &bench{content: benchContent(), stores: map[string]*memStore{}, opens: map[string]error{}, log: &safeBuffer{},
 		holds: map[string]func(context.Context, []byte) error{}}
 	for i, name := range names {
 		b.put(t, name, b.content, 20+100*i)
@@ -220,7 +240,7 @@ func TestSetRefusesOtherContent(t *testing.T) {
 		b.put(t, "/b", testContent(43, 1<<20), 50)
 		s := b.open(t, "/a", "/b", "/c")
 		st := status(t, s, "/b")
-		if st.State != StateRefused || !bytes.Contains([]byte(st.Error), []byte(s.ContentRoot().String())) {
+		if st.State != StateRefused || !strings.Contains(st.Error, s.ContentRoot().String()) {
 			t.Errorf("%+v", st)
 		}
 		if err := s.Add(context.Background(), benchRef(t, "/b")); !errors.Is(err, ErrOther) && !errors.Is(err, ErrExists) {
@@ -332,7 +352,7 @@ func TestFailOver(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 		time.Sleep(time.Minute)
-		if st := status(t, s, "/a"); st.Failures > 15 {
+		if st := status(t, s, "/a"); st.Failures > 20 {
 			t.Errorf("%d probes in a minute", st.Failures)
 		}
 		b.hold("/a", nil)
@@ -340,6 +360,306 @@ func TestFailOver(t *testing.T) {
 		synctest.Wait()
 		if st := status(t, s, "/a"); st.State != StateReady {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// A replica that falls silent keeps nobody waiting long: not those who asked it, not those who want the same, and not those who come later.
+func TestSilence(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for _, silent := range [][]string{{"/a"}, {"/a", "/b"}} {
+			b := newBench(t, "/a", "/b", "/c")
+			s := b.open(t, "/a", "/b", "/c")
+			rng := newRand()
+			for range 30 {
+				b.read(t, s, rng)
+			}
+			for _, name := range silent {
+				b.hold(name, silence)
+			}
+			b.hold("/c", delay(20*time.Millisecond))
+			var longest time.Duration
+			var mu sync.Mutex
+			var wg sync.WaitGroup
+			for i := range 50 {
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(i), 1))
+					for range 20 {
+						d := b.read(t, s, rng)
+						mu.Lock()
+						longest = max(longest, d)
+						mu.Unlock()
+					}
+				})
+			}
+			wg.Wait()
+			t.Logf("figure: %d of 3 fall silent, 50 readers, virtual time: longest stall %s", len(silent), longest)
+			if longest > time.Duration(len(silent))*(minQuiet+2*hedgeCheck)+100*time.Millisecond {
+				t.Errorf("a reader waited %s", longest)
+			}
+			time.Sleep(2 * time.Second) // by then a probe has ended
+			if st := status(t, s, "/a"); st.State != StateDown {
+				t.Errorf("%+v", st)
+			}
+			for _, name := range silent {
+				b.hold(name, nil)
+			}
+			time.Sleep(2 * maxBackOff)
+			synctest.Wait()
+			if st := status(t, s, "/a"); st.State != StateReady && st.State != StateSlow {
+				t.Errorf("%+v", st)
+			}
+		}
+	})
+}
+
+// A slow replica gets little to do, costs few requests that are made twice, and gets its share again when it is as fast as the others.
+func TestSlowReplica(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b", "/c")
+		for _, name := range []string{"/a", "/b", "/c"} {
+			b.hold(name, delay(2*time.Millisecond))
+		}
+		s := b.open(t, "/a", "/b", "/c")
+		rng := newRand()
+		run := func(n int) (requests, hedged int64) {
+			before := status(t, s, "/a")
+			for range n {
+				b.read(t, s, rng)
+			}
+			after := status(t, s, "/a")
+			return after.Requests - before.Requests, after.Hedged - before.Hedged
+		}
+		n, _ := run(600)
+		t.Logf("figure: of 600 reads of 3 equals, %d requests went to the first", n)
+		if n < 100 || n > 400 {
+			t.Errorf("%d requests", n)
+		}
+		b.hold("/a", delay(100*time.Millisecond))
+		_, hedged := run(600)
+		st := status(t, s, "/a")
+		t.Logf("figure: 50 times slower: %d of 600 reads made twice, state %s", hedged, st.State)
+		if st.State != StateSlow || hedged < 1 || hedged > 60+hedgeBurst {
+			t.Errorf("%d hedged, %+v", hedged, st)
+		}
+		b.hold("/a", delay(2*time.Millisecond))
+		began := time.Now()
+		for status(t, s, "/a").State == StateSlow && time.Since(began) < time.Minute {
+			run(10)
+		}
+		t.Logf("figure: as fast as the others again: noticed after %s", time.Since(began))
+		if d := time.Since(began); d > 10*time.Second {
+			t.Errorf("still slow after %s", d)
+		}
+		if n, _ := run(600); n < 100 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+// Where all are equally slow, whatever that is, a tenth of the requests is made twice at most.
+func TestHedgesAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b", "/c")
+		s := b.open(t, "/a", "/b", "/c")
+		rng := newRand()
+		var mu sync.Mutex
+		for _, name := range []string{"/a", "/b", "/c"} {
+			b.hold(name, func(ctx context.Context, p []byte) error {
+				mu.Lock()
+				d := time.Duration(1+rng.IntN(200)) * time.Millisecond
+				mu.Unlock()
+				return delay(d)(ctx, p)
+			})
+		}
+		reads := rand.New(rand.NewPCG(1, 1))
+		for range 500 {
+			b.read(t, s, reads)
+		}
+		requests, hedged := int64(0), int64(0)
+		for _, st := range s.Replicas() {
+			requests, hedged = requests+st.Requests, hedged+st.Hedged
+			if st.State == StateDown {
+				t.Errorf("%+v", st)
+			}
+		}
+		t.Logf("figure: %d requests, %d hedges", requests, hedged)
+		if float64(hedged) > hedgeShare*float64(requests)+hedgeBurst || hedged == 0 {
+			t.Errorf("%d hedges of %d requests", hedged, requests)
+		}
+	})
+}
+
+// lie makes a store give a wrong bit in every answer about a pack.
+func (b *bench) lie(t testing.TB, name string) {
+	t.Helper()
+	m, err := decodeManifest(b.stores[name].tags["a:v1"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.stores[name].spoil = func(blob string, _ int64, p []byte) {
+		if blob != string(m.Config.Digest) && blob != string(m.Table.Digest) {
+			p[0] ^= 1
+		}
+	}
+}
+
+// One bad chunk is enough: a liar is out, and that is told once. It comes back when it was removed and added again, or after a long time.
+func TestLiar(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b")
+		b.lie(t, "/a")
+		s := b.open(t, "/a", "/b")
+		rng := newRand()
+		for range 200 {
+			b.read(t, s, rng)
+		}
+		before := status(t, s, "/a")
+		if before.State != StateLiar || before.Failures != 1 || before.Error == "" {
+			t.Errorf("%+v", before)
+		}
+		time.Sleep(liarRest / 2)
+		for range 200 {
+			b.read(t, s, rng)
+		}
+		if after := status(t, s, "/a"); after.Requests != before.Requests {
+			t.Errorf("a liar was asked: %+v", after)
+		}
+		if n := strings.Count(b.log.String(), "wrong bytes"); n != 1 {
+			t.Errorf("told %d times:\n%s", n, b.log)
+		}
+		time.Sleep(liarRest) // and it lies still
+		if after := status(t, s, "/a"); after.State != StateLiar || after.Failures != 2 {
+			t.Errorf("%+v", after)
+		}
+		b.put(t, "/a", b.content, 7)
+		ref := benchRef(t, "/a")
+		if err := errors.Join(s.Remove(ref.String()), s.Add(context.Background(), ref)); err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			b.read(t, s, rng)
+		}
+		if st := status(t, s, "/a"); st.State != StateReady || st.Requests < 20 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// A chunk that is bad wherever it is cannot be read, and all others can.
+func TestAChunkThatIsBadEverywhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b")
+		bad := sha256.Sum256(b.content[4096*9 : 4096*10])
+		for _, name := range []string{"/a", "/b"} {
+			p := cut(b.content, 4096, 50)
+			ref := p.refs[9]
+			if ref.digest != bad {
+				t.Fatal("chunk 9 is zeros")
+			}
+			p.packs[ref.place.pack][ref.place.offset] ^= 1
+			fresh := newMemStore()
+			p.store(t, fresh, "a:v1", nil)
+			b.stores[name] = fresh
+		}
+		s := b.open(t, "/a", "/b")
+		if err := s.Read(context.Background(), make([]byte, 4096), 9*4096); !errors.Is(err, ErrNoReplica) || !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%v", err)
+		}
+		p := make([]byte, 100*4096)
+		if err := s.Read(context.Background(), p, 20*4096); err != nil || !bytes.Equal(p, b.content[20*4096:][:len(p)]) {
+			t.Errorf("other chunks: %v", err)
+		}
+	})
+}
+
+// While nobody answers reads wait, as long as the patience lasts; they go on a second after somebody is back.
+func TestPatience(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for name, fault := range map[string]func(context.Context, []byte) error{"silent": silence, "failing": cutCable} {
+			b := newBench(t, "/a", "/b")
+			s := b.open(t, "/a", "/b")
+			b.hold("/a", fault)
+			b.hold("/b", fault)
+			began := time.Now()
+			err := s.Read(context.Background(), make([]byte, 10), 9*4096)
+			if took := time.Since(began); !errors.Is(err, ErrNoReplica) || took != defaultPatience {
+				t.Errorf("%s: %v after %s", name, err, took)
+			}
+			if _, err := s.NextData(context.Background(), 0); !errors.Is(err, ErrNoReplica) {
+				t.Errorf("%s: next data: %v", name, err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			if err := s.Read(ctx, make([]byte, 10), 9*4096); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrNoReplica) {
+				t.Errorf("%s: %v", name, err)
+			}
+			cancel()
+			ended := make(chan time.Time)
+			go func() {
+				b.read(t, s, newRand())
+				ended <- time.Now()
+			}()
+			time.Sleep(40 * time.Second)
+			b.hold("/b", nil)
+			if healed := -time.Until(<-ended); healed < 0 {
+				t.Error("a read ended while nobody answered")
+			}
+			back := time.Since(began)
+			t.Logf("figure: %s: all gone for 40 s, reads go on %s after one is back", name, back-2*defaultPatience-41*time.Second)
+			if back > 2*defaultPatience+41*time.Second+probeTime+starvingBackOff {
+				t.Errorf("%s: %s", name, back)
+			}
+		}
+	})
+}
+
+// Replicas that were packed anew under the same tag are read again.
+func TestAReplicaThatWasRepacked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b")
+		s := b.open(t, "/a", "/b")
+		old := b.stores["/a"]
+		b.put(t, "/a", b.content, 5)
+		old.mu.Lock()
+		clear(old.blobs)
+		old.mu.Unlock()
+		rng := newRand()
+		for range 100 {
+			b.read(t, s, rng)
+		}
+		time.Sleep(5 * time.Second)
+		for range 100 {
+			b.read(t, s, rng)
+		}
+		if st := status(t, s, "/a"); st.State != StateReady || b.stores["/a"].reads < 10 {
+			t.Errorf("%d reads of what is there now, %+v", b.stores["/a"].reads, st)
+		}
+	})
+}
+
+// Close ends those who wait, and leaves nothing running: a bubble ends only when all of its goroutines have.
+func TestSetCloses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, "/a", "/b")
+		s, err := b.tryOpen(t, Digest{}, "/a", "/b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.hold("/a", silence)
+		b.hold("/b", silence)
+		ended := make(chan error)
+		for range 3 {
+			go func() { ended <- s.Read(context.Background(), make([]byte, 10), 9*4096) }()
+			go func() { _, err := s.NextData(context.Background(), 0); ended <- err }()
+		}
+		time.Sleep(time.Second)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 6 {
+			if err := <-ended; !errors.Is(err, ErrClosed) {
+				t.Errorf("%v", err)
+			}
 		}
 	})
 }
