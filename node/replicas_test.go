@@ -411,6 +411,15 @@ func TestHydration(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 
+	// A copy that is lost is made anew.
+	check(t, d.Stop())
+	check(t, os.RemoveAll(r.cfg.Images.LocalPath))
+	r.a.up.Store(true)
+	d = r.start()
+	wait(t, "it is complete again", complete)
+	r.a.up.Store(false)
+	r.same(0, 2*mib+8192)
+
 	// Another device gains by it, and a deletion of all leaves the copy, which is found again.
 	r.create(r.on("web2", h.Ref))
 	for _, name := range []string{"web1", "web2"} {
