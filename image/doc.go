@@ -24,5 +24,7 @@
 //
 // # Failure model
 //
-// A fetch that fails is not tried again here, and its error is not remembered: the next caller fetches again.
+// A fetch of an [Image] that fails is not tried again here, and its error is not remembered: the next caller fetches again. A [Set] reads one content from
+// several images of it, its replicas: it asks another one where one fails, is slow, silent or lies, and waits where none answers. docs/architecture.md
+// says how. Close of an image or a set waits for requests that are under way; those to a directory cannot be called off.
 package image

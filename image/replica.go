@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -58,7 +57,7 @@ type replica struct {
 	looked  int64     // errands of the set that had begun at the last look
 	probed  time.Time // when the last one began
 	suspect span      // the chunks that went wrong last, or were asked for last: what a probe reads
-	busy    int       // lanes
+	busy    *int      // lanes in use; anew when it is back, because those who asked before may wait for nothing
 
 	latency  time.Duration // moving average
 	slow     bool
@@ -81,7 +80,7 @@ type member struct {
 func (m *member) close() error { return errors.Join(m.im.Close(), m.src.Close()) }
 
 func (s *Set) newReplica(ref Ref) *replica {
-	r := &replica{ref: ref, set: s, state: StateDown, since: time.Now(), nudged: make(chan struct{}, 1)}
+	r := &replica{ref: ref, set: s, state: StateDown, since: time.Now(), busy: new(int), nudged: make(chan struct{}, 1)}
 	r.ctx, r.cancel = context.WithCancel(s.ctx)
 	return r
 }
@@ -159,7 +158,8 @@ func (r *replica) weight() float64 {
 	if r.latency == 0 {
 		latency = firstLatency
 	}
-	return 1 / math.Pow(latency.Seconds()*float64(r.busy+1), 2)
+	load := latency.Seconds() * float64(*r.busy+1)
+	return 1 / (load * load)
 }
 
 // choose picks a replica at random, by weight, and takes a lane of it. Those that were asked are not asked again, unless they came back since. Liars
@@ -173,7 +173,7 @@ func (s *Set) choose(about span, asked map[*replica]time.Time) *attempt {
 	total := 0.0
 	for _, r := range s.replicas {
 		when, was := asked[r]
-		if r.state == state && r.member != nil && r.busy < lanes && (!was || r.since.After(when)) {
+		if r.state == state && r.member != nil && *r.busy < lanes && (!was || r.since.After(when)) {
 			fit = append(fit, r)
 			total += r.weight()
 		}
@@ -189,9 +189,9 @@ func (s *Set) choose(about span, asked map[*replica]time.Time) *attempt {
 			break
 		}
 	}
-	r.busy++
+	*r.busy++
 	r.member.users++
-	return &attempt{r, r.member, about, time.Now()}
+	return &attempt{r, r.member, r.busy, about, time.Now()}
 }
 
 func (s *Set) any(state State) bool {
@@ -207,7 +207,7 @@ func (s *Set) any(state State) bool {
 func (s *Set) release(a *attempt, err error, calledOff bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a.r.busy--
+	*a.lanes--
 	a.member.users--
 	s.retire(a.member, false)
 	switch {

@@ -19,10 +19,11 @@ const (
 	minPause, maxPause = 20 * time.Millisecond, time.Second
 )
 
-// attempt is one replica's doing of an errand. It holds one of the replica's lanes.
+// attempt is one replica's doing of an errand.
 type attempt struct {
 	r      *replica
 	member *member
+	lanes  *int // one of which it holds
 	about  span
 	began  time.Time
 }

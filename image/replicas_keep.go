@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 )
@@ -148,9 +149,9 @@ func (s *Set) proved(r *replica, about span, err error) {
 // up, down, lied and refused change a replica's state. mu is held.
 func (s *Set) up(r *replica) {
 	if r.err != nil {
-		s.o.Log.Info("replica is read from again", "replica", r.ref.String(), "after", time.Since(r.since).Round(time.Millisecond))
+		s.tell(slog.LevelInfo, "replica is read from again", r, "after", time.Since(r.since).Round(time.Millisecond))
 	}
-	r.state, r.since, r.fails = StateReady, time.Now(), 0
+	r.state, r.since, r.fails, r.busy = StateReady, time.Now(), 0, new(int)
 	s.compare(r)
 	s.free.Broadcast()
 }
@@ -160,11 +161,17 @@ func (s *Set) down(r *replica) {
 		r.level = 0
 	}
 	if r.state != StateDown {
-		s.o.Log.Warn("replica is not read from until it answers again", "replica", r.ref.String(), "error", r.err)
+		s.tell(slog.LevelWarn, "replica is not read from until it answers again", r, "error", r.err)
 		r.state, r.since = StateDown, time.Now()
 	}
 	s.postpone(r)
 	s.nudgeIfStarving()
+	s.free.Broadcast() // liars may be all that is left
+}
+
+// tell writes to the log, which may take its time.
+func (s *Set) tell(level slog.Level, what string, r *replica, key string, value any) {
+	s.work.Go(func() { s.o.Log.Log(context.Background(), level, what, "replica", r.ref.String(), key, value) })
 }
 
 // postpone sets the time of the next probe. mu is held.
@@ -180,20 +187,20 @@ func (s *Set) postpone(r *replica) {
 func (s *Set) lied(r *replica) {
 	if r.state != StateLiar {
 		r.due = time.Now().Add(liarRest)
-		s.o.Log.Error("replica gave wrong bytes, which were noticed, and is not read from any more while there is another; when it is mended, remove it and add it again",
-			"replica", r.ref.String(), "error", r.err)
+		s.tell(slog.LevelError, "replica gave wrong bytes, which were noticed, and is not read from while there is another; when it is mended, remove it and add it again",
+			r, "error", r.err)
 		r.state, r.since = StateLiar, time.Now()
 	}
 	r.nudge()
 	s.nudgeIfStarving()
-	s.free.Broadcast() // the liars may be all that is left
+	s.free.Broadcast()
 }
 
 func (s *Set) refused(r *replica, got Digest) {
 	r.err = fmt.Errorf("replica %s: has content %s, and the others have %s: %w", r.ref, got, s.root, ErrOther)
 	r.due = time.Now().Add(refusedLook)
 	if r.state != StateRefused {
-		s.o.Log.Warn("replica has other content, and is not read from", "replica", r.ref.String(), "error", r.err)
+		s.tell(slog.LevelWarn, "replica has other content, and is not read from", r, "error", r.err)
 		r.state, r.since = StateRefused, time.Now()
 	}
 	r.nudge()
@@ -211,7 +218,7 @@ func (s *Set) open(r *replica) {
 		s.join(r, m)
 	case r.ctx.Err() == nil:
 		if r.failures++; r.err == nil {
-			s.o.Log.Warn("replica cannot be opened, and is tried again", "replica", r.ref.String(), "error", err)
+			s.tell(slog.LevelWarn, "replica cannot be opened, and is tried again", r, "error", err)
 		}
 		r.err = fmt.Errorf("replica %s: %w", r.ref, err)
 		s.down(r)
@@ -324,6 +331,7 @@ func (s *Set) Remove(ref string) error {
 		s.retire(m, true)
 	}
 	s.nudgeIfStarving()
+	s.free.Broadcast()
 	return nil
 }
 

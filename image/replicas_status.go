@@ -89,7 +89,7 @@ func (s *Set) Replicas() []ReplicaStatus {
 func (r *replica) status() ReplicaStatus {
 	st := ReplicaStatus{
 		Ref: r.ref.String(), State: r.state, Since: r.since, Requests: r.requests, Bytes: r.bytes, Failures: r.failures, Hedged: r.hedged,
-		InFlight: r.busy, P50MS: ms(r.recent.p50), P95MS: ms(r.recent.p95),
+		InFlight: *r.busy, P50MS: ms(r.recent.p50), P95MS: ms(r.recent.p95),
 	}
 	if r.member != nil {
 		st.Manifest, _ = ParseDigest(string(r.member.im.desc.Digest))
