@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"coppice/ca"
+	"coppice/image/imagetest"
 )
 
 // tlsRig is a server with a layout that demands a certificate, and the files that its client reads its own from.
@@ -199,7 +200,7 @@ func TestNginxDemandsACertificate(t *testing.T) {
 	buildTest(t, l, "debian:12", content, small())
 	r := newTLSRig(t, l)
 	a, b := r.authority(ca.Options{}, ca.Options{}), r.authority(ca.Options{}, ca.Options{})
-	addr := startNginxServer(t, documentedServer(t, a, filepath.Dir(l.dir)))
+	addr := imagetest.NginxServer(t, documentedServer(t, a, filepath.Dir(l.dir)))
 	ref, err := ParseRef("https://" + addr + "/images:debian:12")
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"coppice/image/faultproxy"
+	"coppice/image/imagetest"
 )
 
 // fleet is some web servers with one image, each behind a proxy that makes faults.
@@ -375,8 +376,8 @@ func TestReplicasOfAllKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	f.front(t, "http://"+startNginx(t, "root "+f.dir+";"))
-	registry := startRegistry(t, "")
+	f.front(t, "http://"+imagetest.Nginx(t, "root "+f.dir+";"))
+	registry := imagetest.Registry(t, imagetest.RegistryOptions{})
 	copyTest(t, openTest(t, l, "a:1"), openRegistry(t, registry+"/os/a"), "1")
 	f.front(t, "http://"+registry)
 	other := testLayout(t) // packed in another way

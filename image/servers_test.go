@@ -6,64 +6,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
-	"time"
+
+	"coppice/image/imagetest"
 )
-
-// serve starts a server of Debian's on this machine and waits until it answers at an address.
-func serve(t *testing.T, addr, program string, args ...string) {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		t.Fatalf("%v: make deps installs it", err)
-	}
-	var said bytes.Buffer
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		select {
-		case <-ended:
-		case <-time.After(5 * time.Second):
-			_ = cmd.Process.Kill()
-			<-ended
-		}
-	})
-	for range 200 {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
-			return
-		}
-		select {
-		case <-ended:
-			t.Fatalf("%s ended: %s", program, said.String())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	t.Fatalf("%s does not answer at %s", program, addr)
-}
-
-// freeAddr returns an address that nobody listens at.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 func writeFile(t *testing.T, path, text string) string {
 	t.Helper()
@@ -71,46 +20,6 @@ func writeFile(t *testing.T, path, text string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// startNginx starts Debian's nginx with a location, in whose text WORK is a directory of its own.
-func startNginx(t *testing.T, location string) (addr string) {
-	t.Helper()
-	return startNginxServer(t, "server { listen ADDR; location / { "+location+" } }")
-}
-
-// startNginxServer starts Debian's nginx with a server, in whose text ADDR is its address and WORK a directory of its own.
-func startNginxServer(t *testing.T, server string) (addr string) {
-	t.Helper()
-	addr = freeAddr(t)
-	work := t.TempDir()
-	user := "" // whose workers may read the directory of a test
-	if os.Getuid() == 0 {
-		user = "user root;"
-	}
-	config := writeFile(t, filepath.Join(work, "nginx.conf"), strings.ReplaceAll(fmt.Sprintf(`
-%s daemon off; pid WORK/pid; error_log WORK/error.log; worker_processes 1;
-events {}
-http {
-	access_log off; client_body_temp_path WORK/a; proxy_temp_path WORK/b; fastcgi_temp_path WORK/c; uwsgi_temp_path WORK/d; scgi_temp_path WORK/e;
-	proxy_cache_path WORK/cache keys_zone=blobs:1m;
-	%s
-}`, user, strings.ReplaceAll(server, "ADDR", addr)), "WORK", work))
-	serve(t, addr, "nginx", "-c", config)
-	return addr
-}
-
-// startRegistry starts Debian's docker-registry, with a password where one is given in the form of htpasswd.
-func startRegistry(t *testing.T, htpasswd string) (addr string) {
-	t.Helper()
-	dir := t.TempDir()
-	addr = freeAddr(t)
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}\nhttp: {addr: %s}\n", dir, addr)
-	if htpasswd != "" {
-		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", writeFile(t, dir+"/htpasswd", htpasswd))
-	}
-	serve(t, addr, "docker-registry", "serve", writeFile(t, dir+"/config.yml", config))
-	return addr
 }
 
 func openRegistry(t *testing.T, repository string) *Registry {
@@ -136,7 +45,7 @@ func TestNginx(t *testing.T) {
 	l := testLayout(t)
 	content := testContent(12, 2<<20)
 	buildTest(t, l, "debian:12", content, small())
-	ref, err := ParseRef("http://" + startNginx(t, "root "+filepath.Dir(l.dir)+";") + "/images:debian:12")
+	ref, err := ParseRef("http://" + imagetest.Nginx(t, "root "+filepath.Dir(l.dir)+";") + "/images:debian:12")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,9 +69,9 @@ func TestRegistryBehindACache(t *testing.T) {
 	content := testContent(14, 2<<20)
 	l := testLayout(t)
 	buildTest(t, l, "debian:1", content, small())
-	origin := startRegistry(t, "")
+	origin := imagetest.Registry(t, imagetest.RegistryOptions{})
 	copyTest(t, openTest(t, l, "debian:1"), openRegistry(t, origin+"/debian"), "1")
-	front := startNginx(t, "slice 64k; proxy_cache blobs; proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; "+
+	front := imagetest.Nginx(t, "slice 64k; proxy_cache blobs; proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; "+
 		"proxy_set_header Host $http_host; proxy_http_version 1.1; proxy_cache_valid 200 206 1h; proxy_pass http://"+origin+";")
 	for range 2 { // cold, and then warm
 		if !bytes.Equal(readAll(t, openTest(t, openRegistry(t, front+"/debian"), "1")), content) {
@@ -193,7 +102,7 @@ func TestRegistries(t *testing.T) {
 	v1 := testContent(13, 2<<20)
 	l := testLayout(t)
 	buildTest(t, l, "debian:1", v1, small())
-	first, second := startRegistry(t, ""), startRegistry(t, testHtpasswd)
+	first, second := imagetest.Registry(t, imagetest.RegistryOptions{}), imagetest.Registry(t, imagetest.RegistryOptions{Htpasswd: testHtpasswd})
 
 	a := openRegistry(t, first+"/os/debian")
 	r := copyTest(t, openTest(t, l, "debian:1"), a, "1")
@@ -227,21 +136,14 @@ func TestRegistries(t *testing.T) {
 
 	// skopeo, and passwords.
 	dir := filepath.Join(t.TempDir(), "copy")
-	skopeo := func(args ...string) {
-		t.Helper()
-		out, err := exec.Command("skopeo", append([]string{"--insecure-policy", "copy"}, args...)...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("skopeo copy %v: %v\n%s", args, err, out)
-		}
-	}
-	skopeo("--src-tls-verify=false", "docker://"+first+"/os/debian:2", "oci:"+dir+":debian:2")
+	imagetest.Skopeo(t, "--src-tls-verify=false", "docker://"+first+"/os/debian:2", "oci:"+dir+":debian:2")
 	copied, err := OpenLayout(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer copied.Close()
 	checkBuilt(t, copied, "debian:2", v2)
-	skopeo("--dest-tls-verify=false", "--dest-creds", testUser+":"+testPassword, "oci:"+dir+":debian:2", "docker://"+second+"/mirror:two")
+	imagetest.Skopeo(t, "--dest-tls-verify=false", "--dest-creds", testUser+":"+testPassword, "oci:"+dir+":debian:2", "docker://"+second+"/mirror:two")
 
 	dockerConfig(t, second, testPassword)
 	b := openRegistry(t, second+"/mirror")

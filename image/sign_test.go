@@ -12,6 +12,8 @@ import (
 
 	"aead.dev/minisign"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"coppice/image/imagetest"
 )
 
 // testKey is a pair of keys, always the same one for a seed.
@@ -106,7 +108,7 @@ func TestSignatures(t *testing.T) {
 func TestSignaturesInARegistry(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
 	ann, annKey := testKey(t, 1)
-	l, r := testLayout(t), openRegistry(t, startRegistry(t, "")+"/os/debian")
+	l, r := testLayout(t), openRegistry(t, imagetest.Registry(t, imagetest.RegistryOptions{})+"/os/debian")
 	buildTest(t, l, "debian:1", testContent(40, 100_000), small())
 	copyTest(t, openTest(t, l, "debian:1"), r, "1")
 	signTest(t, r, "1", annKey, Statement{Name: "debian", Serial: 1})

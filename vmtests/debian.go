@@ -17,7 +17,7 @@ const (
 	ImageGPT  = "gpt"    // the ext4 image as the only partition of a GPT disk
 	ImagePair = "pair"   // the ext4 image as first partition of a GPT disk, an empty one for a leaf as second
 	ImageXFS  = "xfs"    // xfs without a partition table
-	ImageRepo = "repo"   // ext4 with a flat apt repository: RepoPackages with all that they need beyond the root
+	ImageRepo = "repo"   // ext4 with a flat apt repository: RepoPackages with all that they need beyond the root, and upgrades of it
 )
 
 // ImageNames are all images that ImageDisk knows.
@@ -25,6 +25,15 @@ var ImageNames = []string{ImageExt4, ImageGPT, ImagePair, ImageXFS, ImageRepo}
 
 // RepoPackages can be installed offline from ImageRepo into the Debian root.
 var RepoPackages = []string{"jq", "nginx-light", "rsync", "sqlite3", "tmux"}
+
+// The root is a release as it came out; what it can be upgraded to is in updateSources.
+const releaseSource = "deb http://deb.debian.org/debian " + suite + " main"
+
+var updateSources = []string{
+	releaseSource,
+	"deb http://deb.debian.org/debian " + suite + "-updates main",
+	"deb http://security.debian.org/debian-security " + suite + "-security main",
+}
 
 // rootPackages make a small but bootable system together with minbase.
 var rootPackages = []string{
@@ -44,7 +53,7 @@ func (b *Build) Image(ctx context.Context, name string) (string, error) {
 	if !slices.Contains(ImageNames, name) {
 		return "", fmt.Errorf("find image %s: unknown; known are %s", name, strings.Join(ImageNames, ", "))
 	}
-	recipe := fmt.Sprint("debian 1 ", suite, rootPackages, RepoPackages, rootSizeBytes, leafSizeBytes)
+	recipe := fmt.Sprint("debian 2 ", updateSources, rootPackages, RepoPackages, rootSizeBytes, leafSizeBytes)
 	dir, err := b.asset(ctx, "debian", recipe, b.fillDebian)
 	return filepath.Join(dir, name+".img"), err
 }
@@ -64,11 +73,10 @@ func (b *Build) fillDebian(ctx context.Context, dir string) error {
 		return err
 	}
 	// What the system itself was made of is dropped first: the repository gets what is missing in the root, no more.
-	download := `chroot "$1" apt-get clean && chroot "$1" apt-get install -y -q --no-install-recommends --download-only ` +
-		strings.Join(RepoPackages, " ") + ` && cp "$1"/var/cache/apt/archives/*.deb ` + debs
-	_, err := command(ctx, dir, "mmdebstrap", "--mode=root", "--variant=minbase",
-		"--include="+strings.Join(rootPackages, ","), "--customize-hook="+download, suite, tree)
-	if err != nil {
+	download := `set -e; get="chroot $1 apt-get -y -q --no-install-recommends"; list=$1/etc/apt/sources.list; $get clean; cp $list ` + dir + `
+printf '%s\n' '` + strings.Join(updateSources, "' '") + `' >$list; $get update; $get upgrade --download-only
+$get install --download-only ` + strings.Join(RepoPackages, " ") + `; cp $1/var/cache/apt/archives/*.deb ` + debs + `; mv ` + dir + `/sources.list $list`
+	if err := bootstrap(ctx, tree, []string{releaseSource}, "--customize-hook="+download); err != nil {
 		return err
 	}
 	image := func(name string) string { return filepath.Join(dir, name+".img") }
@@ -84,11 +92,29 @@ func (b *Build) fillDebian(ctx context.Context, dir string) error {
 	if err := ext4FromTree(ctx, debs, image(ImageRepo), 0, "^has_journal"); err != nil {
 		return err
 	}
-	err = errors.Join(
+	err := errors.Join(
 		partitioned(ctx, image(ImageGPT), image(ImageExt4)),
 		partitioned(ctx, image(ImagePair), image(ImageExt4), leafSizeBytes),
 	)
 	return errors.Join(err, os.RemoveAll(tree), os.RemoveAll(debs))
+}
+
+// bootstrap makes the root's tree of files from what the sources offer.
+func bootstrap(ctx context.Context, tree string, sources []string, options ...string) error {
+	args := append([]string{"--mode=root", "--variant=minbase", "--include=" + strings.Join(rootPackages, ",")}, options...)
+	_, err := command(ctx, filepath.Dir(tree), "mmdebstrap", append(append(args, suite, tree), sources...)...)
+	return err
+}
+
+// Rebuilt returns a directory with the tree of files of the Debian root as it is with all upgrades, made from scratch. It must not be written.
+func (b *Build) Rebuilt(ctx context.Context) (string, error) {
+	dir, err := b.asset(ctx, "rebuilt", fmt.Sprint("rebuilt 1 ", updateSources, rootPackages), func(ctx context.Context, dir string) error {
+		if err := b.need(ctx, "mmdebstrap"); err != nil {
+			return err
+		}
+		return bootstrap(ctx, filepath.Join(dir, "tree"), updateSources)
+	})
+	return filepath.Join(dir, "tree"), err
 }
 
 // partitioned makes a GPT disk whose first partition holds the image; empty ones of the given sizes follow.

@@ -26,6 +26,9 @@
 // /dev/disk/by-id/virtio-NAME by the agent's doing, devices made later have their kernel names only. PATH, HOME, TMPDIR,
 // LC_ALL and COPPICE_VM=1 are set for every command.
 //
+// A guest has no network unless [Config.Network] gives it a card, on QEMU's user network: it then reaches servers on the host's loopback at
+// [HostAddr], and nobody reaches it.
+//
 // # Failure model
 //
 // A command that outlives its time-out gets SIGQUIT (a Go program prints its goroutines), five seconds later SIGKILL;

@@ -53,14 +53,19 @@ func (b *Build) GuestTests(ctx context.Context, pkg string, tags ...string) (*Gu
 }
 
 // Select keeps the tests whose name matches the pattern.
-func (g *GuestTests) Select(pattern string) error {
+func (g *GuestTests) Select(pattern string) error { return g.keep(pattern, true) }
+
+// Drop keeps the tests whose name does not match the pattern.
+func (g *GuestTests) Drop(pattern string) error { return g.keep(pattern, false) }
+
+func (g *GuestTests) keep(pattern string, matching bool) error {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
 		return fmt.Errorf("compile pattern: %w", err)
 	}
-	g.Names = slices.DeleteFunc(g.Names, func(name string) bool { return !re.MatchString(name) })
+	g.Names = slices.DeleteFunc(g.Names, func(name string) bool { return re.MatchString(name) != matching })
 	if len(g.Names) == 0 {
-		return fmt.Errorf("select tests of %s: none matches %q", g.Package, pattern)
+		return fmt.Errorf("select tests of %s: none is left by %q", g.Package, pattern)
 	}
 	return nil
 }

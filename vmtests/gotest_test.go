@@ -51,7 +51,10 @@ func TestTaggedTests(t *testing.T) {
 }
 
 func TestSelect(t *testing.T) {
-	g := &GuestTests{Package: "./p", Names: []string{"TestOne", "TestTwo"}}
+	g := &GuestTests{Package: "./p", Names: []string{"TestOne", "TestTwo", "TestThree"}}
+	if err := g.Drop("Three"); err != nil || !slices.Equal(g.Names, []string{"TestOne", "TestTwo"}) {
+		t.Errorf("left %v, error %v", g.Names, err)
+	}
 	if err := g.Select("Two"); err != nil || !slices.Equal(g.Names, []string{"TestTwo"}) {
 		t.Errorf("selected %v, error %v", g.Names, err)
 	}

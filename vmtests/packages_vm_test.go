@@ -33,7 +33,7 @@ func TestPackages(t *testing.T) {
 	}
 }
 
-// runGuestPackage boots a VM for one package, runs its VM tests there and reports them as subtests of t.
+// runGuestPackage boots a VM for one package, runs its VM tests there, those of the images aside, and reports them as subtests of t.
 func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, limit time.Duration) {
 	t.Helper()
 	b := newBuild(t)
@@ -45,7 +45,11 @@ func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, lim
 	cfg.Name = strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "-")
 	cfg.Disks = append(disks, cfg.Disks...)
 	m := &testVM{t: t, b: b, cfg: cfg}
-	m.run(t, m.add(pkg), limit)
+	tests := m.add(pkg)
+	if err := tests.Drop(imageTests); err != nil {
+		t.Fatal(err)
+	}
+	m.run(t, tests, limit)
 }
 
 // testVM is a VM for the tests of packages, one after the other. After one that did not pass, the next get a new VM.

@@ -58,6 +58,12 @@ func (d Disk) logged(id string) string {
 // escapeCommas writes a value for one of QEMU's comma-separated options.
 func escapeCommas(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
+// Addresses on the network of a guest that has one, which is QEMU's user network: who calls HostAddr reaches the host's loopback.
+const (
+	HostAddr  = "10.0.2.2"
+	GuestAddr = "10.0.2.15/24"
+)
+
 // machineID is what the firmware of every VM says, so that a guest, which has no machine-id(5), is a node that can hold leases.
 const machineID = "c0991ce0-0000-4000-8000-000000000001"
 
@@ -74,6 +80,9 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 		"-device", "virtserialport,chardev=agent,name=" + wire.PortName,
 	}
 	args = append(args, accel.args()...)
+	if cfg.Network {
+		args = append(args, "-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile=")
+	}
 	for i, d := range cfg.Disks {
 		args = append(args, d.args(i)...)
 	}

@@ -29,6 +29,7 @@ type Config struct {
 	Modules    []string          // kernel modules to load before the agent answers; options may follow the name
 	Files      map[string]string // path in the guest → file or directory on the host; copied into the initramfs
 	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
+	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
 	KernelArgs string            // appended to the kernel command line
 }
 
@@ -193,6 +194,9 @@ func (vm *VM) Hello() wire.Hello { return vm.hello }
 // writeInitrd concatenates the kernel's modules with this VM's own archive: kernels unpack one after the other.
 func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
 	boot := wire.Boot{Modules: append([]string{"virtio_blk", "configfs"}, cfg.Modules...)}
+	if cfg.Network {
+		boot.Modules = append(boot.Modules, "virtio_net")
+	}
 	for _, d := range cfg.Disks {
 		boot.Disks = append(boot.Disks, d.Name)
 	}

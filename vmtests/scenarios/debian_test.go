@@ -53,6 +53,21 @@ func TestDebianInstall(t *testing.T) {
 // lets dpkg verify every installed file.
 func install(t *testing.T, dir, packages string) {
 	t.Helper()
+	enter(t, dir)
+	sh(t, "cd "+dir+"; "+aptGet+"install "+packages)
+	verified := sh(t, "chroot "+dir+" dpkg --verify")
+	if strings.TrimSpace(verified) != "" {
+		t.Errorf("dpkg --verify found changed files:\n%s", verified)
+	}
+	leave(t, dir)
+}
+
+// aptGet runs apt-get in a system, in whose directory the shell is.
+const aptGet = "DEBIAN_FRONTEND=noninteractive chroot . apt-get -y -q --no-install-recommends "
+
+// enter makes the system at dir ready for apt-get, with the local repository as its only source.
+func enter(t *testing.T, dir string) {
+	t.Helper()
 	sh(t, `cd `+dir+`
 mkdir -p mnt/repo
 mount -o ro `+disk(t, "repo")+` mnt/repo
@@ -62,13 +77,12 @@ mount --rbind /dev dev
 echo 'deb [trusted=yes] file:/mnt/repo ./' >etc/apt/sources.list
 printf '#!/bin/sh\nexit 101\n' >usr/sbin/policy-rc.d
 chmod 755 usr/sbin/policy-rc.d
-export DEBIAN_FRONTEND=noninteractive
-chroot . apt-get update -q
-chroot . apt-get install -y -q --no-install-recommends `+packages)
-	verified := sh(t, "chroot "+dir+" dpkg --verify")
-	if strings.TrimSpace(verified) != "" {
-		t.Errorf("dpkg --verify found changed files:\n%s", verified)
-	}
+`+aptGet+`update`)
+}
+
+// leave takes away what enter mounted.
+func leave(t *testing.T, dir string) {
+	t.Helper()
 	sh(t, "cd "+dir+`
 mount --make-rprivate dev
 mount --make-rprivate sys

@@ -9,4 +9,7 @@
 //	repo    flat apt repository, read-only    leaf, remote   empty
 //
 // Tests run one after the other; each formats the leaf disk anew.
+//
+// The tests whose names begin with TestImage have another host side, TestImages, and a VM with a network to servers on the host, which the
+// files in /lab tell of. They find the disks "debian" and "repo", both read-only, "leaf", and "images", a file system with an OCI layout.
 package scenarios

@@ -3,9 +3,11 @@
 package scenarios
 
 import (
+	"cmp"
 	"crypto/md5"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"maps"
@@ -24,8 +26,15 @@ type tree map[string]string
 // readers is how many files readTree reads at once: a cold tree is read by the device's latency otherwise.
 const readers = 8
 
-// readTree reads every file below dir, without crossing into other file systems.
+// readTree reads every file below dir, without crossing into other file systems. MD5 finds every accident, and SHA-256 takes twenty times
+// as long in an emulated CPU.
 func readTree(t *testing.T, dir string) tree {
+	t.Helper()
+	return digestTree(t, dir, md5.New)
+}
+
+// digestTree is readTree with another digest.
+func digestTree(t *testing.T, dir string, newHash func() hash.Hash) tree {
 	t.Helper()
 	began := time.Now()
 	files, err := listTree(dir)
@@ -33,12 +42,12 @@ func readTree(t *testing.T, dir string) tree {
 		t.Fatalf("list tree: %v", err)
 	}
 	var mu sync.Mutex // guards what follows
-	read, paths, errs := make(tree), slices.Sorted(maps.Keys(files)), []error(nil)
+	read, paths, errs := make(tree), inOrder(files), []error(nil)
 	var wg sync.WaitGroup
 	for first := range readers {
 		wg.Go(func() {
 			for i := first; i < len(paths); i += readers {
-				text, err := describe(filepath.Join(dir, paths[i]), files[paths[i]])
+				text, err := describe(filepath.Join(dir, paths[i]), files[paths[i]], newHash())
 				mu.Lock()
 				read[paths[i]] = text
 				if err != nil {
@@ -54,6 +63,17 @@ func readTree(t *testing.T, dir string) tree {
 	}
 	t.Logf("read %d files in %.1f s", len(read), time.Since(began).Seconds())
 	return read
+}
+
+// inOrder returns the paths in the order of the inodes, in which the files were made and mostly lie on the disk.
+func inOrder(files map[string]fs.FileInfo) []string {
+	inode := func(path string) uint64 {
+		if st, ok := files[path].Sys().(*syscall.Stat_t); ok {
+			return st.Ino
+		}
+		return 0
+	}
+	return slices.SortedFunc(maps.Keys(files), func(a, b string) int { return cmp.Or(cmp.Compare(inode(a), inode(b)), cmp.Compare(a, b)) })
 }
 
 // listTree finds what is below dir, by path relative to it.
@@ -81,16 +101,16 @@ func listTree(dir string) (map[string]fs.FileInfo, error) {
 }
 
 // describe puts into words all that must not change about a file.
-func describe(path string, info fs.FileInfo) (string, error) {
+func describe(path string, info fs.FileInfo, h hash.Hash) (string, error) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return "", fmt.Errorf("read %s: no owner", path)
 	}
-	content, err := contentOf(path, info)
+	content, err := contentOf(path, info, h)
 	return fmt.Sprintf("%v %d:%d %d %d %s", info.Mode(), st.Uid, st.Gid, st.Rdev, info.ModTime().UnixNano(), content), err
 }
 
-func contentOf(path string, info fs.FileInfo) (string, error) {
+func contentOf(path string, info fs.FileInfo, h hash.Hash) (string, error) {
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
 		return os.Readlink(path)
@@ -102,7 +122,6 @@ func contentOf(path string, info fs.FileInfo) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	h := md5.New() // finds every accident; SHA-256 takes twenty times as long in an emulated CPU
 	n, err := io.Copy(h, f)
 	return fmt.Sprintf("%d %x", n, h.Sum(nil)), err
 }
