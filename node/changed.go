@@ -69,9 +69,12 @@ func (d *Daemon) Changed(ctx context.Context, name string, emit func(ChangedPart
 
 // nextChanged holds the device only for one part: who reads the answer may be slow.
 func (v *device) nextChanged(back *backing, next func() (union.ChangedExtent, error, bool)) (part ChangedPart, more bool, err error) {
+	v.use.RLock()
+	defer v.use.RUnlock()
 	v.mu.RLock()
-	defer v.mu.RUnlock()
-	if v.back != back {
+	there := v.back == back
+	v.mu.RUnlock()
+	if !there {
 		return part, false, fail(CodeBusy, "`coppice list` shows it", "the device ended meanwhile")
 	}
 	for len(part.Extents) < changedPart {

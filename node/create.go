@@ -35,7 +35,7 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 		d.log.Warn("create failed", "device", r.Name, "error", oneLine(err))
 		return Device{}, err
 	}
-	rep := v.report(readUsage(), true)
+	rep := v.inspect(readUsage())
 	d.log.Info("device created", "device", rep.Name, "path", rep.Path, "root", rep.Root.Path,
 		"leaf", rep.Leaf.Store, "layer", rep.Leaf.Layer, "size_bytes", rep.SizeBytes, "ms", rep.CreateMS)
 	return rep, nil

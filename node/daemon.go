@@ -151,11 +151,11 @@ func (d *Daemon) begin(ctx context.Context) error {
 	return nil
 }
 
-// List reports all devices, without statistics.
+// List reports all devices, without statistics. It waits for no store.
 func (d *Daemon) List() []Device {
 	list, u := []Device{}, readUsage()
 	for _, v := range d.all() {
-		list = append(list, v.report(u, false))
+		list = append(list, v.report(u))
 	}
 	return list
 }
@@ -166,7 +166,7 @@ func (d *Daemon) Inspect(name string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	rep := v.report(readUsage(), true)
+	rep := v.inspect(readUsage())
 	rep.Detach = d.detachOf(v)
 	return rep, nil
 }

@@ -24,7 +24,7 @@ func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	was := v.report(readUsage(), false)
+	was := v.report(readUsage())
 	if err := d.delete(ctx, v); err != nil {
 		d.log.Warn("delete failed", "device", name, "error", oneLine(err))
 		return Device{}, err

@@ -15,7 +15,11 @@ import (
 
 // device is one entry of the daemon's table.
 type device struct {
-	mu       sync.RWMutex // held for reading while statistics are taken
+	// use is held for reading by calls that work on what lies below the device, and may wait for its store; who closes that holds it
+	// for writing. It is taken before mu.
+	use sync.RWMutex
+
+	mu       sync.RWMutex // guards what follows; nothing slow is done under it, because a list of all devices takes it
 	state    State
 	rec      record
 	err      error    // why it failed
@@ -58,6 +62,8 @@ func (v *device) setState(s State) {
 
 // closeBacking closes what lies below the stopped or detached disk.
 func (v *device) closeBacking() error {
+	v.use.Lock()
+	defer v.use.Unlock()
 	v.mu.Lock()
 	back := v.back
 	v.disk, v.back = nil, nil
@@ -86,8 +92,29 @@ func (v *device) current() State {
 	return v.state
 }
 
-// report describes the device; with detail set, statistics and the store's state too.
-func (v *device) report(u usage, detail bool) Device {
+// inspect is report with statistics and the state of the store, which it may have to wait for.
+func (v *device) inspect(u usage) Device {
+	v.use.RLock()
+	defer v.use.RUnlock()
+	d := v.report(u)
+	v.mu.RLock()
+	disk, back := v.disk, v.back
+	v.mu.RUnlock()
+	if back != nil && back.device != nil {
+		if root, ok := back.base.(*imageRoot); ok {
+			d.Root.Replicas, d.Root.Hydration = root.set.report()
+		}
+		stats, info := back.device.Stats(), back.store.Info()
+		d.Stats, d.Leaf.Info = &stats, &info
+	}
+	if disk != nil {
+		d.InFlight = inFlight(disk)
+	}
+	return d
+}
+
+// report describes the device and waits for nothing.
+func (v *device) report(u usage) Device {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	r := v.rec.Device
@@ -115,16 +142,6 @@ func (v *device) report(u usage, detail bool) Device {
 			d.Root = Root{}
 		}
 		d.Leaf.setSpace(v.back.layer)
-		if root, ok := v.back.base.(*imageRoot); ok && detail {
-			d.Root.Replicas, d.Root.Hydration = root.set.report()
-		}
-		if detail {
-			stats, info := v.back.device.Stats(), v.back.store.Info()
-			d.Stats, d.Leaf.Info = &stats, &info
-		}
-	}
-	if v.disk != nil && detail {
-		d.InFlight = inFlight(v.disk)
 	}
 	if d.Path != "" {
 		d.Holders = u.holders(d.Path)

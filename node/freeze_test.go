@@ -114,6 +114,32 @@ func TestFreezeExpires(t *testing.T) {
 	r.freeze("web1", "x")
 }
 
+// A list of devices does not wait for a store, though somebody who inspects a device does, and somebody else wants to change it.
+func TestListDoesNotWaitForFreeze(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.create(r.request("web1"))
+	c, ctx := r.client(), context.Background()
+	p, err := c.PrepareFreeze(ctx, "web1", node.FreezeRequest{As: "x"})
+	check(t, err)
+	inspected := make(chan error, 2)
+	go func() {
+		_, err := r.client().Inspect(ctx, "web1")
+		inspected <- err
+	}()
+	soon, cancel := context.WithTimeout(ctx, node.FreezeLimit/2)
+	defer cancel()
+	for range 30 {
+		_, err := c.Delete(soon, "web1")
+		r.refused(err, node.CodeBusy, "is freezing")
+		if all, err := c.List(soon); err != nil || len(all) != 1 || all[0].State != node.StateFreezing {
+			t.Fatalf("list: %v, %v", all, err)
+		}
+	}
+	check(t, c.CancelFreeze(ctx, "web1", p.Token))
+	check(t, <-inspected)
+}
+
 // A daemon that is told to end waits for a freeze under way.
 func TestStopWaitsForFreeze(t *testing.T) {
 	r := newRig(t)

@@ -97,7 +97,7 @@ func (d *Daemon) HydrateRoot(ctx context.Context, name string) (RootReport, erro
 		return RootReport{}, err
 	}
 	d.startHydration(s)
-	return RootReport{Ref: d.roots.localRef(s).String(), Root: v.report(usage{}, true).Root, Devices: d.devicesOn(s)}, nil
+	return RootReport{Ref: d.roots.localRef(s).String(), Root: v.inspect(usage{}).Root, Devices: d.devicesOn(s)}, nil
 }
 
 // setHydrate writes into the records of all devices on a root whether it is to be copied to this machine. The caller holds roots.changes.

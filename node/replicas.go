@@ -87,7 +87,7 @@ func (d *Daemon) changeRoot(ctx context.Context, name, text string, change func(
 	if err := change(ctx, s, ref); err != nil {
 		return RootReport{}, err
 	}
-	rep := RootReport{Ref: text, Root: v.report(usage{}, true).Root, Devices: d.devicesOn(s)}
+	rep := RootReport{Ref: text, Root: v.inspect(usage{}).Root, Devices: d.devicesOn(s)}
 	d.log.Info("replicas of a root changed", "device", name, "replica", text, "replicas", len(rep.Root.Replicas), "devices", len(rep.Devices))
 	return rep, nil
 }

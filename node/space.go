@@ -91,7 +91,7 @@ func (d *Daemon) Set(ctx context.Context, name string, r SetRequest) (SetReport,
 	if err != nil {
 		return SetReport{}, err
 	}
-	defer v.mu.RUnlock()
+	defer v.use.RUnlock()
 	info, err := layer.SetQuota(*r.QuotaBytes)
 	if err != nil {
 		return SetReport{}, err
@@ -105,11 +105,13 @@ func (d *Daemon) Set(ctx context.Context, name string, r SetRequest) (SetReport,
 	return rep, nil
 }
 
-// hold returns the layer of a device that is served, with the device's lock held for reading.
+// hold returns the layer of a device that is served, with use held for reading.
 func (v *device) hold() (*union.Layer, error) {
+	v.use.RLock()
 	v.mu.RLock()
+	defer v.mu.RUnlock()
 	if v.back == nil || v.back.layer == nil {
-		defer v.mu.RUnlock()
+		defer v.use.RUnlock()
 		return nil, fail(CodeBusy, "wait until it is live; `coppice list` shows it", "device %s is %s", v.rec.Device.Name, v.state)
 	}
 	return v.back.layer, nil

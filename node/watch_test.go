@@ -23,7 +23,7 @@ func TestBrokenDeviceIsReportedWhileItIsServed(t *testing.T) {
 	d := &Daemon{log: slog.New(slog.NewTextHandler(&log, nil))}
 	v := &device{state: StateLive, disk: brokenDisk{}, rec: record{Device: CreateRequest{Name: "web1"}}}
 	d.broken(v, brokenDisk{})
-	r := v.report(readUsage(), false)
+	r := v.report(readUsage())
 	if r.State != StateLive || !strings.Contains(r.Error, "tag 3 refused") || r.Hint == "" {
 		t.Errorf("reported as %+v", r)
 	}
