@@ -29,7 +29,8 @@ import (
 // Who takes a lease that was another node's last writes it, waits, and goes on if it is still his own. Who takes one that was his own node's, or the
 // lease of a store which his own node formatted, goes on at once, and looks again after leaseRace. The two rules leave one winner at most of those who found the lease free at the same time: each writes within
 // leaseRace of having read it. Where the storage is too slow for that he waits, as who breaks a lease does; who found it held by his own node
-// need not, as nobody else could have taken it.
+// need not, as nobody else could have taken it. Until it is known that he was fast enough, or he has waited, the lease says that it is being
+// taken: a successor of his who finds that does not know how fast the write was, and waits.
 //
 // The limit: the check comes before a write is handed to the kernel. One that the kernel or the way to the storage holds up for longer than the
 // quarter can land after the new holder began, and a virtual machine that is paused does not see its time pass. Against those
@@ -48,7 +49,7 @@ const (
 //
 //	  0  8  magic "COPPLEAS"
 //	  8  2  version of this block
-//	 10  1  state: 0 free, 1 held, 2 being broken
+//	 10  1  state: 0 free, 1 held, 2 being broken, 3 being taken
 //	 11  1  length of the host name
 //	 12  4  CRC-32C of the block
 //	 16 16  UUID of the store
@@ -81,6 +82,7 @@ const (
 	leaseFree leaseState = iota
 	leaseHeld
 	leaseBroken
+	leaseTaking
 
 	leaseBlock    = 24
 	leaseVersion  = 1
@@ -133,7 +135,7 @@ func (l *lease) decode(p []byte, id uuid.UUID) error {
 	copy(l.Boot[:], p[80:])
 	copy(l.Token[:], p[96:])
 	l.PID = le.Uint32(p[112:])
-	if l.State > leaseBroken || n > maxHostName || l.Duration < 0 || l.Duration > maxLease {
+	if l.State > leaseTaking || n > maxHostName || l.Duration < 0 || l.Duration > maxLease {
 		return &CorruptError{"lease", off, "field out of range"}
 	}
 	l.Host = string(p[116 : 116+n])
@@ -150,7 +152,7 @@ type LeaseOptions struct {
 
 // LeaseInfo tells who holds a store.
 type LeaseInfo struct {
-	State           string    `json:"state"` // free, held, breaking
+	State           string    `json:"state"` // free, held, breaking, taking
 	Host            string    `json:"host,omitempty"`
 	Node            string    `json:"node,omitempty"`
 	PID             int       `json:"pid,omitempty"`
@@ -164,7 +166,7 @@ func (l *lease) info() *LeaseInfo {
 		return nil
 	}
 	return &LeaseInfo{
-		State: [...]string{"free", "held", "breaking"}[l.State], Host: l.Host, Node: l.Node.String(), PID: int(l.PID),
+		State: [...]string{"free", "held", "breaking", "taking"}[l.State], Host: l.Host, Node: l.Node.String(), PID: int(l.PID),
 		Generation: l.Generation, DurationSeconds: l.Duration.Seconds(), Since: time.Unix(l.Since, 0).UTC(),
 	}
 }
@@ -260,7 +262,7 @@ func (l *lease) write(d disk) error {
 // refuse tells why a node may not take the lease, or nil.
 func (l *lease) refuse(node uuid.UUID) error {
 	switch {
-	case l.State == leaseHeld && l.Node != node:
+	case (l.State == leaseHeld || l.State == leaseTaking) && l.Node != node:
 		return fmt.Errorf("held by %s: %w", l.holder(), ErrLeased)
 	case l.State == leaseBroken:
 		return fmt.Errorf("its lease is being broken by %s: %w", l.holder(), ErrLeased)
@@ -268,7 +270,8 @@ func (l *lease) refuse(node uuid.UUID) error {
 	return nil
 }
 
-// takeLease claims the store on d for this process. It waits only where the lease was another node's last.
+// takeLease claims the store on d for this process. It waits only where the lease was another node's last, and where nobody knows whether
+// another node has taken it meanwhile.
 func takeLease(d disk, id uuid.UUID, o LeaseOptions) (*fence, error) {
 	if err := o.check(); err != nil {
 		return nil, err
@@ -289,30 +292,52 @@ func takeLease(d disk, id uuid.UUID, o LeaseOptions) (*fence, error) {
 	if mine.Node == uuid.Nil { // a lease that this machine would not know again after a crash is of no use
 		return nil, nil
 	}
-	mine.State, mine.Generation = leaseHeld, have.Generation+1
+	mine.State, mine.Generation = leaseTaking, have.Generation+1
+	if have.State == leaseHeld {
+		// By this node: only who breaks it could come in between, and he waits for as long as for any renewal.
+		mine.State = leaseHeld
+	}
 	if err := mine.write(d); err != nil {
 		return nil, err
 	}
-	f.mine, f.info = mine, *mine.info()
+	f.mine = mine
 	took := time.Since(f.began)
 	switch {
-	case took > race && have.State == leaseHeld:
-		// By this node: only who breaks it could have come in between, and he waits for as long as for any renewal.
-		return f, f.renew()
-	case took > race:
-		wait := max(mine.Duration, have.Duration)
-		wait += wait / 4
-		slog.Warn("writing the lease of a store took so long that another node may have taken it meanwhile: waiting until that one must have noticed",
-			"store", id, "took", took, "wait", wait)
-		time.Sleep(wait)
-		return f, f.renew()
+	case have.State == leaseHeld && took > race:
+	case have.State == leaseHeld:
+		return f.taken(f.extend(took, (leaseSettle-1)*race))
+	case have.State == leaseTaking || took > race:
+		f.outwait(have.Duration)
 	case have.Node == mine.Node:
-		return f, f.extend(took, (leaseSettle-1)*race)
+		looked := time.Since(f.began) // which finds it overwritten, or whoever read it free before is to wait from now on
+		if err := f.renew(); err != nil {
+			return nil, err
+		}
+		if time.Since(f.began) <= 2*race {
+			return f.taken(f.extend(looked, (leaseSettle-1)*race))
+		}
+		f.outwait(have.Duration)
+	default:
+		time.Sleep(leaseSettle * race)
 	}
-	time.Sleep(leaseSettle * race)
-	if err := f.renew(); err != nil {
+	return f.taken(f.renew())
+}
+
+// outwait waits until whoever took the lease beside this process must have noticed that he has lost it.
+func (f *fence) outwait(before time.Duration) {
+	wait := max(f.mine.Duration, before)
+	wait += wait / 4
+	slog.Warn("another node may have taken the lease of a store while this one did, and lost it: waiting until that one must have noticed",
+		"store", f.id, "seconds", wait.Seconds())
+	time.Sleep(wait)
+}
+
+// taken returns the fence where nothing went wrong in the end.
+func (f *fence) taken(err error) (*fence, error) {
+	if err != nil {
 		return nil, err
 	}
+	f.info = *f.mine.info()
 	return f, nil
 }
 
@@ -349,9 +374,10 @@ func (f *fence) renew() error {
 	if err != nil {
 		return err
 	}
-	if have.Generation != f.mine.Generation || have.Token != f.mine.Token || have.State != leaseHeld {
+	if have.Generation != f.mine.Generation || have.Token != f.mine.Token || have.State != leaseHeld && have.State != leaseTaking {
 		return fmt.Errorf("its lease is now generation %d, %s: %w", have.Generation, have.holder(), ErrFenced)
 	}
+	f.mine.State = leaseHeld
 	f.mine.Heartbeat++
 	if err := f.mine.write(f.disk); err != nil {
 		return err
@@ -455,14 +481,14 @@ func (d fencedDisk) Grow(sizeBytes int64) (int64, error) {
 
 // claim takes the lease of the store on s.disk, if it is one, and puts a fence before it.
 func (s *Store) claim(o LeaseOptions) error {
-	probe := Store{disk: s.disk}
-	if err := probe.readSuperblocks(); err != nil {
+	sb, err := readSuperblock(s.disk)
+	if err != nil {
 		return nil // which opening it tells better
 	}
-	if probe.sb.LogA <= leaseBlock {
+	if sb.LogA <= leaseBlock {
 		return &CorruptError{"superblock", -1, "no room for a lease"}
 	}
-	f, err := takeLease(s.disk, probe.sb.UUID, o)
+	f, err := takeLease(s.disk, sb.UUID, o)
 	if err != nil || f == nil {
 		return err
 	}
@@ -497,11 +523,11 @@ func leaveMark(d disk, id uuid.UUID) error {
 
 // refuseLeased keeps a store that another node holds from being overwritten.
 func refuseLeased(d disk) error {
-	old := Store{disk: d}
-	if err := old.readSuperblocks(); err != nil {
+	sb, err := readSuperblock(d)
+	if err != nil {
 		return nil
 	}
-	l, err := readLease(d, old.sb.UUID)
+	l, err := readLease(d, sb.UUID)
 	if err != nil {
 		return nil // damaged, and to be overwritten
 	}
@@ -544,15 +570,15 @@ func BreakLease(path string, o LeaseOptions, progress func(left time.Duration)) 
 }
 
 func breakLease(d disk, o LeaseOptions, progress func(left time.Duration)) (LeaseInfo, error) {
-	probe := Store{disk: d}
-	if err := probe.readSuperblocks(); err != nil {
-		return LeaseInfo{}, err
-	}
-	me, err := newOwner(probe.sb.UUID, o)
+	sb, err := readSuperblock(d)
 	if err != nil {
 		return LeaseInfo{}, err
 	}
-	was, err := readLease(d, probe.sb.UUID)
+	me, err := newOwner(sb.UUID, o)
+	if err != nil {
+		return LeaseInfo{}, err
+	}
+	was, err := readLease(d, sb.UUID)
 	damaged := errors.Is(err, ErrCorrupt)
 	if err != nil && !damaged {
 		return LeaseInfo{}, err

@@ -88,7 +88,7 @@ func FuzzLease(f *testing.F) {
 		copy(q, b)
 		le.PutUint32(q[leaseSumField:], blockChecksum(q, leaseSumField))
 		var l lease
-		if l.decode(q, testUUID) == nil && (l.State > leaseBroken || len(l.Host) > maxHostName || l.Duration < 0 || l.Duration > maxLease) {
+		if l.decode(q, testUUID) == nil && (l.State > leaseTaking || len(l.Host) > maxHostName || l.Duration < 0 || l.Duration > maxLease) {
 			t.Errorf("%+v", l)
 		}
 	})
@@ -272,6 +272,52 @@ func TestLeaseOnSlowStorage(t *testing.T) {
 	}
 }
 
+// deadLease is a slow disk whose process dies when its first write of the lease has arrived.
+type deadLease struct {
+	slowLease
+	arrived chan struct{}
+	writes  int
+}
+
+func (d *deadLease) WriteAt(p []byte, off int64) (int, error) {
+	if d.writes++; d.writes > 1 {
+		return 0, errStuck
+	}
+	n, err := d.slowLease.WriteAt(p, off)
+	close(d.arrived)
+	return n, err
+}
+
+// TestLeaseAfterDeathInTheWait has a node write a free lease so slowly that another node, which has taken it meanwhile, loses it without knowing,
+// and die before the other has noticed. Its successor must wait as it would have.
+func TestLeaseAfterDeathInTheWait(t *testing.T) {
+	t.Parallel()
+	disk := leaseDisk(t)
+	o := LeaseOptions{Duration: 2 * time.Second, Node: nodeA, race: 250 * time.Millisecond}
+	var other *fence
+	var err error
+	dead := &deadLease{arrived: make(chan struct{}), slowLease: slowLease{Disk: disk, once: func() {
+		other, err = takeLease(disk, testUUID, LeaseOptions{Duration: o.Duration, Node: nodeB, race: o.race})
+	}}}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = takeLease(dead, testUUID, o)
+	}()
+	<-dead.arrived
+	if err != nil || !other.open() {
+		t.Fatalf("the other node: %v", err)
+	}
+	again, err := takeLease(disk, testUUID, o)
+	if err != nil || !again.open() || other.open() {
+		t.Errorf("the successor: %v; both hold it: %v, %v", err, again != nil && again.open(), other.open())
+	}
+	if err := other.renew(); !errors.Is(err, ErrFenced) {
+		t.Errorf("the other node could go on: %v", err)
+	}
+	<-ended
+}
+
 // TestFencedStoreWritesNothing breaks the lease of a store under load, which may or may not be able to see that. From when the time is over, no
 // write of any kind is submitted; the new holder finds everything that was flushed.
 func TestFencedStoreWritesNothing(t *testing.T) {
@@ -398,12 +444,11 @@ func (r *rig) fenceEnd() {
 func TestOneTakerWins(t *testing.T) {
 	t.Parallel()
 	disk := leaseDisk(t)
-	var probe Store
-	probe.disk = disk
-	if err := probe.readSuperblocks(); err != nil {
+	sb, err := readSuperblock(disk)
+	if err != nil {
 		t.Fatal(err)
 	}
-	id := probe.sb.UUID
+	id := sb.UUID
 	for round := range 3 {
 		var wg sync.WaitGroup
 		var mu sync.Mutex

@@ -98,6 +98,13 @@ func (s *Store) recover(o StoreOptions) error {
 	return nil
 }
 
+// readSuperblock is the newest superblock of the store on a disk, which it leaves as it is.
+func readSuperblock(d disk) (superblock, error) {
+	s := Store{disk: d}
+	err := s.readSuperblocks()
+	return s.sb, err
+}
+
 // readSuperblocks takes the newer of the two, and notes which copy does not hold it.
 func (s *Store) readSuperblocks() error {
 	if s.disk.Size() < smallestStore<<blockShift {
