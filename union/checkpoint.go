@@ -98,6 +98,25 @@ func (s *Store) checkpointNeed(more int) uint64 {
 	return s.needFor(more, p.dirtyRegions.Load(), p.dirtyBytes.Load(), p.dirtyPages.Load(), s.slots.dirty.Load())
 }
 
+// roomForCheckpoint fails with [ErrNoSpace] where the store may lack the slots that a checkpoint takes, and those that the change takes for
+// whose sake it is to be made: one that finds too few fails the store, so who can refuse the change asks before. The caller holds mu.
+func (s *Store) roomForCheckpoint(more uint64) error {
+	for committed := false; ; committed = true {
+		free, need := s.slots.freeSlots(), s.checkpointNeed(0)+more
+		if free >= need {
+			return nil
+		}
+		if committed {
+			return fmt.Errorf("%d slots are free, and a checkpoint may take %d: %w", free, need, ErrNoSpace)
+		}
+		// What requests have superseded comes back.
+		if err := s.commit(); err != nil {
+			return err
+		}
+		s.epochs.collect()
+	}
+}
+
 // cleanNeed is checkpointNeed after a checkpoint.
 func (s *Store) cleanNeed(more int) uint64 { return s.needFor(more, 0, 0, 0, 0) }
 

@@ -470,6 +470,9 @@ func (s *Store) standOnWork(l, work *Layer) error {
 		l.entry.Pin = pin
 		l.mu.Unlock()
 	}
+	if err := s.roomForCheckpoint(0); err != nil {
+		return err
+	}
 	below, pin := l.parent, l.entry.Pin
 	set(work, nil, true, Pin{})
 	if err := s.checkpointLocked(); err != nil {
@@ -490,6 +493,10 @@ func (s *Store) foldSealed(owner, anchor, work *Layer) error {
 	}
 	var garbage []extent // copied before the anchor's device wrote the block
 	if err := s.copyMap(m, anchor.m, func(slot uint64) { garbage = appendExtent(garbage, slot, 1) }); err != nil {
+		m.drop()
+		return err
+	}
+	if err := s.roomForCheckpoint(s.slots.cleanPages(garbage)); err != nil {
 		m.drop()
 		return err
 	}

@@ -337,13 +337,16 @@ func (l *Layer) own(first uint64, out []mapping, sums []uint32) error {
 	})
 }
 
-// changeLayers writes the catalog after a layer came or went. Where that fails for another reason than want
+// changeLayers writes the catalog after a layer came or changed. Where that fails for another reason than want
 // of space, nobody knows which catalog the superblocks name, and the store takes no more writes.
 func (s *Store) changeLayers() error {
 	if s.log.hasFailed() {
 		return errFailed
 	}
 	if len(s.stale) > 0 && !seeded(bugCatalogAlone) {
+		if err := s.roomForCheckpoint(0); err != nil {
+			return err
+		}
 		return s.checkpointLocked()
 	}
 	err := s.writeState(s.sb.LogStart)
@@ -408,6 +411,9 @@ func (s *Store) dropLayers(layers ...*Layer) error {
 		}
 		freed = append(freed, exts...)
 		mapSlots = append(mapSlots, l.mapSlots()...)
+	}
+	if err := s.roomForCheckpoint(s.slots.cleanPages(freed)); err != nil {
+		return err
 	}
 	for _, l := range layers {
 		delete(s.layers, l.entry.Name)

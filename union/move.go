@@ -169,6 +169,9 @@ func (m *copying) run() error {
 	if err != nil {
 		return errors.Join(err, s.dropLayers(m.to))
 	}
+	if err := s.roomForCheckpoint(0); err != nil {
+		return errors.Join(err, s.dropLayers(m.to))
+	}
 	m.to.entry.Incoming, m.to.entry.Sealed = false, m.from.entry.Sealed // which does not change while it is read
 	if err := s.checkpointLocked(); err != nil {
 		m.to.entry.Incoming, m.to.entry.Sealed = true, false

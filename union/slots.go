@@ -218,6 +218,22 @@ func (a *slotAllocator) markDirty(page uint64) {
 	}
 }
 
+// cleanPages counts the pages of the bitmap that disowning the slots makes a checkpoint write.
+func (a *slotAllocator) cleanPages(exts []extent) (n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	counted := map[uint64]bool{}
+	for _, e := range exts {
+		for page := e.Slot / (pageGroups * groupSlots); page <= (e.Slot+uint64(e.Count)-1)/(pageGroups*groupSlots); page++ {
+			if !a.pages[page].dirty && !counted[page] {
+				counted[page] = true
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // disownAll is disown for callers that do not hold mu.
 func (a *slotAllocator) disownAll(exts []extent) {
 	a.mu.Lock()
