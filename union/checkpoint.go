@@ -143,10 +143,7 @@ func (s *Store) fail() {
 // before A is touched, so one of them is whole at any time; what the old state named is
 // free only when both name the new one.
 func (s *Store) writeState(logStart uint64) error {
-	entries := make([]layerEntry, 0, len(s.layers))
-	for _, l := range s.inOrder() {
-		entries = append(entries, l.describe())
-	}
+	entries := s.describe()
 	enc := encodeCatalog(s.slots.bitmapEntries(), entries)
 	n := catalogBlockCount(len(enc))
 	if n > maxCatalogBlocks {
@@ -179,7 +176,17 @@ func (s *Store) writeState(logStart uint64) error {
 	s.releaseAll(s.catalogSlots)
 	s.catalogSlots = exts
 	s.catalogNeed.Store(uint64(n) + 2)
+	s.measure(entries)
 	return nil
+}
+
+// describe is what the catalog is to say of the layers. The caller holds mu, or has the store to itself.
+func (s *Store) describe() []layerEntry {
+	entries := make([]layerEntry, 0, len(s.layers))
+	for _, l := range s.inOrder() {
+		entries = append(entries, l.describe())
+	}
+	return entries
 }
 
 func (s *Store) releaseAll(exts []extent) {

@@ -166,7 +166,6 @@ func (s *Store) makeLayer(name string, o LayerOptions) (*Layer, error) {
 		l.m.drop()
 		return nil, fmt.Errorf("make layer %q: %w", name, err)
 	}
-	s.measure()
 	l.setQuota()
 	l.opened, l.made = true, true
 	return l, nil
@@ -457,8 +456,10 @@ func (l *Layer) ownSlots() (exts []extent, err error) {
 // mapSlots lists the slots that the layer's maps take since the last checkpoint. The caller holds Store.mu.
 func (l *Layer) mapSlots() []extent {
 	e := l.describe()
-	return append(e.Map.slots(), e.Flat.slots()...)
+	return e.mapSlots()
 }
+
+func (e *layerEntry) mapSlots() []extent { return append(e.Map.slots(), e.Flat.slots()...) }
 
 // dropMaps gives up the maps of a layer that is gone. Their slots are stale by now.
 func (l *Layer) dropMaps() {

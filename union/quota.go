@@ -127,7 +127,6 @@ func (l *Layer) SetQuota(bytes int64) (LayerInfo, error) {
 		l.entry.QuotaBytes = was
 		return fail(err)
 	}
-	s.measure()
 	l.setQuota()
 	s.spaceFreed()
 	return l.infoLocked(), nil

@@ -143,7 +143,7 @@ func (sp *space) setUp(o StoreOptions) {
 
 // findSpace takes stock of a store that was just read.
 func (s *Store) findSpace() {
-	s.measure()
+	s.measure(s.describe())
 	s.space.resize(s.sb.Slots)
 	for _, l := range s.layers {
 		l.setQuota()
@@ -230,13 +230,12 @@ func (s *Store) roomForLayer() error {
 	return nil
 }
 
-// measure counts the slots that maps, bitmap and catalog lie in. The caller holds Store.mu, or has the store to itself.
-func (s *Store) measure() {
-	n := countSlots(s.catalogSlots) + countSlots(s.stale)
-	for _, l := range s.layers {
-		n += countSlots(l.mapSlots())
+// measure counts the slots that catalog, bitmap and the maps of the layers lie in. The caller holds Store.mu, or has the store to itself.
+func (s *Store) measure(layers []layerEntry) {
+	n := countSlots(s.catalogSlots) + int64(len(s.slots.bitmapEntries()))
+	for i := range layers {
+		n += countSlots(layers[i].mapSlots())
 	}
-	n += int64(len(s.slots.bitmapEntries()))
 	s.space.meta.Store(uint64(n))
 }
 
@@ -247,7 +246,6 @@ func (s *Store) checkpointBegins() {
 }
 
 func (s *Store) checkpointEnds() {
-	s.measure()
 	s.space.busy.Add(-1)
 	s.spaceFreed()
 }
