@@ -67,6 +67,9 @@ func (s *Store) checkpointLocked() error {
 func (s *Store) writeMaps() (old []extent, err error) {
 	s.pager.pins.Add(1)
 	defer s.pager.pins.Add(-1)
+	if s.tidying.Load() {
+		s.cramped = 0
+	}
 	for _, layer := range s.inOrder() {
 		for _, m := range [...]*sectorMap{layer.m, layer.flat} {
 			if m == nil {

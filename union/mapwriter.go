@@ -160,8 +160,11 @@ func (s *Store) writeMap(m *sectorMap) (old []extent, err error) {
 	m.dirty = nil
 	victims, moved := m.store.victims(size, s.tidying.Load())
 	m.mu.Unlock()
-	if s.slots.freeSlots() < s.keepFor(classOverwrite, 0)+uint64(max(mapBatch, size/mapPayload+moved)) {
+	if want := s.keepFor(classOverwrite, 0) + uint64(max(mapBatch, size/mapPayload+moved)); len(victims) > 0 && s.slots.freeSlots() < want {
 		victims = nil
+		if s.tidying.Load() {
+			s.cramped = max(s.cramped, want)
+		}
 	}
 	if len(regions) > 0 || len(victims) > 0 {
 		for _, seg := range victims {

@@ -72,7 +72,6 @@ func TestTidy(t *testing.T) {
 		t.Errorf("%d checkpoints though there is no room to tidy up", got.Generation-generation)
 	}
 	d.store.releaseAll(taken)
-	d.store.untidied = 0
 	after := d.rest()
 	t.Logf("%d blocks: map of %d bytes, %d after a rest", after.DataBytes>>blockShift, before.MapBytes, after.MapBytes)
 	if after.MapBytes >= before.MapBytes || after.DataBytes != before.DataBytes || d.layer.m.store.untidy() > 0 {

@@ -40,6 +40,7 @@ type Store struct {
 	quietAt     uint64      // where the log stood at the last round of the background work
 	untidied    float64     // what untidy said before the last tidying
 	tidying     atomic.Bool // a checkpoint is made for the sake of the maps' size alone
+	cramped     uint64      // free slots that the last tidying wanted and there were not; guarded by mu
 	behind      []int64     // blocks of superblock copies that do not hold sb, while opening
 
 	mu           sync.Mutex // guards what follows, and every change of catalog and superblock
@@ -408,16 +409,16 @@ func (s *Store) maintain() {
 	s.quietAt = at
 	failed := s.log.failed
 	s.log.mu.Unlock()
-	untidy := 0.0
+	untidy, again := 0.0, false
 	if !due && quiet && !failed {
-		untidy = s.untidy()
+		untidy, again = s.untidy()
 	}
-	tidy := untidy > 0 && untidy != s.untidied
+	tidy := untidy > 0 && (again || untidy != s.untidied)
 	if failed || !due && !tidy {
 		return
 	}
 	if tidy {
-		s.untidied = untidy // and not again if nothing can be gained, for want of space for example
+		s.untidied = untidy // and not again if nothing can be gained
 	}
 	s.tidying.Store(tidy)
 	defer s.tidying.Store(false)
@@ -426,10 +427,11 @@ func (s *Store) maintain() {
 	}
 }
 
-// untidy is how many blocks of maps that take much more of the store than they need hold nothing that is alive.
-func (s *Store) untidy() (dead float64) {
+// untidy is how many blocks of maps that take much more of the store than they need hold nothing that is alive, and whether there is
+// now the space that the last tidying lacked.
+func (s *Store) untidy() (dead float64, again bool) {
 	if !s.mu.TryLock() {
-		return 0
+		return 0, false
 	}
 	defer s.mu.Unlock()
 	for _, l := range s.inOrder() {
@@ -442,7 +444,7 @@ func (s *Store) untidy() (dead float64) {
 			m.mu.Unlock()
 		}
 	}
-	return dead
+	return dead, s.cramped > 0 && s.slots.freeSlots() >= s.cramped
 }
 
 // wakeBackground makes the background work begin now. It never blocks.
