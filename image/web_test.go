@@ -102,6 +102,14 @@ func blobsOnly(spoil http.HandlerFunc) func(http.Handler) http.Handler {
 	}
 }
 
+// promise announces the range that a request asks for, and returns how many bytes that is.
+func promise(w http.ResponseWriter, r *http.Request) int {
+	var from, to int
+	_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to))
+	return to - from + 1
+}
+
 func TestBadServersAreRefused(t *testing.T) {
 	noise := bytes.Repeat([]byte("x"), 1<<20)
 	answer := func(status int, set string, data []byte) http.HandlerFunc {
@@ -138,27 +146,21 @@ func TestBadServersAreRefused(t *testing.T) {
 		"redirect to anybody":  {redirect("http://0.0.0.0:1/"), ErrRefused},
 		"redirect with a name": {redirect("http://me:pw@127.0.0.1:1/"), ErrRefused},
 		"another's bytes": {func(w http.ResponseWriter, r *http.Request) {
-			var from, to int
-			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to))
+			n := promise(w, r)
 			w.WriteHeader(206)
-			_, _ = w.Write(noise[:to-from+1])
+			_, _ = w.Write(noise[:n])
 		}, ErrCorrupt},
 		"too many bytes": {func(w http.ResponseWriter, r *http.Request) {
-			var from, to int
-			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to))
+			n := promise(w, r)
 			w.Header().Set("Transfer-Encoding", "chunked")
 			w.WriteHeader(206)
-			_, _ = w.Write(noise[:to-from+2])
+			_, _ = w.Write(noise[:n+1])
 		}, ErrProtocol},
 		"cut off": {func(w http.ResponseWriter, r *http.Request) {
-			var from, to int
-			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to))
-			w.Header().Set("Content-Length", fmt.Sprint(to-from+1))
+			n := promise(w, r)
+			w.Header().Set("Content-Length", fmt.Sprint(n))
 			w.WriteHeader(206)
-			_, _ = w.Write(noise[:(to-from)/2])
+			_, _ = w.Write(noise[:(n-1)/2])
 		}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -203,9 +205,7 @@ func TestSilentServersAreGivenUp(t *testing.T) {
 	for name, spoil := range map[string]http.HandlerFunc{
 		"before": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"within": func(w http.ResponseWriter, r *http.Request) {
-			var from, to int
-			_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to))
+			promise(w, r)
 			w.WriteHeader(206)
 			_, _ = w.Write([]byte("x"))
 			w.(http.Flusher).Flush()
