@@ -549,7 +549,11 @@ func (s *Store) takeDirPage(m *sectorMap, x dirEntry, buf []byte) error {
 	}
 	p := &dirPage{slot: x.Slot, sum: x.CRC}
 	first := uint64(x.Index) * dirWords
-	for i := range p.words {
+	for i := 0; i < dirWords; i++ {
+		if i%8 == 0 && isZero(buf[mapHeaderSize+i*8:][:64]) { // as most are
+			i += 7
+			continue
+		}
 		w := le.Uint64(buf[mapHeaderSize+i*8:])
 		if w == 0 {
 			continue
@@ -604,7 +608,9 @@ func (m *sectorMap) encodePage(index int, p []byte, id uuid.UUID, generation uin
 				w = 0
 			}
 		}
-		le.PutUint64(p[mapHeaderSize+i*8:], w)
+		if w != 0 {
+			le.PutUint64(p[mapHeaderSize+i*8:], w)
+		}
 	}
 	h := mapHeader{Magic: dirMagic, UUID: id, Map: m.number, Index: uint32(index), Generation: generation}
 	h.encode(p)

@@ -127,17 +127,13 @@ func (c *dataChecker) flush() {
 	c.batch = nil // the goroutines still look at it
 }
 
-// slotBuffers are for reading runs of slots.
-var slotBuffers = sync.Pool{New: func() any {
-	p := alignedBuffer(slotCheckBlocks << blockShift)
-	return &p
-}}
-
 func (c *dataChecker) work() {
-	buf := slotBuffers.Get().(*[]byte)
-	defer slotBuffers.Put(buf)
+	var buf []byte
 	for run := range c.runs {
-		c.s.checkRun(run, *buf, func(r *record, why string) {
+		if len(buf) < len(run)<<blockShift {
+			buf = alignedBuffer(len(run) << blockShift)
+		}
+		c.s.checkRun(run, buf, func(r *record, why string) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if len(c.bad) < maxProblems {

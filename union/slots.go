@@ -70,9 +70,7 @@ func newSlotAllocator(slots uint64) *slotAllocator {
 	}
 	if tail := slots % groupSlots; tail != 0 {
 		g := a.change(n - 1)
-		for s := tail; s < groupSlots; s++ {
-			g.used[s/64] |= 1 << (s % 64)
-		}
+		g.useFrom(tail)
 		g.free = uint16(tail)
 	}
 	a.pages = make([]bitmapPage, (n+pageGroups-1)/pageGroups)
@@ -80,6 +78,23 @@ func newSlotAllocator(slots uint64) *slotAllocator {
 		a.pages[i].slot = noSlot
 	}
 	return a
+}
+
+// useFrom marks all slots of a group from one on as used, which are beyond the store.
+func (g *slotGroup) useFrom(slot uint64) {
+	g.used[slot/64] |= ^uint64(0) << (slot % 64)
+	for w := slot/64 + 1; w < groupWords; w++ {
+		g.used[w] = ^uint64(0)
+	}
+}
+
+// ownsFrom tells whether a slot of the group from one on is owned.
+func (g *slotGroup) ownsFrom(slot uint64) bool {
+	owned := g.owned[slot/64] >> (slot % 64)
+	for _, w := range g.owned[slot/64+1:] {
+		owned |= w
+	}
+	return owned != 0
 }
 
 // change returns a group to change.
@@ -275,11 +290,9 @@ func (a *slotAllocator) useOwned() {
 	n := uint64(len(a.groups))
 	if tail := a.slots % groupSlots; tail != 0 {
 		g := a.change(n - 1)
-		for s := tail; s < groupSlots; s++ {
-			g.used[s/64] |= 1 << (s % 64)
-			g.free--
-			a.free--
-		}
+		g.useFrom(tail)
+		g.free -= uint16(groupSlots - tail)
+		a.free -= groupSlots - tail
 	}
 }
 
@@ -299,6 +312,9 @@ func (a *slotAllocator) encodePage(index int, p []byte) (none, all bool) {
 		g := a.groups[at]
 		none = none && g.mine == 0
 		all = all && g.mine == groupSlots
+		if g.mine == 0 {
+			continue
+		}
 		for w, bits := range g.owned {
 			le.PutUint64(p[int(i)*groupSlots/8+w*8:], bits)
 		}
@@ -313,21 +329,20 @@ func (a *slotAllocator) decodePage(index int, p []byte) bool {
 		if at >= uint64(len(a.groups)) {
 			return isZero(p[int(i)*groupSlots/8 : blockSize])
 		}
+		part := p[int(i)*groupSlots/8:][:groupSlots/8]
+		if isZero(part) {
+			continue
+		}
 		g := new(slotGroup)
 		n := 0
 		for w := range g.owned {
-			g.owned[w] = le.Uint64(p[int(i)*groupSlots/8+w*8:])
+			g.owned[w] = le.Uint64(part[w*8:])
 			n += bits.OnesCount64(g.owned[w])
 		}
-		for s := a.slots; s < (at+1)*groupSlots; s++ {
-			if s >= at*groupSlots && g.owned[s%groupSlots/64]&(1<<(s%64)) != 0 {
-				return false
-			}
+		if tail := a.slots - at*groupSlots; tail < groupSlots && g.ownsFrom(tail) {
+			return false
 		}
 		g.mine = uint16(n)
-		if n == 0 {
-			continue
-		}
 		a.groups[at] = g
 	}
 	return true
@@ -450,9 +465,7 @@ func (a *slotAllocator) grow(slots uint64) {
 		a.groups = append(a.groups, freeGroup)
 		if slots-n*groupSlots < groupSlots {
 			g := a.change(n)
-			for s := slots % groupSlots; s < groupSlots; s++ {
-				g.used[s/64] |= 1 << (s % 64)
-			}
+			g.useFrom(slots % groupSlots)
 			g.free = uint16(slots % groupSlots)
 		}
 	}

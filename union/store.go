@@ -231,20 +231,30 @@ func checkEmpty(d disk) error {
 		if int64(n) < want {
 			return fmt.Errorf("read at byte %d: %w", off, err)
 		}
-		for i, b := range buf[:want] {
-			if b != 0 {
-				return fmt.Errorf("byte %d is %#02x: %w; nothing was written: give another target, or overwrite this one with --force",
-					off+int64(i), b, ErrNotEmpty)
-			}
+		if i := nonZero(buf[:want]); i < int(want) {
+			return fmt.Errorf("byte %d is %#02x: %w; nothing was written: give another target, or overwrite this one with --force",
+				off+int64(i), buf[i], ErrNotEmpty)
 		}
 	}
 	return nil
 }
 
+// nonZero returns where the first byte is that is not zero, or len(p).
+func nonZero(p []byte) int {
+	i := 0
+	for len(p)-i >= blockSize && isZero(p[i:i+blockSize]) {
+		i += blockSize
+	}
+	for i < len(p) && p[i] == 0 {
+		i++
+	}
+	return i
+}
+
 // checkOtherUUID keeps the log blocks of a store that is overwritten from being taken for those of the new one.
 func checkOtherUUID(d disk, id uuid.UUID) error {
-	old := Store{disk: d}
-	if err := old.readSuperblocks(); err != nil || old.sb.UUID != id {
+	sb, err := readSuperblock(d)
+	if err != nil || sb.UUID != id {
 		return nil
 	}
 	return fmt.Errorf("UUID %s is that of the store that is there: leave it away, or give another", id)
