@@ -213,7 +213,9 @@ func mix(block int, hash uint64) uint64 {
 	return h ^ h>>32
 }
 
-func newStable(content []byte) *stable {
+func newStable(d *ublktest.Disk) *stable {
+	d.TakeDurable()
+	content := d.Durable()
 	s := &stable{content: slices.Clone(content), before: make([][]byte, len(content)>>blockShift)}
 	for b := range s.before {
 		h := hashBlock(content[b<<blockShift:][:blockSize])
@@ -224,8 +226,9 @@ func newStable(content []byte) *stable {
 }
 
 // follow takes over what became durable and reports whether anything did.
-func (s *stable) follow(content []byte) (changed bool) {
-	for b := range s.hashes {
+func (s *stable) follow(d *ublktest.Disk) (changed bool) {
+	content := d.Durable()
+	for _, b := range d.TakeDurable() {
 		p := content[b<<blockShift:][:blockSize]
 		mine := s.content[b<<blockShift:][:blockSize]
 		if bytes.Equal(p, mine) {

@@ -263,8 +263,6 @@ type contents struct {
 	sealed []bool
 	data   [][]byte
 	bad    [][]bool // by layer and block: could not be read
-
-	scratch []byte
 }
 
 // read fills c from a store. Only a block that is damaged may be unreadable, and then c.bad tells.
@@ -294,9 +292,6 @@ func (c *contents) read(s *Store, base Base, g *simGeometry) error {
 
 // readLayer reads the windows of a layer, one after the other, to p, and sees to it that there is nothing between.
 func (c *contents) readLayer(l *Layer, base Base, g *simGeometry, p []byte) (bad []bool, err error) {
-	if c.scratch == nil {
-		c.scratch = alignedBuffer(1 << 20)
-	}
 	if g.windows == nil {
 		return c.readWindow(l, base, p, 0)
 	}
@@ -313,7 +308,7 @@ func (c *contents) readLayer(l *Layer, base Base, g *simGeometry, p []byte) (bad
 		p = p[n:]
 		if end := w.at + w.blocks; end < (g.deviceBytes-1)>>blockShift {
 			var beside [blockSize]byte
-			switch err := l.readAt(base, beside[:], end<<blockShift, c.scratch); {
+			switch err := l.readAt(base, beside[:], end<<blockShift); {
 			case errors.Is(err, ErrCorrupt):
 				bad = ensure(bad, g)
 			case err != nil:
@@ -342,13 +337,13 @@ func (c *contents) blocksBefore(g *simGeometry, i int) (n int) {
 }
 
 func (c *contents) readWindow(l *Layer, base Base, p []byte, at int64) (bad []bool, err error) {
-	if err := l.readAt(base, p, at, c.scratch); err == nil {
+	if err := l.readAt(base, p, at); err == nil {
 		return nil, nil
 	}
 	bad = make([]bool, (len(p)+blockSize-1)>>blockShift)
 	for b := range bad {
 		off := b << blockShift
-		err := l.readAt(base, p[off:min(off+blockSize, len(p))], at+int64(off), c.scratch)
+		err := l.readAt(base, p[off:min(off+blockSize, len(p))], at+int64(off))
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return nil, err
 		}

@@ -63,7 +63,7 @@ type bench struct {
 }
 
 func (lk *looker) begin(r *simRun) {
-	lk.stable = newStable(r.disk.Durable())
+	lk.stable = newStable(r.disk)
 	lk.seen, lk.images = map[uint64]struct{}{}, map[uint64]struct{}{}
 	lk.witness(r)
 }
@@ -79,7 +79,7 @@ func (lk *looker) after(r *simRun) {
 	}
 	became := false
 	if r.changed {
-		if became = lk.stable.follow(r.disk.Durable()); became {
+		if became = lk.stable.follow(r.disk); became {
 			lk.witness(r)
 		}
 	}

@@ -321,7 +321,7 @@ func (c *crowd) freeze(name string) {
 	}
 	defer l.CloseSealed()
 	content := make([]byte, c.size)
-	if err := l.readAt(c.base, content, 0, alignedBuffer(1<<20)); err != nil {
+	if err := l.readAt(c.base, content, 0); err != nil {
 		c.t.Error(err)
 		return
 	}
@@ -366,8 +366,7 @@ func (c *crowd) verify(d *ublktest.Disk, o StoreOptions, m *layerModel, must map
 	}
 	defer func() { _ = s.pending.close() }()
 	got := make([]byte, c.size)
-	scratch := alignedBuffer(1 << 20)
-	if err := s.layers[m.name].readAt(c.base, got, 0, scratch); err != nil {
+	if err := s.layers[m.name].readAt(c.base, got, 0); err != nil {
 		c.t.Errorf("after a %v: %v", what, err)
 		return
 	}
@@ -380,7 +379,7 @@ func (c *crowd) verify(d *ublktest.Disk, o StoreOptions, m *layerModel, must map
 			c.t.Errorf("sealed layer %q is gone after a %v", name, what)
 			continue
 		}
-		if err := l.readAt(c.base, got, 0, scratch); err != nil || string(got) != string(p) {
+		if err := l.readAt(c.base, got, 0); err != nil || string(got) != string(p) {
 			c.t.Errorf("sealed layer %q holds something else after a %v: %v", name, what, err)
 		}
 	}

@@ -159,12 +159,36 @@ func TestFreezeRefuses(t *testing.T) {
 }
 
 // readAt is readBlocks once.
-func (l *Layer) readAt(base Base, p []byte, off int64, _ []byte) error {
+func (l *Layer) readAt(base Base, p []byte, off int64) error {
 	read := l.store.newReader()
 	defer read.close()
-	c := chunks.Get().(*chunk)
-	defer chunks.Put(c)
+	c := chunks.take()
+	defer chunks.give(c)
 	return l.readBlocks(read, base, p, off, c, nil)
 }
 
-var chunks = sync.Pool{New: func() any { return newChunk() }}
+// chunkList keeps chunks for the next who needs one. A sync.Pool forgets many of them under the race detector, to which their
+// memory is dear.
+type chunkList struct {
+	mu   sync.Mutex
+	free []*chunk
+}
+
+var chunks chunkList
+
+func (l *chunkList) take() *chunk {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.free); n > 0 {
+		c := l.free[n-1]
+		l.free = l.free[:n-1]
+		return c
+	}
+	return newChunk()
+}
+
+func (l *chunkList) give(c *chunk) {
+	l.mu.Lock()
+	l.free = append(l.free, c)
+	l.mu.Unlock()
+}

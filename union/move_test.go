@@ -67,7 +67,7 @@ func (m *mover) contentOf(s *Store, name string) []byte {
 	}
 	got := make([]byte, m.size)
 	for off := int64(0); off < m.size; off += exportChunk {
-		if err := l.readAt(m.base, got[off:min(off+exportChunk, m.size)], off, nil); err != nil {
+		if err := l.readAt(m.base, got[off:min(off+exportChunk, m.size)], off); err != nil {
 			m.t.Fatalf("seed %d: read %s: %v", m.seed, name, err)
 		}
 	}

@@ -1,6 +1,9 @@
 package ublktest
 
-import "math/rand/v2"
+import (
+	"math/bits"
+	"math/rand/v2"
+)
 
 const tearBytes = 512 // what a disk writes whole or not at all
 
@@ -15,6 +18,19 @@ func (d *Disk) Volatile() []*WriteRecord {
 // Durable returns what a power cut leaves at least: the content without the writes that Volatile returns. It is the
 // Disk's own memory: not to be changed, and not to be read while something else uses the Disk.
 func (d *Disk) Durable() []byte { return d.durable }
+
+// TakeDurable returns the blocks of 4 KiB of the durable image that were written to since it was called last.
+func (d *Disk) TakeDurable() (blocks []int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, w := range d.fresh {
+		for ; w != 0; w &= w - 1 {
+			blocks = append(blocks, i*64+bits.TrailingZeros64(w))
+		}
+		d.fresh[i] = 0
+	}
+	return blocks
+}
 
 // CrashWith returns a new disk as a power cut now could leave it: the durable content, plus those
 // 512-byte sectors of volatile writes that keep is true for. i counts the writes as

@@ -17,7 +17,7 @@ func (d *Disk) Cut(keep func(i, sector int) bool) {
 			if keep(i, at/tearBytes) {
 				end := min(at+tearBytes, len(w.Data))
 				copy(d.content[w.Off+int64(at):], w.Data[at:end])
-				copy(d.durable[w.Off+int64(at):], w.Data[at:end])
+				d.persisted(w.Data[at:end], w.Off+int64(at))
 			}
 		}
 	}

@@ -23,8 +23,9 @@ type Disk struct {
 	size  atomic.Int64
 
 	mu       sync.Mutex
-	content  []byte // mapping of file
-	durable  []byte // content as of the flushes that ended, for the writes that they cover
+	content  []byte   // mapping of file
+	durable  []byte   // content as of the flushes that ended, for the writes that they cover
+	fresh    []uint64 // a bit for each block of 4 KiB of durable: written to since TakeDurable was called last
 	volatile []*WriteRecord
 	clock    uint64 // orders the ends of writes and the beginnings of flushes
 }
@@ -56,7 +57,7 @@ func NewDisk(name string, size int64) (*Disk, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("map disk %s: %w", name, err), unix.Munmap(content), f.Close())
 	}
-	d := &Disk{name: name, file: f, content: content, durable: durable}
+	d := &Disk{name: name, file: f, content: content, durable: durable, fresh: make([]uint64, freshWords(size))}
 	d.size.Store(size)
 	return d, nil
 }
@@ -93,6 +94,7 @@ func (d *Disk) Grow(size int64) (int64, error) {
 		return 0, fmt.Errorf("map disk %s: %w", d.name, err)
 	}
 	d.durable = durable
+	d.fresh = append(d.fresh, make([]uint64, freshWords(size)-len(d.fresh))...)
 	d.size.Store(size)
 	return size, nil
 }
@@ -169,6 +171,23 @@ func (d *Disk) Settle() {
 	defer d.mu.Unlock()
 	d.volatile = d.volatile[:0]
 	copy(d.durable, d.content)
+	d.freshen(0, int64(len(d.durable)))
+}
+
+// freshWords is how many words have a bit for each block of so many bytes.
+func freshWords(size int64) int { return int((size>>12 + 64) / 64) }
+
+// freshen notes that n bytes of the durable image were written to.
+func (d *Disk) freshen(off, n int64) {
+	for b := off >> 12; b<<12 < off+n; b++ {
+		d.fresh[b/64] |= 1 << (b % 64)
+	}
+}
+
+// persisted puts data into the durable image.
+func (d *Disk) persisted(p []byte, off int64) {
+	copy(d.durable[off:], p)
+	d.freshen(off, int64(len(p)))
 }
 
 func (d *Disk) write(p []byte, off int64) *WriteRecord {
@@ -236,7 +255,7 @@ func (d *Disk) persist(want func(*WriteRecord) bool) {
 			rest = append(rest, w)
 			continue
 		}
-		copy(d.durable[w.Off:], w.Data)
+		d.persisted(w.Data, w.Off)
 	}
 	clear(d.volatile[len(rest):])
 	d.volatile = rest
