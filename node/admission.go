@@ -75,7 +75,7 @@ type roots struct {
 	log *slog.Logger
 	mu  sync.Mutex // guards the file of serials
 
-	changes sync.Mutex // held while replicas and the records that name them are changed
+	records sync.Mutex // held while the replicas of a root are written into records
 	setsMu  sync.Mutex // guards sets, and the users of each; no other lock is taken under it
 	sets    map[image.Digest]*rootSet
 }

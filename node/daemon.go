@@ -88,6 +88,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.restoreAll(ctx)
 	close(d.restored)
 	go d.resumeDetaches()
+	go d.retryRestores()
 	d.cfg.Ready(d.status())
 	select {
 	case <-ctx.Done():

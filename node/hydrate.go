@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,9 +28,10 @@ const (
 
 // hydration is the copy of an image to this machine, made once for all devices on it.
 type hydration struct {
-	mu     sync.Mutex // guards what follows
-	cancel context.CancelFunc
-	ended  chan struct{}
+	work sync.WaitGroup
+
+	mu     sync.Mutex         // guards what follows
+	cancel context.CancelFunc // nil where nobody asked for a copy, or does not any more
 	status Hydration
 }
 
@@ -51,22 +53,19 @@ func (h *hydration) set(change func(*Hydration)) {
 }
 
 // giveUp lets the copy end soon. What is complete of it stays.
-func (h *hydration) giveUp() (ended chan struct{}) {
+func (h *hydration) giveUp() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.cancel == nil {
-		return nil
+	if h.cancel != nil {
+		h.cancel()
+		h.cancel = nil
 	}
-	h.cancel()
-	h.cancel = nil
-	return h.ended
 }
 
 // stop returns when the copy reads nothing more.
 func (h *hydration) stop() {
-	if ended := h.giveUp(); ended != nil {
-		<-ended
-	}
+	h.giveUp()
+	h.work.Wait()
 }
 
 // localRef is where this machine keeps its own copy of an image.
@@ -91,8 +90,6 @@ func (d *Daemon) HydrateRoot(ctx context.Context, name string) (RootReport, erro
 		return RootReport{}, err
 	}
 	defer func() { _ = d.roots.leave(s) }() // the device has it, or closes it
-	d.roots.changes.Lock()
-	defer d.roots.changes.Unlock()
 	if err := d.setHydrate(s, true); err != nil {
 		return RootReport{}, err
 	}
@@ -100,20 +97,13 @@ func (d *Daemon) HydrateRoot(ctx context.Context, name string) (RootReport, erro
 	return RootReport{Ref: d.roots.localRef(s).String(), Root: v.inspect(usage{}).Root, Devices: d.devicesOn(s)}, nil
 }
 
-// setHydrate writes into the records of all devices on a root whether it is to be copied to this machine. The caller holds roots.changes.
+// setHydrate writes into the records of all devices on a root whether it is to be copied to this machine.
 func (d *Daemon) setHydrate(s *rootSet, want bool) error {
-	var errs []error
-	for _, v := range d.all() {
-		v.mu.Lock()
-		if v.on(s) && v.rec.Device.Hydrate != want {
-			v.rec.Device.Hydrate = want
-			if v.state != StateDeleting {
-				errs = append(errs, d.records.save(v.rec))
-			}
-		}
-		v.mu.Unlock()
-	}
-	return errors.Join(errs...)
+	return d.changeRecords(s, func(v *device) bool {
+		changed := v.rec.Device.Hydrate != want
+		v.rec.Device.Hydrate = want
+		return changed
+	})
 }
 
 // startHydration begins to copy an image to this machine, unless that has begun. The caller has the set.
@@ -126,64 +116,86 @@ func (d *Daemon) startHydration(s *rootSet) {
 	}
 	var ctx context.Context
 	ctx, h.cancel = context.WithCancel(d.quit)
-	h.ended = make(chan struct{})
 	h.status = Hydration{State: HydrationCopying, Ref: d.roots.localRef(s).String()}
-	go d.hydrate(ctx, s, h.ended)
+	h.work.Go(func() { d.hydrate(ctx, s) })
 }
 
-func (d *Daemon) hydrate(ctx context.Context, s *rootSet, ended chan struct{}) {
-	defer close(ended)
+// hydrate makes the copy, and makes it anew where it is lost or damaged, until ctx ends.
+func (d *Daemon) hydrate(ctx context.Context, s *rootSet) {
 	local := d.roots.localRef(s)
 	log := d.log.With("copy", local.String())
-	for wait := time.Second; ; wait = min(2*wait, hydrateRetry) {
-		err := d.hydrateOnce(ctx, s, local)
+	for wait := time.Second; ctx.Err() == nil; {
+		copied, err := d.hydrateOnce(ctx, s, local)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
 			s.hydrate.set(func(st *Hydration) { st.State, st.Error, st.DoneBytes = HydrationComplete, "", st.TotalBytes })
-			log.Info("root is on this machine", "bytes", s.hydrate.report().TotalBytes)
-			return
+			if copied {
+				log.Info("root is on this machine", "bytes", s.hydrate.report().TotalBytes)
+			}
+			wait = hydrateRetry
+		default:
+			s.hydrate.set(func(st *Hydration) { st.State, st.Error = HydrationWaiting, oneLine(err) })
+			log.Warn("root cannot be copied to this machine; it is tried again", "error", oneLine(err), "hint", Explain(err).Hint, "seconds", int(wait.Seconds()))
 		}
-		s.hydrate.set(func(st *Hydration) { st.State, st.Error = HydrationWaiting, oneLine(err) })
-		log.Warn("root cannot be copied to this machine; it is tried again", "error", oneLine(err), "hint", Explain(err).Hint, "seconds", int(wait.Seconds()))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
+		pause(ctx, wait)
+		wait = min(2*wait, hydrateRetry)
 	}
 }
 
-func (d *Daemon) hydrateOnce(ctx context.Context, s *rootSet, local image.Ref) error {
-	for _, r := range s.Replicas() {
-		if r.Ref != local.String() {
-			continue
-		}
-		if r.State == image.StateReady {
-			return nil
-		}
-		if err := s.Remove(r.Ref); err != nil { // it is damaged, and not to be copied from
-			return err
-		}
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
+}
+
+// hydrateOnce makes the copy a replica that can be read, and reports whether something had to be done for it.
+func (d *Daemon) hydrateOnce(ctx context.Context, s *rootSet, local image.Ref) (copied bool, err error) {
+	have, whole := s.localCopy(ctx, local)
 	im, err := s.one()
 	if err != nil {
-		return err
+		return false, err
 	}
-	s.hydrate.set(func(st *Hydration) { st.State, st.TotalBytes = HydrationCopying, im.StoredBytes() })
+	s.hydrate.set(func(st *Hydration) { st.TotalBytes = im.StoredBytes() })
+	if whole {
+		return false, nil
+	}
+	if have { // it is damaged, and not to be copied from
+		if err := s.Remove(local.String()); err != nil {
+			return false, err
+		}
+		if im, err = s.one(); err != nil {
+			return false, err
+		}
+	}
+	s.hydrate.set(func(st *Hydration) { st.State, st.Error = HydrationCopying, "" })
 	if err := d.copyHere(ctx, s, im, local); err != nil {
-		return err
-	}
-	d.roots.changes.Lock()
-	defer d.roots.changes.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	if err := s.Add(ctx, local); err != nil && !errors.Is(err, image.ErrExists) {
-		return err
+		return false, err
 	}
-	return d.recordRoot(s)
+	if err := ctx.Err(); err != nil { // somebody wants it no more
+		return false, errors.Join(err, s.Remove(local.String()))
+	}
+	return true, d.recordRoot(s)
+}
+
+// localCopy tells whether the copy is a replica, and whether it can be read. One that was not looked at yet is waited for.
+func (s *rootSet) localCopy(ctx context.Context, local image.Ref) (have, whole bool) {
+	for ; ctx.Err() == nil; pause(ctx, 50*time.Millisecond) {
+		all := s.Replicas()
+		i := slices.IndexFunc(all, func(r image.ReplicaStatus) bool { return r.Ref == local.String() })
+		if i < 0 {
+			return false, false
+		}
+		if r := all[i]; r.State != image.StateDown || r.Failures > 0 {
+			return true, r.State == image.StateReady || r.State == image.StateSlow
+		}
+	}
+	return false, false
 }
 
 func (d *Daemon) copyHere(ctx context.Context, s *rootSet, im *image.Image, local image.Ref) error {
@@ -220,12 +232,17 @@ func checkSpace(ctx context.Context, im *image.Image, dst image.Target, dir stri
 	if err := unix.Statfs(dir, &st); err != nil {
 		return &fs.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	free, spare := int64(st.Bavail)*st.Bsize, min(int64(st.Blocks)*st.Bsize/spareShare, spareBytes)
-	if need > 0 && free-need < spare {
-		return fail(CodeNoSpace, "make space there, or set local in coppice.toml, section images, to a directory on a larger disk",
-			"copy root to %s: %d bytes are to be copied, and of the %d that are free %d are kept", dir, need, free, spare)
+	return fits(dir, need, int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize)
+}
+
+// fits refuses to store need bytes in a file system of total bytes of which some are free, if too few would be left.
+func fits(dir string, need, free, total int64) error {
+	spare := min(total/spareShare, spareBytes)
+	if need == 0 || free-need >= spare {
+		return nil
 	}
-	return nil
+	return fail(CodeNoSpace, "make space there, or set local in coppice.toml, section images, to a directory on a larger disk",
+		"copy root to %s: %d bytes are to be copied, and of the %d that are free %d are kept", dir, need, free, spare)
 }
 
 // pacer keeps a copy behind guests.

@@ -29,13 +29,15 @@ type RootReport struct {
 
 // AddRoot takes one more replica of a device's root, for all devices on the same content. It is looked at first: it answers and has that content.
 func (d *Daemon) AddRoot(ctx context.Context, name string, r RootRequest) (RootReport, error) {
-	return d.changeRoot(ctx, name, r.Ref, func(ctx context.Context, s *rootSet, ref image.Ref) error {
+	return d.changeRoot(ctx, name, r.Ref, func(s *rootSet, ref image.Ref) error {
 		if len(s.Replicas()) >= MaxReplicas {
 			return fail(CodeBadRequest, "remove one first: coppice root remove", "the root has %d replicas, which is all that it may have", MaxReplicas)
 		}
 		if err := d.refuseOwn(rootPaths([]string{r.Ref})...); err != nil {
 			return err
 		}
+		ctx, cancel := context.WithTimeout(ctx, openRootTime)
+		defer cancel()
 		if err := s.Add(ctx, ref); err != nil {
 			return explainReplica(err)
 		}
@@ -48,7 +50,7 @@ func (d *Daemon) AddRoot(ctx context.Context, name string, r RootRequest) (RootR
 
 // RemoveRoot takes a replica away from all devices on the same content. The last one is refused.
 func (d *Daemon) RemoveRoot(ctx context.Context, name string, r RootRequest) (RootReport, error) {
-	return d.changeRoot(ctx, name, r.Ref, func(_ context.Context, s *rootSet, ref image.Ref) error {
+	return d.changeRoot(ctx, name, r.Ref, func(s *rootSet, ref image.Ref) error {
 		if !s.known()[r.Ref] {
 			return fail(CodeNotFound, replicasHint, "remove replica %s: the root has no such replica", r.Ref)
 		}
@@ -65,8 +67,8 @@ func (d *Daemon) RemoveRoot(ctx context.Context, name string, r RootRequest) (Ro
 	})
 }
 
-// changeRoot does something with a replica of a device's root, one change at a time.
-func (d *Daemon) changeRoot(ctx context.Context, name, text string, change func(context.Context, *rootSet, image.Ref) error) (RootReport, error) {
+// changeRoot does something with a replica of a device's root.
+func (d *Daemon) changeRoot(ctx context.Context, name, text string, change func(*rootSet, image.Ref) error) (RootReport, error) {
 	if err := d.begin(ctx); err != nil {
 		return RootReport{}, err
 	}
@@ -80,11 +82,7 @@ func (d *Daemon) changeRoot(ctx context.Context, name, text string, change func(
 		return RootReport{}, err
 	}
 	defer func() { _ = d.roots.leave(s) }() // the device has it, or closes it
-	d.roots.changes.Lock()
-	defer d.roots.changes.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, openRootTime)
-	defer cancel()
-	if err := change(ctx, s, ref); err != nil {
+	if err := change(s, ref); err != nil {
 		return RootReport{}, err
 	}
 	rep := RootReport{Ref: text, Root: v.inspect(usage{}).Root, Devices: d.devicesOn(s)}
@@ -168,8 +166,6 @@ func (d *Daemon) shareRoot(v *device) {
 	if !ok {
 		return
 	}
-	d.roots.changes.Lock()
-	defer d.roots.changes.Unlock()
 	if err := d.recordRoot(root.set); err != nil {
 		d.log.Warn("replicas are not on record everywhere; a restart may not know them all", "error", oneLine(err))
 	}
@@ -178,17 +174,24 @@ func (d *Daemon) shareRoot(v *device) {
 	}
 }
 
-// recordRoot writes the replicas of a root into the records of all devices on it. The caller holds roots.changes.
+// recordRoot writes the replicas of a root, as they are now, into the records of all devices on it.
 func (d *Daemon) recordRoot(s *rootSet) error {
+	return d.changeRecords(s, func(v *device) bool {
+		before := v.rec.replicas()
+		v.rec.setReplicas(v.back)
+		return !slices.Equal(before, v.rec.replicas())
+	})
+}
+
+// changeRecords changes the records of all devices on a root. change tells whether it has; it is called with the device's lock.
+func (d *Daemon) changeRecords(s *rootSet, change func(*device) bool) error {
+	d.roots.records.Lock()
+	defer d.roots.records.Unlock()
 	var errs []error
 	for _, v := range d.all() {
 		v.mu.Lock()
-		if v.on(s) {
-			before := v.rec.replicas()
-			v.rec.setReplicas(v.back)
-			if v.state != StateDeleting && !slices.Equal(before, v.rec.replicas()) { // who deletes it saves it, if it stays
-				errs = append(errs, d.records.save(v.rec))
-			}
+		if v.on(s) && change(v) && v.state != StateDeleting { // who deletes it saves it, if it stays
+			errs = append(errs, d.records.save(v.rec))
 		}
 		v.mu.Unlock()
 	}

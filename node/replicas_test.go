@@ -407,6 +407,19 @@ func TestHydration(t *testing.T) {
 	r.same(0, 3*mib+4096)
 	wait(t, "it is complete after a restart", complete)
 
+	if h := hydration(); h.DoneBytes != h.TotalBytes || h.TotalBytes < imageSize {
+		t.Errorf("%+v", h)
+	}
+
+	// A copy that is lost is made anew.
+	check(t, d.Stop())
+	check(t, os.RemoveAll(r.cfg.Images.LocalPath))
+	r.a.up.Store(true)
+	d = r.start()
+	wait(t, "it is complete again", complete)
+	r.a.up.Store(false)
+	r.same(0, 2*mib+8192)
+
 	// Another device gains by it, and a deletion of all leaves the copy, which is found again.
 	r.create(r.on("web2", h.Ref))
 	for _, name := range []string{"web1", "web2"} {
@@ -451,6 +464,37 @@ func TestHydrationThatWaits(t *testing.T) {
 	wait(t, "it goes on", func() bool { return state(t, r.rig, "web1").Root.Hydration.State == node.HydrationComplete })
 	_, err := r.client().Delete(context.Background(), "web1")
 	check(t, err)
+}
+
+// A device whose root could not be reached when the daemon started is taken up when it can be, with what is written to it waiting meanwhile.
+func TestDeviceComesBackWithItsRoot(t *testing.T) {
+	r := newImageRig(t)
+	d := r.start()
+	r.create(r.on("web1", r.refA, r.refB))
+	r.write(0, "mine", 0)
+	r.kernel.Hold(0, true)
+	check(t, d.Stop())
+	r.a.up.Store(false)
+	r.b.up.Store(false)
+	r.start()
+	if s := state(t, r.rig, "web1"); s.State != node.StateFailed || !strings.Contains(s.Error, "none of 2 replicas") {
+		t.Errorf("%s: %s", s.State, s.Error)
+	}
+	got := make(chan string, 1)
+	go func() {
+		p := make([]byte, 4096)
+		if _, err := r.kernel.Disk(0).ReadAt(p, 0); err != nil {
+			got <- err.Error()
+		}
+		got <- string(p[:4])
+	}()
+	r.b.up.Store(true)
+	wait(t, "it is served", func() bool { return state(t, r.rig, "web1").State == node.StateLive })
+	if s := <-got; s != "mine" {
+		t.Errorf("what waited read %q", s)
+	}
+	r.same(0, mib)
+	r.kernel.Hold(0, false)
 }
 
 // Records of daemons that knew only one root are taken up.

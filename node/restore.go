@@ -72,6 +72,33 @@ func (d *Daemon) restore(ctx context.Context, v *device) {
 	}
 }
 
+// restoreRetry is how often a device is tried again whose root could not be opened.
+const restoreRetry = 5 * time.Second
+
+// retryRestores takes up devices whose roots could not be opened when the daemon started, as soon as they can.
+func (d *Daemon) retryRestores() {
+	for pause(d.quit, restoreRetry); d.quit.Err() == nil; pause(d.quit, restoreRetry) {
+		forEach(d.all(), func(v *device) {
+			if !v.lacksRoot() || d.begin(d.quit) != nil {
+				return
+			}
+			defer d.ops.Done()
+			rec := v.record()
+			root, err := wantRoot(rec.Device.roots(), rec.Manifests)
+			if err == nil && d.roots.answers(d.quit, root) && v.enter(StateRestoring, StateFailed) == nil {
+				d.restore(d.quit, v)
+			}
+		})
+	}
+}
+
+// lacksRoot tells whether a device is not served only because its root could not be opened.
+func (v *device) lacksRoot() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.state == StateFailed && v.back == nil && CodeOf(v.err) == CodeBadRoot
+}
+
 // outcome tells how a record was acted on.
 type outcome string
 

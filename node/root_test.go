@@ -163,3 +163,23 @@ func TestCopiesKeepBehindGuests(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestCopiesLeaveSpace(t *testing.T) {
+	const gib = 1 << 30
+	for _, c := range []struct {
+		need, free, total int64
+		ok                bool
+	}{
+		{0, 0, 100 * gib, true}, // all of it is there
+		{1 * gib, 2 * gib, 100 * gib, true},
+		{1*gib + 1, 2 * gib, 100 * gib, false},
+		{1 * gib, 1*gib + gib/2, 10 * gib, true},
+		{1*gib + 1, 1*gib + gib/2, 10 * gib, false},
+		{2 * gib, 1 * gib, 100 * gib, false},
+	} {
+		err := fits("/images", c.need, c.free, c.total)
+		if (err == nil) != c.ok || err != nil && (CodeOf(err) != CodeNoSpace || HintOf(err) == "") {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}

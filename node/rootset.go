@@ -3,10 +3,12 @@ package node
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
 	"coppice/image"
+	"coppice/union"
 )
 
 // rootSet is an image that is open, with its replicas, for all that stands on its content: one cache, one measure of each source.
@@ -63,6 +65,23 @@ func (a *roots) share(ctx context.Context, w rootWanted) (*rootSet, error) {
 		return nil, errors.Join(err, a.leave(s))
 	}
 	return s, nil
+}
+
+// answers tells whether a root can be opened, whatever it holds.
+func (a *roots) answers(ctx context.Context, w rootWanted) bool {
+	if len(w.refs) == 1 && w.refs[0].Kind == image.KindFile {
+		raw, err := union.OpenRaw(w.refs[0].Place)
+		return err == nil && raw.Close() == nil
+	}
+	options, err := a.setOptions()
+	if err != nil {
+		return false
+	}
+	options.Log = slog.New(slog.DiscardHandler) // it has been said that they do not
+	ctx, cancel := context.WithTimeout(ctx, openRootTime)
+	defer cancel()
+	set, err := image.OpenSet(ctx, w.refs, image.Digest{}, options)
+	return err == nil && set.Close() == nil
 }
 
 // refusedOf fails where a reference that somebody gives just now has other content than the rest. Of a root that was taken before, that is the set's

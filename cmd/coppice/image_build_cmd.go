@@ -9,8 +9,15 @@ import (
 	"time"
 
 	"coppice/image"
+	"coppice/image/tree"
 	"coppice/node"
 )
+
+// buildReport is the result of a build.
+type buildReport struct {
+	image.BuildReport
+	Files *tree.UpdateReport `json:"files,omitempty"` // where a tree was stored as changed files
+}
 
 type imageBuildCmd struct {
 	output
@@ -20,7 +27,7 @@ type imageBuildCmd struct {
 	Source    string            `arg:"" optional:"" type:"path" help:"Raw disk image, block device, qcow2 file, directory, or tar."`
 	FromLayer string            `placeholder:"STORE:LAYER" help:"Publish a sealed layer of a store instead of a source: all that a device on it reads."`
 	Root      string            `placeholder:"REF" help:"Root that the layer stands on (default: that of a device that has the same)."`
-	Base      *imageRef         `placeholder:"REF" help:"Earlier version: what it has is not stored again."`
+	Base      *imageRef         `placeholder:"REF" help:"Earlier version: what it has is not stored again. Of a directory or tar, only files that differ are written anew."`
 	ChunkSize size              `placeholder:"SIZE" help:"Size of a chunk, a power of two from 4K to 1M (64K, or that of --base)."`
 	Label     map[string]string `placeholder:"KEY=VALUE" help:"Labels of the image, may be given several times."`
 	Raw       bool              `help:"Take a file as it is, also where it looks like something else than a raw disk."`
@@ -40,9 +47,9 @@ func (c *imageBuildCmd) Run(env *environment) error {
 		return err
 	}
 	o := image.BuildOptions{ChunkSize: int(c.ChunkSize), Labels: c.Label, Created: created}
-	var report image.BuildReport
+	var report buildReport
 	if c.FromLayer != "" {
-		report, err = c.buildFromLayer(env, o)
+		report.BuildReport, err = c.buildFromLayer(env, o)
 	} else {
 		report, err = c.build(env, o)
 	}
@@ -56,6 +63,9 @@ func (c *imageBuildCmd) Run(env *environment) error {
 		}
 		if c.FromLayer != "" {
 			fmt.Fprintf(w, ", %s of the layer read", showBytes(report.ReadBytes))
+		}
+		if f := report.Files; f != nil {
+			fmt.Fprintf(w, ", %s written, %d patched, %d removed", count(uint64(f.Written), "file"), f.Patched, f.Removed)
 		}
 		fmt.Fprintf(w, ", in %.1f s\ncontent root %s\n", report.TotalMS/1000, report.ContentRoot)
 	})
@@ -73,12 +83,26 @@ func (c *imageBuildCmd) checkSource() error {
 		return bad("of a source and a layer", "give one of them")
 	case c.Root != "" && c.FromLayer == "":
 		return bad("--root without --from-layer", "a source needs no root; an earlier version is given with --base")
+	case c.FromLayer != "" && c.fileSystem != fileSystem{}:
+		return bad("of a layer, with options for directories", "leave --fs-size, --fs-label, --fs-uuid, --rebuild and --keep-times out")
 	}
 	return nil
 }
 
-func (c *imageBuildCmd) build(env *environment, o image.BuildOptions) (report image.BuildReport, err error) {
-	in, err := c.open(env)
+func (c *imageBuildCmd) build(env *environment, o image.BuildOptions) (report buildReport, err error) {
+	if c.Base == nil {
+		return c.buildOver(env, o)
+	}
+	err = c.withImage(env.ctx, c.Base.Ref, func(base *image.Image) error {
+		o.Base = base
+		report, err = c.buildOver(env, o)
+		return err
+	})
+	return report, err
+}
+
+func (c *imageBuildCmd) buildOver(env *environment, o image.BuildOptions) (report buildReport, err error) {
+	in, files, err := c.open(env, o.Base)
 	if err != nil {
 		return report, err
 	}
@@ -90,15 +114,8 @@ func (c *imageBuildCmd) build(env *environment, o image.BuildOptions) (report im
 	bar := newProgress(env.err, "build "+c.Ref.Name)
 	defer bar.end()
 	o.Progress = bar.show
-	if c.Base == nil {
-		report, err = image.Build(env.ctx, l, c.Ref.Name, in, in.Size(), o)
-		return report, errors.Join(err, l.Close())
-	}
-	err = c.withImage(env.ctx, c.Base.Ref, func(base *image.Image) error {
-		o.Base = base
-		report, err = image.Build(env.ctx, l, c.Ref.Name, in, in.Size(), o)
-		return err
-	})
+	report.Files = files
+	report.BuildReport, err = image.Build(env.ctx, l, c.Ref.Name, in, in.Size(), o)
 	return report, errors.Join(err, l.Close())
 }
 

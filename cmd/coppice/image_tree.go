@@ -19,18 +19,26 @@ type fileSystem struct {
 	FsSize  size   `placeholder:"SIZE" help:"Size of the file system made of a directory or tar (what it needs, and a quarter, and 64M)."`
 	FsLabel string `placeholder:"LABEL" help:"Label of that file system, up to 16 bytes."`
 	FsUUID  string `placeholder:"UUID" help:"UUID of that file system (one that follows from NAME)."`
+
+	Rebuild   bool `help:"With --base, make the file system of a directory or tar anew, and look for equal chunks only."`
+	KeepTimes bool `help:"With --base, let files that are as they were keep their time of modification, too."`
 }
 
 var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
-// check refuses what no file system takes, and all of it where none is made.
-func (f *fileSystem) check(made bool) error {
+// check refuses what no file system takes, and what does not go together. A file system is made, or changed, or the source is one already.
+func (f *fileSystem) check(made, changed bool) error {
 	bad := func(message, hint string) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: message, Hint: hint}
 	}
+	set := f.FsSize != 0 || f.FsLabel != "" || f.FsUUID != ""
 	switch {
 	case !made && *f != fileSystem{}:
-		return bad("--fs-size, --fs-label and --fs-uuid are for directories and tars: a disk has its file system already", "leave them out")
+		return bad("--fs-size, --fs-label, --fs-uuid, --rebuild and --keep-times are for directories and tars: a disk has its file system already", "leave them out")
+	case changed && set:
+		return bad("--fs-size, --fs-label and --fs-uuid with --base: the file system is that of the base", "leave them out, or make a new one with --rebuild")
+	case !changed && f.KeepTimes:
+		return bad("--keep-times: there is no earlier file system", "give it with --base, without --rebuild")
 	case len(f.FsLabel) > 16 || strings.ContainsAny(f.FsLabel, "\n\x00"):
 		return bad(fmt.Sprintf("--fs-label %q: a label has up to 16 bytes, without line breaks", f.FsLabel), "choose a shorter one")
 	case f.FsUUID != "" && !uuidForm.MatchString(f.FsUUID):
@@ -41,7 +49,7 @@ func (f *fileSystem) check(made bool) error {
 
 // treeOptions returns how the file system is made. Unless it is said otherwise, its UUID is that of all versions of an image: so they share more.
 func (f *fileSystem) treeOptions(name, scratch string) (tree.Options, error) {
-	o := tree.Options{Scratch: scratch, SizeBytes: int64(f.FsSize), UUID: f.FsUUID, Label: f.FsLabel}
+	o := tree.Options{Scratch: scratch, SizeBytes: int64(f.FsSize), UUID: f.FsUUID, Label: f.FsLabel, KeepTimes: f.KeepTimes}
 	if repository, _, _ := strings.Cut(name, ":"); o.UUID == "" {
 		o.UUID = tree.UUID("file system", repository)
 	}
@@ -94,34 +102,48 @@ func (c *imageBuildCmd) outside() error {
 	return nil
 }
 
-// makeTree makes the file system of a tree, and shows how far it is.
-func (c *imageBuildCmd) makeTree(env *environment, t *tree.Tree, scratch string) (*image.File, error) {
+// makeTree makes the file system of a tree, or changes that of the base, and shows how far it is.
+func (c *imageBuildCmd) makeTree(env *environment, t *tree.Tree, base *image.Image, scratch string) (*image.File, *tree.UpdateReport, error) {
 	o, err := c.treeOptions(c.Ref.Name, scratch)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	bar := newProgress(env.err, "read "+filepath.Base(c.Source))
 	defer bar.end()
 	o.Progress = bar.show
-	return tree.Make(env.ctx, t, o)
+	if base == nil {
+		f, err := tree.Make(env.ctx, t, o)
+		return f, nil, err
+	}
+	f, report, err := tree.Update(env.ctx, base, t, o)
+	if err != nil && (errors.Is(err, image.ErrBadOption) || errors.Is(err, tree.ErrFull)) {
+		e := node.Explain(err)
+		e.Hint = "--rebuild makes a new file system, and stores the chunks that the base does not have"
+		return nil, nil, e
+	}
+	return f, &report, err
 }
 
-// open opens what the image is built from.
-func (c *imageBuildCmd) open(env *environment) (*image.File, error) {
+// open opens what the image is built from. Of a tree that is stored as changed files of the base it also tells how much was changed.
+func (c *imageBuildCmd) open(env *environment, base *image.Image) (*image.File, *tree.UpdateReport, error) {
 	scratch := os.TempDir()
 	if dir, err := os.Stat(c.Ref.Place); err == nil && dir.IsDir() {
 		scratch = c.Ref.Place // where there is space for an image
 	}
 	t, err := c.openTree(env.ctx, scratch)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := c.check(t != nil); err != nil {
-		return nil, err
+	if c.Rebuild {
+		base = nil
+	}
+	if err := c.check(t != nil, base != nil); err != nil {
+		return nil, nil, err
 	}
 	if t == nil {
-		return image.OpenSource(env.ctx, c.Source, scratch, c.Raw)
+		in, err := image.OpenSource(env.ctx, c.Source, scratch, c.Raw)
+		return in, nil, err
 	}
-	in, err := c.makeTree(env, t, scratch)
-	return in, errors.Join(err, t.Close())
+	in, report, err := c.makeTree(env, t, base, scratch)
+	return in, report, errors.Join(err, t.Close())
 }

@@ -311,6 +311,7 @@ func (f *ext4) decode(p []byte) (*Node, error) {
 		err = corrupt("a file has mode %#o", n.Mode)
 	}
 	if err == nil {
+		n.extra = le.Uint32(p[0x68:]) != 0 || le.Uint16(p[0x76:]) != 0
 		n.Xattrs, err = f.xattrs(p)
 	}
 	return n, err

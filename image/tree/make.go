@@ -35,7 +35,9 @@ const (
 	inodeBytes = 256
 	// bytesPerInode is the space for which there is one more file.
 	bytesPerInode = 16 << 10
-	features      = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
+	// mended is e2fsck's exit code where it has changed something.
+	mended   = 1
+	features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
 )
 
 // Make makes a new ext4 file system of a tree. It is the caller's to close. Equal trees and options make equal bytes.
@@ -108,8 +110,8 @@ func (t *Tree) geometry(asked int64) (size, inodes int64, err error) {
 	switch {
 	case size < smallestFS || size > largestFS || size%blockSize != 0:
 		return 0, 0, fmt.Errorf("a file system has 16 MiB to 16 TiB, in blocks of 4 KiB, and not %d bytes: %w", size, image.ErrBadOption)
-	case need > size:
-		return 0, 0, fmt.Errorf("%d bytes are too little for a tree that needs %d: %w", size, need, ErrFull)
+	case inodes*inodeBytes > size/2: // holes need no space, so only debugfs finds out about the content
+		return 0, 0, fmt.Errorf("%d bytes are too little for %d files: %w", size, len(t.names), ErrFull)
 	}
 	return size, inodes, nil
 }
@@ -168,11 +170,13 @@ func (m *maker) fill(ctx context.Context, size, inodes int64) error {
 	if err := m.run(ctx, 0, "mke2fs", args...); err != nil {
 		return err
 	}
-	err := m.session(ctx, func(w *writer) error { return w.create(m.tree.names) })
+	err := m.session(ctx, func(w *writer) error {
+		w.fresh = true
+		return w.create(m.tree.names)
+	})
 	if err != nil {
 		return err
 	}
-	const mended = 1 // the exit code where something was changed
 	if err := m.run(ctx, mended, "e2fsck", "-f", "-y", "-D", imagePath); err != nil {
 		return err
 	}

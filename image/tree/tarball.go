@@ -222,6 +222,9 @@ func (b *tarball) list(ctx context.Context) error {
 		if err == nil {
 			_, err = io.Copy(io.Discard, r)
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("is cut short at byte %d, in the entry at byte %d: %w", b.size, end, image.ErrBadOption)
+		}
 		if err != nil {
 			return fmt.Errorf("behind byte %d: %w", end, err)
 		}

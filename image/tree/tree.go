@@ -32,6 +32,7 @@ type Node struct {
 	names int
 	path  string // the first one
 	at    uint64 // where the tree's source has it
+	extra bool   // whether it has a block for attributes
 }
 
 func (n *Node) kind() uint32    { return n.Mode & unix.S_IFMT }

@@ -25,6 +25,7 @@ type writer struct {
 	content  *os.File // what debugfs reads as contentPath
 	cwd      string
 	made     map[*Node]uint64
+	fresh    bool // the file system has just been made
 	written  int64
 	progress func(written int64)
 }
@@ -65,7 +66,7 @@ func (w *writer) directory(n name) error {
 	if err := w.enter(dir); err != nil {
 		return err
 	}
-	if n.path != lostFound {
+	if n.path != lostFound || !w.fresh {
 		if err := w.add("mkdir", base); err != nil {
 			return err
 		}
@@ -234,6 +235,8 @@ func (n name) check() error {
 		return fmt.Errorf("%s: device %d:%d cannot be written: %w", show(n.path), n.Major, n.Minor, image.ErrBadOption)
 	case n.kind() == unix.S_IFLNK && n.Target == "":
 		return fmt.Errorf("%s: a symbolic link to nothing cannot be written: %w", show(n.path), image.ErrBadOption)
+	case n.path == lostFound && !n.isDir():
+		return fmt.Errorf("%s: a file system has a directory of that name, and not a %s: %w", show(n.path), kindName(n.Mode), image.ErrBadOption)
 	case strings.ContainsAny(n.Target, "\n\r\x00"):
 		return fmt.Errorf("%s: the target of this symbolic link has line breaks, which cannot be written: %w", show(n.path), image.ErrBadOption)
 	case len(n.Target) >= maxSymlink:
