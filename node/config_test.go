@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+	"time"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -102,5 +103,30 @@ func TestVersionOfBuild(t *testing.T) {
 		if got := versionOf(settings); got != want {
 			t.Errorf("version %s, not %s", got, want)
 		}
+	}
+}
+
+func TestImageConfigIsChecked(t *testing.T) {
+	for _, c := range []struct {
+		c  ImageConfig
+		ok bool
+	}{
+		{ImageConfig{}, true},
+		{ImageConfig{Patience: "90s", LocalPath: "/srv/images"}, true},
+		{ImageConfig{Patience: "soon"}, false},
+		{ImageConfig{Patience: "0s"}, false},
+		{ImageConfig{Patience: "-1s"}, false},
+		{ImageConfig{Patience: "25h"}, false},
+		{ImageConfig{LocalPath: "images"}, false},
+	} {
+		if err := (Config{Images: c.c}).Validate(); (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c.c, err)
+		}
+	}
+	if d := (ImageConfig{Patience: "90s"}).patience(); d != 90*time.Second {
+		t.Errorf("a patience of 90s is %s", d)
+	}
+	if c := (Config{}).withDefaults().Images; c.patience() != time.Minute || c.LocalPath != DefaultLocalPath {
+		t.Errorf("the defaults are %+v", c)
 	}
 }

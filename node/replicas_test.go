@@ -342,6 +342,35 @@ func TestReadsWaitForReplicas(t *testing.T) {
 	r.same(0, 3*mib)
 }
 
+// A replica that gives wrong bytes is told of; no byte of them reaches the device, though nobody else answers.
+func TestLyingReplica(t *testing.T) {
+	r := newImageRig(t)
+	r.cfg.Images.Patience = "30s"
+	blobs, err := filepath.Glob(filepath.Join(r.b.dir, "blobs/sha256/*"))
+	check(t, err)
+	for _, path := range blobs {
+		data, err := os.ReadFile(path)
+		check(t, err)
+		if len(data) > mib { // the packs
+			for i := range data {
+				data[i] ^= 0x40
+			}
+			check(t, os.WriteFile(path, data, 0o600))
+		}
+	}
+	r.start()
+	r.create(r.on("web1", r.refA, r.refB))
+	r.a.up.Store(false)
+	time.AfterFunc(500*time.Millisecond, func() { r.a.up.Store(true) })
+	for off := int64(0); off < imageSize; off += mib / 2 {
+		r.same(0, off)
+	}
+	s := state(t, r.rig, "web1").Root.Replicas
+	if s[1].State != image.StateLiar || !strings.Contains(s[1].Error, "is corrupt") || s[0].State == image.StateLiar {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestRootIsReplicated(t *testing.T) {
 	r := newImageRig(t)
 	r.start()
