@@ -44,7 +44,8 @@ type replica struct {
 	ctx     context.Context // ends when it is removed
 	cancel  context.CancelFunc
 	nudged  chan struct{} // its keeper is to look at it
-	arrived atomic.Int64  // Unix nanoseconds of when it gave anything last
+	reading atomic.Int64  // requests to its source under way
+	arrived atomic.Int64  // Unix nanoseconds of when it gave anything last, or was asked after it had nothing to do
 
 	// Guarded by the set's mu.
 	member  *member // nil until it was opened, and when it has to be again
@@ -93,6 +94,10 @@ type measured struct {
 
 // ReadBlob reads, and takes down how long it took.
 func (m measured) ReadBlob(ctx context.Context, blob ocispec.Descriptor, p []byte, off int64) error {
+	if m.r.reading.Add(1) == 1 {
+		m.r.arrive()
+	}
+	defer m.r.reading.Add(-1)
 	began := time.Now()
 	err := m.Source.ReadBlob(ctx, blob, p, off)
 	if err == nil {
@@ -146,10 +151,11 @@ func (r *replica) arrive() { r.arrived.Store(time.Now().UnixNano()) }
 // quiet is how long a replica may be silent while it is asked for something.
 func (r *replica) quiet() time.Duration { return max(minQuiet, quietShare*r.recent.best) }
 
-// silent reports whether a replica gave nothing to anybody for so long, since it was asked for something, that it has gone.
+// silent reports whether a replica gave nothing to anybody for so long, since it was asked for something, that it has gone. What it gave may take
+// long to verify: then there is nothing that it has to give.
 func (r *replica) silent(now, asked time.Time) bool {
 	since := max(asked.UnixNano(), r.arrived.Load())
-	return time.Duration(now.UnixNano()-since) >= r.quiet()
+	return r.reading.Load() > 0 && time.Duration(now.UnixNano()-since) >= r.quiet()
 }
 
 // weight is a replica's chance to be asked: small where it is slow, and where it is busy.

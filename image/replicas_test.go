@@ -660,3 +660,29 @@ func TestSetCloses(t *testing.T) {
 		}
 	})
 }
+
+// A replica is silent when it has something to give, and gives nothing to anybody.
+func TestWhoIsSilent(t *testing.T) {
+	now := time.Now()
+	for name, c := range map[string]struct {
+		reading        int64
+		asked, arrived time.Duration // ago
+		best           time.Duration
+		want           bool
+	}{
+		"asked long ago":                   {1, time.Second, 2 * time.Second, 0, true},
+		"asked just now":                   {1, time.Millisecond, 2 * time.Second, 0, false},
+		"answers others":                   {5, time.Second, time.Millisecond, 0, false},
+		"what it gave is verified":         {0, time.Second, 2 * time.Second, 0, false},
+		"is far away":                      {1, time.Second, 2 * time.Second, 700 * time.Millisecond, false},
+		"is far away, and that is too far": {1, 3 * time.Second, 3 * time.Second, 700 * time.Millisecond, true},
+	} {
+		var r replica
+		r.reading.Store(c.reading)
+		r.arrived.Store(now.Add(-c.arrived).UnixNano())
+		r.recent.best = c.best
+		if got := r.silent(now, now.Add(-c.asked)); got != c.want {
+			t.Errorf("%s: silent %v", name, got)
+		}
+	}
+}

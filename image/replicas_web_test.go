@@ -159,13 +159,20 @@ func noErrors(t testing.TB, y *tally) {
 // rounds is how often something is measured that a busy machine may spoil. The best round counts; where it is good the others are left out.
 const rounds = 5
 
+// raced is set under the race detector, which makes everything ten times slower: goals in milliseconds are for native runs, and one round is enough to
+// find races.
+var raced bool
+
+// again reports whether another round is needed.
+func again(round int, good bool) bool { return round == 0 || !good && !raced && round < rounds }
+
 // stalls makes faults while readers read, until the longest stall of a round is short enough, and returns the shortest one.
 func stalls(t *testing.T, goal time.Duration, readers int, faults ...faultproxy.Fault) {
 	t.Helper()
 	f := newFleet(t, 3)
 	s := f.open(t, 3)
 	best := time.Duration(math.MaxInt64)
-	for round := 0; round < rounds && best > goal; round++ {
+	for round := 0; again(round, best <= goal); round++ {
 		before := f.during(s, readers, func() { time.Sleep(200 * time.Millisecond) })
 		y := f.during(s, readers, func() {
 			time.Sleep(100 * time.Millisecond)
@@ -182,7 +189,7 @@ func stalls(t *testing.T, goal time.Duration, readers int, faults ...faultproxy.
 		}
 		waitFor(t, s, 3)
 	}
-	if best > goal {
+	if best > goal && !raced {
 		t.Errorf("a reader waited %s, at most %s are fit", best, goal)
 	}
 }
@@ -300,7 +307,7 @@ func TestAReplicaWithAnotherVersion(t *testing.T) {
 func TestShareOfAnAddedReplica(t *testing.T) {
 	f := newFleet(t, 3)
 	best := 0.0
-	for round := 0; round < rounds && best < 0.8; round++ {
+	for round := 0; again(round, best >= 0.8); round++ {
 		s := f.open(t, 2)
 		var before []int64
 		y := f.during(s, 16, func() {
@@ -323,7 +330,7 @@ func TestShareOfAnAddedReplica(t *testing.T) {
 		best = max(best, share)
 		s.Close()
 	}
-	if best < 0.8 {
+	if best < 0.8 && !raced {
 		t.Errorf("%.2f of its fair share", best)
 	}
 }
@@ -345,7 +352,7 @@ func TestAllGoneAndBack(t *testing.T) {
 	const goal = 1250 * time.Millisecond // probes are a second apart
 	for name, fault := range map[string]faultproxy.Fault{"reset": {Reset: true}, "silent": {Blackhole: true}} {
 		best := time.Duration(math.MaxInt64)
-		for round := 0; round < rounds && best > goal; round++ {
+		for round := 0; again(round, best <= goal); round++ {
 			var back time.Time
 			y := f.during(s, 4, func() {
 				f.proxies[0].Set(fault)
@@ -361,7 +368,7 @@ func TestAllGoneAndBack(t *testing.T) {
 			f.proxies[0].Set(faultproxy.Fault{})
 			waitFor(t, s, 2)
 		}
-		if best > goal {
+		if best > goal && !raced {
 			t.Errorf("readers waited %s after a replica was back", best)
 		}
 	}
