@@ -39,6 +39,11 @@ type BuildOptions struct {
 
 	packTarget int64 // bytes, 0 means what the format says
 	remember   int   // chunks, 0 means rememberedChunks
+
+	// What follows is for storing a version again.
+	sparse    func(pack ocispec.Descriptor, live int64) bool // what is in use of such a pack of the base is stored again
+	parentIs  *Digest                                        // instead of the base
+	publishAs func(ctx context.Context, manifest []byte, contentRoot Digest) error
 }
 
 // BuildReport tells what a build did. Bytes of chunks are those of their content.
@@ -500,7 +505,7 @@ func (b *builder) publish(ctx context.Context) error {
 func (b *builder) repack(ctx context.Context) (path string, err error) {
 	sparse := make([]bool, len(b.live))
 	for n, live := range b.live {
-		if sparse[n] = live > 0 && live < b.Base.Packs()[n].Size/2; sparse[n] {
+		if sparse[n] = live > 0 && b.isSparse(n, live); sparse[n] {
 			b.report.Repacked++
 		}
 	}
@@ -553,6 +558,15 @@ func (b *builder) repack(ctx context.Context) (path string, err error) {
 		}
 	}
 	return path, err
+}
+
+// isSparse reports whether so little of a pack of the base is in use that this is stored again.
+func (b *builder) isSparse(n int, live int64) bool {
+	pack := b.Base.Packs()[n]
+	if b.sparse != nil {
+		return b.sparse(pack, live)
+	}
+	return live < pack.Size/2
 }
 
 // listPacks lists the base's packs that are in use, and then the new ones, and returns the numbers that the base's have now.
@@ -634,7 +648,10 @@ func (b *builder) writeManifest(ctx context.Context, root *PageRef, m *manifest)
 		SizeBytes: b.g.size, ChunkSize: b.g.chunkSize, ContentRoot: contentRoot(b.g, root), Root: root,
 		Labels: b.Labels, Created: b.Created,
 	}
-	if b.Base != nil {
+	switch {
+	case b.parentIs != nil:
+		c.Parent = *b.parentIs
+	case b.Base != nil:
 		c.Parent = b.Base.ContentRoot()
 	}
 	data, err := c.encode()
@@ -650,5 +667,8 @@ func (b *builder) writeManifest(ctx context.Context, root *PageRef, m *manifest)
 		return err
 	}
 	b.report.ContentRoot, b.report.Manifest = c.ContentRoot, sha256.Sum256(text)
+	if b.publishAs != nil {
+		return b.publishAs(ctx, text, c.ContentRoot)
+	}
 	return b.layout.PutManifest(ctx, b.name, text)
 }

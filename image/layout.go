@@ -18,6 +18,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -387,12 +388,27 @@ func (l *Layout) PutManifest(ctx context.Context, tag string, data []byte) error
 	desc.ArtifactType = m.ArtifactType
 	desc.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
 	return l.changeIndex(func(index *ocispec.Index) error {
+		i := slices.IndexFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
+		var before *ocispec.Descriptor
+		if i >= 0 && index.Manifests[i].Digest != desc.Digest {
+			gone := index.Manifests[i]
+			before = &gone
+		}
 		index.Manifests = append(withoutTag(index.Manifests, tag), desc)
+		if before != nil && l.isRead(before.Digest) {
+			index.Manifests = keep(index.Manifests, *before, time.Time{})
+		}
 		slices.SortStableFunc(index.Manifests, func(a, b ocispec.Descriptor) int {
 			return cmp.Compare(a.Annotations[ocispec.AnnotationRefName], b.Annotations[ocispec.AnnotationRefName])
 		})
 		return nil
 	})
+}
+
+// isRead reports whether a lease names a manifest.
+func (l *Layout) isRead(manifest digest.Digest) bool {
+	leases, _, err := l.Leases()
+	return err != nil || slices.ContainsFunc(leases, func(lease Lease) bool { return lease.Manifest.oci() == manifest })
 }
 
 func withoutTag(all []ocispec.Descriptor, tag string) []ocispec.Descriptor {
@@ -437,21 +453,10 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 	return nil
 }
 
-// Remove forgets a name, and the signatures of what has no other name, and removes the blobs that nothing uses then.
+// Remove forgets a name, and the signatures of what has no other name, and removes the blobs that nothing uses then. It does not ask who uses the
+// image: [Remove] does.
 func (l *Layout) Remove(_ context.Context, tag string) error {
-	err := l.changeIndex(func(index *ocispec.Index) error {
-		i := slices.IndexFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
-		if i < 0 {
-			return fmt.Errorf("image %s in %s: %w", tag, l, ErrNotFound)
-		}
-		gone := index.Manifests[i].Digest
-		index.Manifests = withoutTag(index.Manifests, tag)
-		still := slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == gone })
-		if of, err := ParseDigest(string(gone)); err == nil && !still {
-			index.Manifests = withoutTag(index.Manifests, sigTag(of))
-		}
-		return nil
-	})
+	err := l.forget(tag, func([]ocispec.Descriptor, ocispec.Descriptor) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -459,9 +464,38 @@ func (l *Layout) Remove(_ context.Context, tag string) error {
 	return err
 }
 
-// Collect removes the blobs that no manifest names, and what was left of writes that did not end, and returns the bytes that
+// forget takes a name out of the index, if allow has nothing against what that leaves and what loses its name.
+func (l *Layout) forget(tag string, allow func(left []ocispec.Descriptor, gone ocispec.Descriptor) error) error {
+	return l.changeIndex(func(index *ocispec.Index) error {
+		i := slices.IndexFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
+		if i < 0 {
+			return fmt.Errorf("image %s in %s: %w", tag, l, ErrNotFound)
+		}
+		gone := index.Manifests[i]
+		index.Manifests = withoutTag(index.Manifests, tag)
+		if err := allow(index.Manifests, gone); err != nil {
+			return err
+		}
+		still := slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == gone.Digest })
+		if of, err := ParseDigest(string(gone.Digest)); err == nil && !still {
+			index.Manifests = withoutTag(index.Manifests, sigTag(of))
+		}
+		return nil
+	})
+}
+
+// Collect removes the blobs that no manifest in the index names, and what was left of writes that did not end, and returns the bytes that
 // this frees. While something is written to the layout by anybody, it removes nothing and fails with [ErrBusy].
 func (l *Layout) Collect() (freed int64, err error) {
+	leases, _, err := l.Leases()
+	if err != nil {
+		return 0, fmt.Errorf("collect blobs of %s: nothing is removed: %w", l, err)
+	}
+	return l.collect(leases, staleBuild)
+}
+
+// collect is Collect with the leases that hold, and the age at which builds are taken for given up.
+func (l *Layout) collect(leases []Lease, stale time.Duration) (freed int64, err error) {
 	if err := os.MkdirAll(l.path(workDir), 0o755); err != nil {
 		return 0, fmt.Errorf("collect blobs of %s: %w", l, err)
 	}
@@ -470,6 +504,9 @@ func (l *Layout) Collect() (freed int64, err error) {
 		return 0, fmt.Errorf("collect blobs of %s: %w", l, err)
 	}
 	defer unlock()
+	if err := l.dropKept(leases, time.Now()); err != nil {
+		return 0, fmt.Errorf("collect blobs of %s: %w", l, err)
+	}
 	used, err := l.usedBlobs()
 	if err != nil {
 		return 0, fmt.Errorf("collect blobs of %s: nothing is removed: %w", l, err)
@@ -488,7 +525,7 @@ func (l *Layout) Collect() (freed int64, err error) {
 		}
 		freed += info.Size()
 	}
-	return freed, l.removeLeftovers()
+	return freed, errors.Join(l.removeOldLeases(), l.removeLeftovers(stale))
 }
 
 // usedBlobs returns all digests that the index names, and the manifests in it, of whatever kind.
@@ -530,7 +567,7 @@ func (l *Layout) usedBlobs() (map[string]bool, error) {
 }
 
 // removeLeftovers removes partial blobs that nobody has open, and builds that were given up.
-func (l *Layout) removeLeftovers() error {
+func (l *Layout) removeLeftovers(stale time.Duration) error {
 	partial, err := filepath.Glob(l.path(partialAt))
 	if err != nil {
 		return err
@@ -550,7 +587,7 @@ func (l *Layout) removeLeftovers() error {
 	}
 	for _, path := range builds {
 		st, err := os.Stat(path)
-		if err != nil || time.Since(st.ModTime()) < staleBuild {
+		if err != nil || time.Since(st.ModTime()) < stale {
 			continue
 		}
 		if err := os.RemoveAll(path); err != nil {

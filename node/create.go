@@ -115,6 +115,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	v.setLive(disk, back, rec)
 	d.shareRoot(v)
 	d.startDetaches(marked)
+	d.takeLeases(v)
 	go d.watch(v, disk)
 	return nil
 }

@@ -27,6 +27,7 @@ type Daemon struct {
 	cuts     cuts
 	detaches detaches
 	contents contents
+	leasing  sync.Mutex      // held while leases of images are taken and given back
 	quit     context.Context // ends when the daemon begins to stop
 	stopWork context.CancelFunc
 	restored chan struct{}  // closed once the records have been acted on
@@ -89,6 +90,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	close(d.restored)
 	go d.resumeDetaches()
 	go d.retryRestores()
+	go d.renewLeases()
 	d.cfg.Ready(d.status())
 	select {
 	case <-ctx.Done():

@@ -63,6 +63,7 @@ func (d *Daemon) deleteLive(ctx context.Context, v *device) error {
 	if rm := d.records.remove(rec.Device.Name); rm != nil {
 		err = errors.Join(err, rm)
 	}
+	d.dropLeases(rec, rec.Device.roots(), nil)
 	d.forget(rec.Device.Name)
 	if err != nil {
 		return fmt.Errorf("the device is gone, but its leaf did not close well: %w", err)
@@ -91,6 +92,7 @@ func (d *Daemon) deleteFailed(ctx context.Context, v *device) error {
 		v.setState(StateFailed)
 		return inUse(err, diskPath(rec.Device.ID))
 	}
+	d.dropLeases(rec, rec.Device.roots(), nil)
 	d.forget(rec.Device.Name)
 	return nil
 }

@@ -190,10 +190,15 @@ func (d *Daemon) changeRecords(s *rootSet, change func(*device) bool) error {
 	var errs []error
 	for _, v := range d.all() {
 		v.mu.Lock()
+		changed, refs := false, v.rec.Device.roots()
 		if v.on(s) && change(v) && v.state != StateDeleting { // who deletes it saves it, if it stays
+			changed = true
 			errs = append(errs, d.records.save(v.rec))
 		}
 		v.mu.Unlock()
+		if changed {
+			d.moveLeases(v, refs)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -224,6 +224,7 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 	v.mu.Unlock()
 	v.setLive(disk, back, rec)
 	d.shareRoot(v)
+	d.takeLeases(v)
 	go d.watch(v, disk)
 	return nil
 }

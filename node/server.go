@@ -98,6 +98,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
 	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))
 	mux.Handle("POST /"+APIVersion+"/detaches", s.admit(true, s.detach))
+	mux.Handle("GET /"+APIVersion+"/leases", s.guard(s.leases, false))
 	const contents = "/" + APIVersion + "/contents"
 	mux.Handle("POST "+contents, s.admit(true, s.openContent))
 	mux.Handle("GET "+contents+"/{token}/data", s.admit(true, s.readContent))

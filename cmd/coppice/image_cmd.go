@@ -18,6 +18,8 @@ type imageCmd struct {
 	Verify  imageVerifyCmd  `cmd:"" help:"Read all of an image and tell what is damaged."`
 	Sign    imageSignCmd    `cmd:"" help:"Sign an image, for machines that take only what is signed."`
 	Copy    imageCopyCmd    `cmd:"" help:"Copy an image to a directory or registry."`
+	Promote imagePromoteCmd `cmd:"" help:"Give an image another tag in the same place, such as stable."`
+	GC      imageGCCmd      `cmd:"" name:"gc" help:"Remove what no image of a directory needs, and store again what is mostly unused."`
 	Remove  imageRemoveCmd  `cmd:"" help:"Forget an image, and free what only it used."`
 }
 

@@ -12,13 +12,8 @@ import (
 type imageRemoveCmd struct {
 	output
 	sourceFlags
-	Ref imageRef `arg:"" help:"Image to forget: oci:DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
-}
-
-// imageRemoved is what remove prints.
-type imageRemoved struct {
-	Name string `json:"name"`
-	Kept bool   `json:"blobs_kept"` // because somebody writes to the directory just now
+	Ref   imageRef `arg:"" help:"Image to forget: oci:DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
+	Force bool     `help:"Also if devices use it, which get I/O errors then, or if that cannot be found out."`
 }
 
 // Run forgets the image.
@@ -30,13 +25,21 @@ func (c *imageRemoveCmd) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
-	removed := imageRemoved{Name: c.Ref.Name}
-	err = c.remove(env, o)
-	if errors.Is(err, image.ErrBusy) {
-		removed.Kept, err = true, nil
+	leases, err := env.leases(c.Ref.Ref, c.Force)
+	if err != nil {
+		return err
 	}
+	dst, err := c.target(o)
 	if err != nil {
 		return explainImage(env, c.Ref.Ref, err)
+	}
+	removed, err := image.Remove(env.ctx, dst, c.Ref.Name, image.RemoveOptions{Leases: leases, Force: c.Force})
+	env.warnLeases(removed.Bad)
+	if err = errors.Join(err, dst.Close()); err != nil {
+		return c.explain(env, err)
+	}
+	for _, lease := range removed.InUse {
+		env.warn("%s is needed by %s: what that reads of it from now on fails with I/O errors", c.Ref, lease)
 	}
 	return c.print(env.out, removed, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: removed\n", c.Ref)
@@ -46,17 +49,27 @@ func (c *imageRemoveCmd) Run(env *environment) error {
 	})
 }
 
-func (c *imageRemoveCmd) remove(env *environment, o image.SourceOptions) error {
-	if c.Ref.Kind == image.KindLayout { // which is not made for this
-		l, err := image.OpenLayout(c.Ref.Place)
-		if err != nil {
-			return err
-		}
-		return errors.Join(l.Remove(env.ctx, c.Ref.Name), l.Close())
+func (c *imageRemoveCmd) explain(env *environment, err error) error {
+	err = explainImage(env, c.Ref.Ref, err)
+	var e *node.Error
+	switch {
+	case !errors.As(err, &e):
+	case errors.Is(err, image.ErrLeased):
+		e.Code, e.Hint = node.CodeInUse, "delete the device and remove its layer, or detach it; a node that is gone keeps an image for 30 days; --force removes it all the same"
+	case errors.Is(err, image.ErrCorrupt):
+		e.Hint = "who uses it cannot be told: --force removes it all the same"
 	}
-	dst, err := c.Ref.Target(o)
+	return err
+}
+
+// target opens the place, which is not made for this.
+func (c *imageRemoveCmd) target(o image.SourceOptions) (image.Target, error) {
+	if c.Ref.Kind != image.KindLayout {
+		return c.Ref.Target(o)
+	}
+	l, err := image.OpenLayout(c.Ref.Place)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(dst.Remove(env.ctx, c.Ref.Name), dst.Close())
+	return l, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +36,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
-			"spoil": cmdSpoil, "keys": cmdKeys, "hydrated": cmdHydrated,
+			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated,
 		},
 	})
 }
@@ -61,6 +62,7 @@ func setUp(env *testscript.Env) error {
 	m := &machine{kernel: nodetest.NewKernel(), runDir: filepath.Join(dir, "run")}
 	env.Values[machineKey{}] = m
 	env.Setenv("COPPICE_RUN_DIR", m.runDir)
+	env.Setenv("RUN", m.runDir)
 	env.Setenv("LOCAL_IMAGES", m.images())
 	env.Defer(func() {
 		if m.daemon != nil {
@@ -209,6 +211,16 @@ func cmdSpoil(ts *testscript.TestScript, _ bool, args []string) {
 	data[0] ^= 1
 	ts.Check(os.WriteFile(path, data, 0o600))
 	ts.Check(errors.Join(im.Close(), l.Close()))
+}
+
+// cmdFill is "fill FILE BYTES": it overwrites the beginning of a file with bytes that cannot be compressed, always the same.
+func cmdFill(ts *testscript.TestScript, _ bool, args []string) {
+	p := make([]byte, number(ts, args[1]))
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(p) // never fails
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.Write(p)
+	ts.Check(errors.Join(err, f.Close()))
 }
 
 // cmdKeys is "keys NAME": it makes NAME.pub and NAME.key, without a password.
