@@ -25,6 +25,8 @@ const (
 	descSize   = 32
 	wideDesc   = 64
 	maxSymlink = 4096
+	// longestPath bounds how deep directories are in each other.
+	longestPath = 64 << 10
 	// fastSymlink is the length from which a target needs a block.
 	fastSymlink = mapSize
 
@@ -37,6 +39,8 @@ const (
 	incompatSeed       = 0x2000
 	incompatLargeDir   = 0x4000
 	incompatKnown      = incompatFileType | incompatExtents | incompat64bit | incompatFlexGroups | incompatSeed | incompatLargeDir
+	// fewestBlocks is the least that a group has.
+	fewestBlocks = 256
 	// roCompatKnown: sparse superblocks, large and huge files, checksums of groups and of all metadata, many subdirectories, room in inodes.
 	roCompatKnown = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x400
 
@@ -94,7 +98,7 @@ func openExt4(r io.ReaderAt, size int64) (*ext4, error) {
 		f.blocks |= uint64(le.Uint32(p[0x150:])) << 32
 		f.freeBlocks |= uint64(le.Uint32(p[0x158:])) << 32
 	}
-	if logBlock > 6 || perGroup == 0 || first > 1 || desc < descSize || desc > superSize || f.inodesPerGroup == 0 ||
+	if logBlock > 6 || perGroup < fewestBlocks || first > 1 || desc < descSize || desc > superSize || f.inodesPerGroup == 0 ||
 		f.inodeSize < inodeBase || f.inodeSize > 1024 || f.inodes < rootInode {
 		return nil, corrupt("the superblock makes no sense")
 	}
@@ -103,7 +107,7 @@ func openExt4(r io.ReaderAt, size int64) (*ext4, error) {
 		return nil, corrupt("it has %d blocks of %d bytes, in %d bytes", f.blocks, f.blockSize, size)
 	}
 	groups := (f.blocks - uint64(first) + uint64(perGroup) - 1) / uint64(perGroup)
-	if groups*uint64(f.inodesPerGroup) != uint64(f.inodes) {
+	if uint64(f.inodes/f.inodesPerGroup) != groups || f.inodes%f.inodesPerGroup != 0 {
 		return nil, corrupt("%d groups of %d inodes are not %d", groups, f.inodesPerGroup, f.inodes)
 	}
 	return f, f.readGroups(int64(first)+1, groups, desc)
@@ -160,7 +164,7 @@ func Open(ctx context.Context, r io.ReaderAt, size int64) (*Tree, error) {
 
 func (f *ext4) tree(ctx context.Context) (*Tree, error) {
 	t := &Tree{Label: "ext4", open: f.open}
-	w := &ext4Walk{ext4: f, tree: t, nodes: map[uint64]*Node{}}
+	w := &ext4Walk{ext4: f, tree: t, nodes: map[uint64]*Node{}, left: f.blocks}
 	root, err := w.node(rootInode)
 	if err == nil && !root.isDir() {
 		err = corrupt("the root is no directory")
@@ -179,6 +183,7 @@ type ext4Walk struct {
 	*ext4
 	tree  *Tree
 	nodes map[uint64]*Node
+	left  uint64 // blocks of directories that can still come, unless some are had twice
 }
 
 func (w *ext4Walk) node(number uint64) (*Node, error) {
@@ -208,8 +213,8 @@ func (w *ext4Walk) directory(ctx context.Context, path string, dir *Node) error 
 		if path != "" {
 			below = path + "/" + base
 		}
-		if len(w.tree.names) > int(w.inodes)*64 || len(below) > 1<<20 {
-			return corrupt("directories have too many names")
+		if len(below) > longestPath {
+			return corrupt("a path has more than %d bytes", longestPath)
 		}
 		_, seen := w.nodes[number]
 		n, err := w.node(number)
@@ -227,23 +232,26 @@ func (w *ext4Walk) directory(ctx context.Context, path string, dir *Node) error 
 }
 
 // eachEntry calls do for each entry of a directory, but for . and ..
-func (f *ext4) eachEntry(dir *Node, do func(number uint64, base string) error) error {
-	p, err := f.inode(dir.at)
+func (w *ext4Walk) eachEntry(dir *Node, do func(number uint64, base string) error) error {
+	p, err := w.inode(dir.at)
 	if err != nil {
 		return err
 	}
 	size := int64(le.Uint32(p[4:])) | int64(le.Uint32(p[0x6c:]))<<32
-	extents, err := f.extents(p)
+	extents, err := w.extents(p)
 	if err != nil {
 		return err
 	}
-	block := make([]byte, f.blockSize)
+	block := make([]byte, w.blockSize)
 	for _, e := range extents {
 		for i := range e.count {
-			if int64(e.logical+i)*f.blockSize >= size || e.unwritten {
+			if int64(e.logical+i)*w.blockSize >= size || e.unwritten {
 				break
 			}
-			if err := f.readBlocks(block, e.physical+i); err != nil {
+			if err := spend(&w.left); err != nil {
+				return err
+			}
+			if err := w.readBlocks(block, e.physical+i); err != nil {
 				return err
 			}
 			if err := eachInBlock(block, do); err != nil {
@@ -251,6 +259,15 @@ func (f *ext4) eachEntry(dir *Node, do func(number uint64, base string) error) e
 			}
 		}
 	}
+	return nil
+}
+
+// spend fails where a file system refers to the same blocks again and again, so that there is no end.
+func spend(left *uint64) error {
+	if *left == 0 {
+		return corrupt("blocks are referred to several times")
+	}
+	*left--
 	return nil
 }
 
@@ -326,11 +343,11 @@ func extraOf(p []byte) int {
 }
 
 func (f *ext4) target(p []byte, size int64, flags uint32) (string, error) {
-	if flags&flagExtents == 0 && size < fastSymlink {
-		return string(p[blockMap:][:size]), nil
-	}
-	if size < 0 || size > maxSymlink {
+	switch {
+	case size <= 0 || size > maxSymlink:
 		return "", corrupt("a symbolic link has %d bytes", size)
+	case flags&flagExtents == 0 && size < fastSymlink:
+		return string(p[blockMap:][:size]), nil
 	}
 	r, err := f.reader(p, size)
 	if err != nil {

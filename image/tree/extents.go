@@ -33,7 +33,8 @@ func (f *ext4) extents(inode []byte) ([]extent, error) {
 		}
 		return nil, fmt.Errorf("a file has its blocks listed as in ext3, and not as extents: %w", image.ErrBadOption)
 	}
-	all, err := f.extentsOf(node, extentDepth, nil)
+	left := f.blocks
+	all, err := f.extentsOf(node, min(le.Uint16(node[6:]), extentDepth), nil, &left)
 	if err != nil {
 		return nil, err
 	}
@@ -46,11 +47,12 @@ func (f *ext4) extents(inode []byte) ([]extent, error) {
 	return all, nil
 }
 
-func (f *ext4) extentsOf(node []byte, depth uint16, all []extent) ([]extent, error) {
-	if le.Uint16(node) != extentMagic || le.Uint16(node[6:]) > depth {
+// extentsOf adds the extents below a node of the tree, of which there are no more than blocks.
+func (f *ext4) extentsOf(node []byte, depth uint16, all []extent, left *uint64) ([]extent, error) {
+	if le.Uint16(node) != extentMagic || le.Uint16(node[6:]) != depth {
 		return nil, corrupt("an extent tree is not one")
 	}
-	entries, depth := int(le.Uint16(node[2:])), le.Uint16(node[6:])
+	entries := int(le.Uint16(node[2:]))
 	if entries > len(node)/extentSize-1 || uint64(len(all)) > f.blocks {
 		return nil, corrupt("an extent tree has %d entries", entries)
 	}
@@ -64,10 +66,13 @@ func (f *ext4) extentsOf(node []byte, depth uint16, all []extent) ([]extent, err
 			all = append(all, next)
 			continue
 		}
+		if err := spend(left); err != nil {
+			return nil, err
+		}
 		below := make([]byte, f.blockSize)
 		err := f.readBlocks(below, uint64(le.Uint32(e[4:]))|uint64(le.Uint16(e[8:]))<<32)
 		if err == nil {
-			all, err = f.extentsOf(below, depth-1, all)
+			all, err = f.extentsOf(below, depth-1, all, left)
 		}
 		if err != nil {
 			return nil, err

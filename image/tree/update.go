@@ -45,6 +45,7 @@ type updater struct {
 
 	pairs  map[*Node]*Node // of the tree, and what stays of the base for each
 	times  map[*Node]*Node // whose time stands for another's
+	fresh  map[*Node]bool  // what stays, but got other content
 	remove []name
 	create []name
 	lost   bool // whether there are blocks that nobody has and that are not free
@@ -113,6 +114,9 @@ func (u *updater) open(ctx context.Context, size int64) error {
 	if !u.fs.clean {
 		return fmt.Errorf("the base was in use, or had errors, when it was made: mount it once, or check it by e2fsck: %w", image.ErrBadOption)
 	}
+	if err := u.run(ctx, 0, "e2fsck", "-f", "-n", imagePath); err != nil {
+		return fmt.Errorf("the base has errors: %w: %w", err, image.ErrBadOption)
+	}
 	if u.old, err = u.fs.tree(ctx); err != nil {
 		return fmt.Errorf("read base: %w", err)
 	}
@@ -136,7 +140,7 @@ func (u *updater) change(ctx context.Context) error {
 
 // plan says for every file whether it stays, and changes content in its place where that is all there is to do.
 func (u *updater) plan(ctx context.Context) error {
-	u.pairs, u.times = map[*Node]*Node{}, map[*Node]*Node{}
+	u.pairs, u.times, u.fresh = map[*Node]*Node{}, map[*Node]*Node{}, map[*Node]bool{}
 	kept := map[*Node]bool{}
 	for n, names := range namesOf(u.tree) {
 		if err := ctx.Err(); err != nil {
@@ -181,7 +185,7 @@ func (u *updater) touch(touched map[string]bool, n name) {
 // keepTimes lets what is as it was, but for its time, keep that.
 func (u *updater) keepTimes(touched map[string]bool) {
 	for n, b := range u.pairs {
-		if difference(n, b, b) == "" && !(n.isDir() && touched[n.path]) {
+		if difference(n, b, b) == "" && !u.fresh[n] && !(n.isDir() && touched[n.path]) {
 			u.times[n] = b
 		}
 	}
@@ -232,6 +236,7 @@ func (u *updater) sameContent(n, b *Node) (bool, error) {
 			return true, nil
 		}
 		u.report.Patched++
+		u.fresh[n] = true
 		return true, u.patch(n, changes)
 	case unix.S_IFLNK:
 		return n.Target == b.Target, nil

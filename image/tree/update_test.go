@@ -119,9 +119,13 @@ func TestKeepTimes(t *testing.T) {
 	for _, n := range []string{"a/same", "a/other", "b/same", "b/mode"} {
 		write(t, dir, n, []byte(n))
 	}
+	big := content(1, 400<<10)
+	write(t, dir, "b/big", big)
 	stamp(t, dir, func(int) time.Time { return time.Unix(1_000_000_000, 1) })
 	base, _ := store(t, testLayout(t), "a:1", makeTest(t, listDirectory(t, dir), testOptions(t)), nil)
 	write(t, dir, "a/other", []byte("changed"))
+	big[200<<10]++
+	write(t, dir, "b/big", big)
 	must(t, os.Chmod(filepath.Join(dir, "b/mode"), 0o600))
 	stamp(t, dir, func(int) time.Time { return time.Unix(1_100_000_000, 2) })
 	o := testOptions(t)
@@ -129,12 +133,12 @@ func TestKeepTimes(t *testing.T) {
 	f, r := updateTest(t, base, listDirectory(t, dir), o)
 	got, err := Open(context.Background(), f, f.Size())
 	must(t, err)
-	for path, want := range map[string]int64{"": 10, "a": 11, "b": 10, "a/same": 10, "b/same": 10, "a/other": 11, "b/mode": 11} {
+	for path, want := range map[string]int64{"": 10, "a": 11, "b": 10, "a/same": 10, "b/same": 10, "a/other": 11, "b/mode": 11, "b/big": 11} {
 		if n, ok := got.find(path); !ok || n.Seconds != want*100_000_000 {
 			t.Errorf("%s has time %d", show(path), n.Seconds)
 		}
 	}
-	if r.Written != 1 || r.Unchanged != 3 {
+	if r.Written != 1 || r.Unchanged != 3 || r.Patched != 1 || r.WrittenBytes != 4096+7 {
 		t.Errorf("%+v", r)
 	}
 }
