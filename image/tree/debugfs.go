@@ -26,7 +26,7 @@ const (
 	contentPath = "/proc/self/fd/4"
 	// longestLine is what debugfs takes as one command, less its end.
 	longestLine = 8190
-	// mostQueued is less than a pipe holds, so that debugfs never waits for its answers to be read while it is written to.
+	// mostQueued is how many bytes of commands are sent at once, about.
 	mostQueued = 16 << 10
 )
 
@@ -130,15 +130,20 @@ func line(words ...string) string {
 	return strings.Join(words, " ")
 }
 
-// add says what to do before the next thing that is waited for.
-func (d *debugfs) add(words ...string) error {
+// enqueue adds a command to those that are to be done.
+func (d *debugfs) enqueue(words []string) error {
 	l := line(words...)
 	if len(l) > longestLine || strings.ContainsAny(l, "\n\r") {
 		return fmt.Errorf("a name or target is too long, or has line breaks: %.300q: %w", l, image.ErrBadOption)
 	}
 	d.queue = append(append(d.queue, l...), '\n')
-	if len(d.queue) < mostQueued {
-		return nil
+	return nil
+}
+
+// add says what to do before the next thing that is waited for.
+func (d *debugfs) add(words ...string) error {
+	if err := d.enqueue(words); err != nil || len(d.queue) < mostQueued {
+		return err
 	}
 	_, err := d.do()
 	return err
@@ -147,21 +152,30 @@ func (d *debugfs) add(words ...string) error {
 // do does what was added, and a command, and returns the inode that the last command has taken, if it says so.
 func (d *debugfs) do(words ...string) (inode uint64, err error) {
 	if len(words) > 0 {
-		l := line(words...)
-		if len(l) > longestLine || strings.ContainsAny(l, "\n\r") {
-			return 0, fmt.Errorf("a name or target is too long, or has line breaks: %.300q: %w", l, image.ErrBadOption)
+		if err := d.enqueue(words); err != nil {
+			return 0, err
 		}
-		d.queue = append(append(d.queue, l...), '\n')
 	}
-	_, writeErr := d.in.Write(append(d.queue, "#\n"...))
+	sent := make(chan error, 1)
+	go func() { // while the answers are read, because pipes may hold little
+		_, err := d.in.Write(append(d.queue, "#\n"...))
+		sent <- err
+	}()
+	inode, err = d.answers()
+	err = errors.Join(err, <-sent)
 	d.queue = d.queue[:0]
+	return inode, err
+}
+
+// answers reads what debugfs says to a number of commands.
+func (d *debugfs) answers() (inode uint64, err error) {
 	command := "start"
 	for {
 		answer, readErr := d.out.ReadString('\n')
 		answer = strings.TrimSuffix(answer, "\n")
 		switch {
 		case readErr != nil:
-			return 0, errors.Join(err, fmt.Errorf("debugfs ended early, at %.300s: %w", command, errors.Join(writeErr, readErr)))
+			return 0, errors.Join(err, fmt.Errorf("debugfs ended early, at %.300s: %w", command, readErr))
 		case answer == "#":
 			return inode, err
 		case strings.HasPrefix(answer, "debugfs: "):
