@@ -109,6 +109,11 @@ func refsOf(all []image.ReplicaStatus) (refs []string) {
 	return refs
 }
 
+// isRead tells whether a replica can be read; on a busy machine one may be found slow.
+func isRead(s image.ReplicaStatus) bool {
+	return s.State == image.StateReady || s.State == image.StateSlow
+}
+
 // wait polls until ok.
 func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -163,7 +168,7 @@ func TestDeviceReadsWhicheverReplicaAnswers(t *testing.T) {
 	r.same(0, 3*mib)
 	wait(t, "the moved replica is refused", func() bool {
 		s := state(t, r.rig, "web1").Root.Replicas
-		return s[0].State == image.StateRefused && s[1].State == image.StateReady
+		return s[0].State == image.StateRefused && isRead(s[1])
 	})
 	if !strings.Contains(r.log.String(), "other content") {
 		t.Error("the log does not tell of it")
@@ -175,26 +180,24 @@ func TestReplicaThatIsDownAtCreationJoins(t *testing.T) {
 	r.start()
 	r.a.up.Store(false)
 	v := r.create(r.on("web1", r.refA, r.refB))
-	if s := v.Root.Replicas; s[0].State != image.StateDown || s[0].Error == "" || s[1].State != image.StateReady {
+	if s := v.Root.Replicas; s[0].State != image.StateDown || s[0].Error == "" || !isRead(s[1]) {
 		t.Errorf("%+v", s)
 	}
 	r.same(0, 0)
 	r.a.up.Store(true)
-	wait(t, "it joins", func() bool { return state(t, r.rig, "web1").Root.Replicas[0].State == image.StateReady })
+	wait(t, "it joins", func() bool { return isRead(state(t, r.rig, "web1").Root.Replicas[0]) })
 
 	// A second device brings one that is down, while the root is open.
-	local, web := r.b.build("same:1", r.content)
+	_, web := r.b.build("same:1", r.content)
 	r.b.up.Store(false)
 	r.create(r.on("web2", r.refA, web))
-	check(t, os.WriteFile(filepath.Join(r.dir, "x"), nil, 0o600))
 	for _, name := range []string{"web1", "web2"} {
 		if got := refsOf(state(t, r.rig, name).Root.Replicas); !slices.Equal(got, []string{r.refA, r.refB, web}) {
 			t.Errorf("%s has %v", name, got)
 		}
 	}
 	r.b.up.Store(true)
-	wait(t, "it joins", func() bool { return state(t, r.rig, "web1").Root.Replicas[2].State == image.StateReady })
-	_ = local
+	wait(t, "it joins", func() bool { return isRead(state(t, r.rig, "web1").Root.Replicas[2]) })
 }
 
 func TestRootsThatAreRefused(t *testing.T) {
