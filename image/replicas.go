@@ -292,7 +292,8 @@ func answer[T any](ctx context.Context, s *Set, chunk int64, do func(context.Con
 
 // NextData returns what [Image.NextData] does.
 func (s *Set) NextData(ctx context.Context, off int64) (int64, error) {
-	return answer(ctx, s, max(off, 0)/int64(s.g.chunkSize), func(ctx context.Context, im *Image) (int64, error) { return im.NextData(ctx, off) })
+	chunk := min(max(off, 0)/int64(s.g.chunkSize), s.g.chunks()-1)
+	return answer(ctx, s, chunk, func(ctx context.Context, im *Image) (int64, error) { return im.NextData(ctx, off) })
 }
 
 // Chunk returns what [Image.Chunk] does.

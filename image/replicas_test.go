@@ -211,6 +211,14 @@ func TestSetReadsWhatWentIn(t *testing.T) {
 			t.Errorf("read at %d", off)
 		}
 	}
+	if next, err := s.NextData(context.Background(), s.Size()); next != s.Size() || err != nil {
+		t.Errorf("data from the end: %d, %v", next, err)
+	}
+	for _, r := range s.replicas {
+		if r.suspect.to > s.Chunks() {
+			t.Errorf("a probe would read chunk %d of %d", r.suspect.to-1, s.Chunks())
+		}
+	}
 	if _, _, err := s.Chunk(context.Background(), s.Chunks()); err == nil {
 		t.Error("a chunk beyond the end has a digest")
 	}
