@@ -196,24 +196,20 @@ func (l *Layout) dropKept(leases []Lease, now time.Time) error {
 type version struct {
 	desc  ocispec.Descriptor
 	names []string
-	im    *Image
+	size  int64
+	packs []ocispec.Descriptor
 	live  map[string]int64 // bytes in use, by pack
 }
 
 // repack stores versions again that use packs of which little is in use by all of them together.
 func (r *GCReport) repack(ctx context.Context, l *Layout, o GCOptions) error {
 	all, err := l.versions(ctx)
-	defer func() {
-		for _, v := range all {
-			v.im.Close()
-		}
-	}()
 	if err != nil {
 		return err
 	}
 	live, size := map[string]int64{}, map[string]int64{}
 	for _, v := range all {
-		for _, p := range v.im.Packs() {
+		for _, p := range v.packs {
 			live[string(p.Digest)] += v.live[string(p.Digest)]
 			size[string(p.Digest)] = p.Size
 		}
@@ -222,16 +218,10 @@ func (r *GCReport) repack(ctx context.Context, l *Layout, o GCOptions) error {
 		d := string(p.Digest)
 		return live[d] < size[d]*int64(o.RepackBelow)/100
 	}
-	all = slices.DeleteFunc(all, func(v *version) bool {
-		if slices.ContainsFunc(v.im.Packs(), sparse) {
-			return false
-		}
-		v.im.Close()
-		return true
-	})
+	all = slices.DeleteFunc(all, func(v *version) bool { return !slices.ContainsFunc(v.packs, sparse) })
 	total, done := int64(0), int64(0)
 	for _, v := range all {
-		total += v.im.Size()
+		total += v.size
 	}
 	for _, v := range all {
 		progress := func(at, _ int64) {
@@ -244,12 +234,12 @@ func (r *GCReport) repack(ctx context.Context, l *Layout, o GCOptions) error {
 			return fmt.Errorf("store %s again: %w", v.names[0], err)
 		}
 		r.Repacked = append(r.Repacked, *repacked)
-		done += v.im.Size()
+		done += v.size
 	}
 	return nil
 }
 
-// versions opens all images of a layout that have a name, and finds out what they use.
+// versions returns all images of a layout that have a name, and what they use.
 func (l *Layout) versions(ctx context.Context) (all []*version, err error) {
 	index, err := l.wholeIndex()
 	if err != nil {
@@ -262,40 +252,52 @@ func (l *Layout) versions(ctx context.Context) (all []*version, err error) {
 			continue
 		}
 		seen[string(d.Digest)] = true
-		im, err := Open(ctx, l, string(d.Digest))
+		v := &version{desc: d, names: names, live: map[string]int64{}}
+		err := v.count(ctx, l)
 		if errors.Is(err, ErrNotImage) || errors.Is(err, ErrVersion) { // whose blobs stay
 			continue
 		}
 		if err != nil {
-			return all, err
+			return nil, err
 		}
-		v := &version{desc: d, names: names, im: im, live: map[string]int64{}}
 		all = append(all, v)
-		if err := v.count(ctx); err != nil {
-			return all, err
-		}
 	}
 	return all, nil
 }
 
 // count finds out how much of each pack a version uses.
-func (v *version) count(ctx context.Context) error {
-	packs, seen := v.im.Packs(), newMemory(rememberedChunks)
-	return v.im.walk(ctx, func(_ int64, c chunkRef) error {
+func (v *version) count(ctx context.Context, l *Layout) error {
+	im, err := Open(ctx, l, string(v.desc.Digest))
+	if err != nil {
+		return err
+	}
+	v.size, v.packs = im.Size(), im.Packs()
+	seen := newMemory(rememberedChunks)
+	err = im.walk(ctx, func(_ int64, c chunkRef) error {
 		if _, ok := seen.get(c.digest); !ok {
 			seen.add(c.digest, c.place)
-			v.live[string(packs[c.place.pack].Digest)] += int64(c.place.stored)
+			v.live[string(v.packs[c.place.pack].Digest)] += int64(c.place.stored)
 		}
 		return nil
 	})
+	return errors.Join(err, im.Close())
 }
 
 // storeAgain makes a version of the same content that uses no sparse pack, and lets all its names mean that. The one before stays in the index
 // for as long as grace, and the signatures are those of both.
 func (v *version) storeAgain(ctx context.Context, l *Layout, sparse func(ocispec.Descriptor) bool, grace time.Duration, progress func(done, total int64)) (*Repack, error) {
-	c := v.im.Config()
+	im, err := Open(ctx, l, string(v.desc.Digest))
+	if err != nil {
+		return nil, err
+	}
+	r, err := v.buildAgain(ctx, l, im, sparse, grace, progress)
+	return r, errors.Join(err, im.Close())
+}
+
+func (v *version) buildAgain(ctx context.Context, l *Layout, im *Image, sparse func(ocispec.Descriptor) bool, grace time.Duration, progress func(done, total int64)) (*Repack, error) {
+	c := im.Config()
 	o := BuildOptions{
-		Base: v.im, Labels: c.Labels, Created: c.Created, Progress: progress,
+		Base: im, Labels: c.Labels, Created: c.Created, Progress: progress,
 		Changed:  func() iter.Seq2[Extent, error] { return func(func(Extent, error) bool) {} },
 		sparse:   func(pack ocispec.Descriptor, _ int64) bool { return sparse(pack) },
 		parentIs: &c.Parent,
@@ -305,14 +307,14 @@ func (v *version) storeAgain(ctx context.Context, l *Layout, sparse func(ocispec
 		if root != c.ContentRoot {
 			return fmt.Errorf("it has content root %s, not %s", root, c.ContentRoot)
 		}
-		return v.replace(ctx, l, data, time.Now().Add(grace))
+		return v.replace(ctx, l, im, data, time.Now().Add(grace))
 	}
-	report, err := Build(ctx, l, v.names[0], v.im, v.im.Size(), o)
+	report, err := Build(ctx, l, v.names[0], im, im.Size(), o)
 	if err != nil {
 		return nil, err
 	}
 	r.After = report.Manifest
-	r.BeforeBytes = sum(v.im.Packs())
+	r.BeforeBytes = sum(v.packs)
 	after, err := Open(ctx, l, report.Manifest.String())
 	if err != nil {
 		return nil, err
@@ -323,13 +325,13 @@ func (v *version) storeAgain(ctx context.Context, l *Layout, sparse func(ocispec
 }
 
 // replace stores a manifest with the signatures of the one that it replaces, and lets all names that mean that one mean it.
-func (v *version) replace(ctx context.Context, l *Layout, data []byte, until time.Time) error {
+func (v *version) replace(ctx context.Context, l *Layout, im *Image, data []byte, until time.Time) error {
 	desc := descriptor(ocispec.MediaTypeImageManifest, data)
 	desc.ArtifactType = MediaTypeImage
 	if err := l.PutBlob(ctx, desc, bytes.NewReader(data)); err != nil {
 		return err
 	}
-	signatures, err := Signatures(ctx, v.im)
+	signatures, err := Signatures(ctx, im)
 	if err != nil {
 		return err
 	}

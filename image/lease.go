@@ -150,7 +150,9 @@ func (l *Layout) ManifestOf(ctx context.Context, name string, content Digest) (D
 	if err != nil {
 		return Digest{}, err
 	}
-	defer im.Close()
+	if err := im.Close(); err != nil {
+		return Digest{}, err
+	}
 	if im.ContentRoot() != content {
 		return Digest{}, fmt.Errorf("image %s in %s is another one by now: %w", name, l, ErrNotFound)
 	}
