@@ -214,11 +214,13 @@ func TestSetReadsWhatWentIn(t *testing.T) {
 	if next, err := s.NextData(context.Background(), s.Size()); next != s.Size() || err != nil {
 		t.Errorf("data from the end: %d, %v", next, err)
 	}
+	s.mu.Lock()
 	for _, r := range s.replicas {
 		if r.suspect.to > s.Chunks() {
 			t.Errorf("a probe would read chunk %d of %d", r.suspect.to-1, s.Chunks())
 		}
 	}
+	s.mu.Unlock()
 	if _, _, err := s.Chunk(context.Background(), s.Chunks()); err == nil {
 		t.Error("a chunk beyond the end has a digest")
 	}
