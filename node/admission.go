@@ -45,6 +45,9 @@ type ImageConfig struct {
 	SerialsPath string `toml:"serials"`
 	// Patience is how long a read waits while no replica of its root answers, before it fails, as [time.ParseDuration] takes it. "" means 60s.
 	Patience string `toml:"patience"`
+	// Stall is how long a root that is an image may answer nothing before a queue's last quarter of reads fails, so that its leaf is served:
+	// see [union.DeviceOptions]. "" means Patience: no read fails before another does.
+	Stall string `toml:"stall"`
 	// LocalPath is the directory that images are copied to for devices made with Hydrate. "" means [DefaultLocalPath].
 	LocalPath string `toml:"local"`
 }
@@ -57,8 +60,10 @@ func (c ImageConfig) validate() error {
 	if c.RequireSignature && len(c.TrustedKeys) == 0 {
 		errs = append(errs, errors.New("images: require_signature without trusted_keys refuses everything"))
 	}
-	if d, err := time.ParseDuration(c.Patience); c.Patience != "" && (err != nil || d <= 0 || d > maxPatience) {
-		errs = append(errs, fmt.Errorf("images: patience %q is not a time such as 60s, up to %s", c.Patience, maxPatience))
+	for name, text := range map[string]string{"patience": c.Patience, "stall": c.Stall} {
+		if d, err := time.ParseDuration(text); text != "" && (err != nil || d <= 0 || d > maxPatience) {
+			errs = append(errs, fmt.Errorf("images: %s %q is not a time such as 60s, up to %s", name, text, maxPatience))
+		}
 	}
 	for _, path := range append([]string{c.SerialsPath, c.LocalPath, c.CA, c.TLSCert, c.TLSKey}, c.TrustedKeys...) {
 		if path != "" && !filepath.IsAbs(path) {

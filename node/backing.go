@@ -61,7 +61,7 @@ func openBacking(ctx context.Context, s *stores, r CreateRequest, o backingOptio
 	if err := b.openLayer(r, o); err != nil {
 		return nil, leafError(r, err)
 	}
-	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify, RootWait: min(rootStall, o.roots.cfg.patience())})
+	b.device, err = union.NewDevice(b.layer, b.base, union.DeviceOptions{ReadOnly: r.ReadOnly, NoVerify: !o.verify, RootWait: o.roots.cfg.stall()})
 	if err != nil {
 		return nil, fmt.Errorf("merge %s with %s: %w", r.Layer, r.rootNames(), err)
 	}

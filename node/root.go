@@ -19,8 +19,6 @@ const (
 	rootCacheBytes = 32 << 20
 	// openRootTime bounds how long it takes to find out what a root is.
 	openRootTime = 60 * time.Second
-	// rootStall is how long a root may answer nothing before some reads are given up so that leaves are served: see [union.DeviceOptions].
-	rootStall = 10 * time.Second
 	// MaxReplicas is how many references a root may have.
 	MaxReplicas = 32
 )
