@@ -46,6 +46,7 @@ func TestImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("guest", func(t *testing.T) { m.run(t, tests, imagesLimit) })
+	t.Run("version 2", lab.rebuilt)
 }
 
 // imageLab is what images are made with, and where they lie.

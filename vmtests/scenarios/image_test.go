@@ -3,8 +3,14 @@
 package scenarios
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"coppice/vmtests"
 )
@@ -23,4 +29,45 @@ func lab(t *testing.T, name string) string {
 func network(t *testing.T) {
 	t.Helper()
 	sh(t, "ip link set eth0 up; ip addr replace "+vmtests.GuestAddr+" dev eth0")
+}
+
+// TestImageRoot has a Debian system that went from registry to registry as root of a device: every file is what it is on the disk that the
+// image was made of. It is written to, frozen, and served by another daemon.
+func TestImageRoot(t *testing.T) {
+	network(t)
+	before := digestTree(t, mountPoint(t, disk(t, "debian"), "-t ext4 -o ro"), sha256.New)
+	leaf := disk(t, "leaf")
+	format(t, leaf)
+	served := newService(t)
+	began := time.Now()
+	dev := createForTest(t, "web1", lab(t, "registry")+"1", leaf)
+	created := time.Since(began)
+	dir := mountPoint(t, dev.Path, "-t ext4 -o noatime")
+	t.Logf("device from a registry behind TLS: made in %d ms, mounted after %d ms", created.Milliseconds(), time.Since(began).Milliseconds())
+	if want := strings.TrimPrefix(lab(t, "content"), "sha256:"); dev.Root.Content != want {
+		t.Errorf("content root %s, was built as %s", dev.Root.Content, want)
+	}
+	note := bytes.Repeat([]byte("written before the daemon was replaced\n"), 1000)
+	path := filepath.Join(dir, "srv", "note")
+	if err := os.WriteFile(path, note, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(strings.TrimSpace(coppice(t, "freeze", "web1", "--as", "noted")))
+	served.stop(syscall.SIGTERM)
+	served.launch("coppice")
+	served.awaitAnswer(t)
+	sh(t, "sync; echo 3 >/proc/sys/vm/drop_caches")
+	if text, err := os.ReadFile(path); err != nil || !bytes.Equal(text, note) {
+		t.Errorf("the file written reads %d bytes, error %v", len(text), err)
+	}
+	after := digestTree(t, dir, sha256.New)
+	delete(after, "srv/note")
+	after["srv"] = before["srv"] // a file came into it
+	before.same(t, after)
+	unmount(t, dir)
+	sh(t, "e2fsck -fn "+dev.Path)
+	t.Log(coppice(t, "inspect", "web1"))
+	coppice(t, "delete", "web1")
+	served.stop(syscall.SIGTERM)
+	checkStore(t, leaf)
 }
