@@ -18,19 +18,7 @@ func TestContent(t *testing.T) {
 	if err := r.sim.Run(); err != nil {
 		t.Fatal(err)
 	}
-	want := make([]byte, r.size)
-	for off := int64(0); off < r.size; off += 64 << 10 {
-		if _, err := r.block.ReadAt(want[off:min(off+64<<10, r.size)], off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f, err := r.layer.PrepareFreeze("cut")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.Seal(); err != nil {
-		t.Fatal(err)
-	}
+	want := r.cut()
 	drive(r, o, rng, 200)
 	l, err := r.store.OpenSealed("cut")
 	if err != nil {

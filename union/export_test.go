@@ -27,6 +27,25 @@ func exportLayer(t *testing.T, r *rig, name, path string) (*ExportResult, error)
 	return res, errors.Join(err, w.Close())
 }
 
+// cut seals what the device holds as the layer "cut", and returns it.
+func (r *rig) cut() []byte {
+	r.t.Helper()
+	held := make([]byte, r.size)
+	for off := int64(0); off < r.size; off += 64 << 10 {
+		if _, err := r.block.ReadAt(held[off:min(off+64<<10, r.size)], off); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	f, err := r.layer.PrepareFreeze("cut")
+	if err == nil {
+		_, err = f.Seal()
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return held
+}
+
 // TestExportWhileInUse freezes a device, writes on, exports the frozen state, merges it away, a few times over: content, depth
 // and space are right each time.
 func TestExportWhileInUse(t *testing.T) {
@@ -39,19 +58,7 @@ func TestExportWhileInUse(t *testing.T) {
 		if err := r.sim.Run(); err != nil {
 			t.Fatal(err)
 		}
-		want := make([]byte, r.size)
-		for off := int64(0); off < r.size; off += 64 << 10 {
-			if _, err := r.block.ReadAt(want[off:min(off+64<<10, r.size)], off); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f, err := r.layer.PrepareFreeze("cut")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Seal(); err != nil {
-			t.Fatal(err)
-		}
+		want := r.cut()
 		drive(r, o.oracle, rng, 200)
 		path := filepath.Join(dir, "out")
 		res, err := exportLayer(t, r, "cut", path)
