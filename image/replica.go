@@ -31,6 +31,8 @@ const (
 	// minQuiet is how long a replica may be silent while it is asked, before it is down; quietShare that in multiples of its best answer.
 	minQuiet   = 250 * time.Millisecond
 	quietShare = 3
+	// lastQuiet is minQuiet of a replica that is the only one that is ready: giving it up gains nothing but another connection.
+	lastQuiet = time.Second
 	// slowShare is in multiples of the fastest replica's latency where a slow one begins.
 	slowShare = 4
 	// minLatency is what is not told apart from nothing, firstLatency what is assumed of a replica before anything is known.
@@ -148,8 +150,16 @@ func (s *Set) compare(r *replica) {
 // arrive is called when a replica gave something.
 func (r *replica) arrive() { r.arrived.Store(time.Now().UnixNano()) }
 
-// quiet is how long a replica may be silent while it is asked for something.
-func (r *replica) quiet() time.Duration { return max(minQuiet, quietShare*r.recent.best) }
+// quiet is how long a replica may be silent while it is asked for something. The set's mu is held.
+func (r *replica) quiet() time.Duration {
+	least := lastQuiet
+	for _, other := range r.set.replicas {
+		if other != r && other.state == StateReady {
+			least = minQuiet
+		}
+	}
+	return max(least, quietShare*r.recent.best)
+}
 
 // silent reports whether a replica gave nothing to anybody for so long, since it was asked for something, that it has gone. What it gave may take
 // long to verify: then there is nothing that it has to give.

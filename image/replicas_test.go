@@ -678,16 +678,21 @@ func TestWhoIsSilent(t *testing.T) {
 		reading        int64
 		asked, arrived time.Duration // ago
 		best           time.Duration
+		other          State
 		want           bool
 	}{
-		"asked long ago":                   {1, time.Second, 2 * time.Second, 0, true},
-		"asked just now":                   {1, time.Millisecond, 2 * time.Second, 0, false},
-		"answers others":                   {5, time.Second, time.Millisecond, 0, false},
-		"what it gave is verified":         {0, time.Second, 2 * time.Second, 0, false},
-		"is far away":                      {1, time.Second, 2 * time.Second, 700 * time.Millisecond, false},
-		"is far away, and that is too far": {1, 3 * time.Second, 3 * time.Second, 700 * time.Millisecond, true},
+		"asked long ago":                   {1, time.Second / 2, 2 * time.Second, 0, StateReady, true},
+		"asked just now":                   {1, time.Millisecond, 2 * time.Second, 0, StateReady, false},
+		"answers others":                   {5, time.Second / 2, time.Millisecond, 0, StateReady, false},
+		"what it gave is verified":         {0, time.Second / 2, 2 * time.Second, 0, StateReady, false},
+		"is far away":                      {1, time.Second, 2 * time.Second, 700 * time.Millisecond, StateReady, false},
+		"is far away, and that is too far": {1, 3 * time.Second, 3 * time.Second, 700 * time.Millisecond, StateReady, true},
+		"is the last":                      {1, time.Second / 2, 2 * time.Second, 0, StateDown, false},
+		"is the last, and takes too long":  {1, time.Second, 2 * time.Second, 0, StateDown, true},
 	} {
-		var r replica
+		var s Set
+		r := replica{set: &s}
+		s.replicas = []*replica{&r, {set: &s, state: c.other}}
 		r.reading.Store(c.reading)
 		r.arrived.Store(now.Add(-c.arrived).UnixNano())
 		r.recent.best = c.best
