@@ -15,22 +15,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is held while any VM of this process runs: pinned virtual CPUs of two unrelated VMs would share cores.
+// machine is held while any VM of this process runs: pinned virtual CPUs of two processes' VMs would share cores.
 var machine struct {
 	sync.Mutex
 	users  int
 	unlock func()
 }
 
-// acquireMachine waits until no other process runs VMs. The returned function may be called once.
-func acquireMachine(path string) (release func(), err error) {
+// acquireMachine waits until no other process runs VMs, and tells how many this one runs. The returned function may be called once.
+func acquireMachine(path string) (release func(), beside int, err error) {
 	machine.Lock()
 	defer machine.Unlock()
 	if machine.users == 0 {
 		if machine.unlock, err = lockFile(path); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
+	beside = machine.users
 	machine.users++
 	return func() {
 		machine.Lock()
@@ -38,7 +39,7 @@ func acquireMachine(path string) (release func(), err error) {
 		if machine.users--; machine.users == 0 {
 			machine.unlock()
 		}
-	}, nil
+	}, beside, nil
 }
 
 // startFromLastingThread starts a process that the kernel is to kill together with its parent. "Parent" means the thread
@@ -67,8 +68,9 @@ func waitGone(pid int) {
 	}
 }
 
-// pinCPUs binds each virtual CPU's thread to a host core of its own. Left alone, both may stay on one core for minutes.
-func pinCPUs(pid, cpus int) error {
+// pinCPUs binds each virtual CPU's thread to a host core of its own, the first to the given one. Left alone, both may stay on one core for
+// minutes.
+func pinCPUs(pid, cpus, first int) error {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
 		return fmt.Errorf("read affinity: %w", err)
@@ -85,7 +87,7 @@ func pinCPUs(pid, cpus int) error {
 	}
 	for i, tid := range threads {
 		var one unix.CPUSet
-		one.Set(cores[i%len(cores)])
+		one.Set(cores[(first+i)%len(cores)])
 		if err := unix.SchedSetaffinity(tid, &one); err != nil {
 			return fmt.Errorf("pin virtual CPU %d: %w", i, err)
 		}

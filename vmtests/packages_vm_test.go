@@ -5,6 +5,7 @@ package vmtests
 import (
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ const packageLimit = 8 * time.Minute
 // TestPackages runs every VM test that lives beside the code it tests, in one VM: two CPUs, 2 GiB, the userland, ublk_drv.
 // Packages below vmtests have hosts of their own.
 func TestPackages(t *testing.T) {
+	t.Parallel() // with the scenarios: a VM waits much
 	b := newBuild(t)
 	packages, err := b.GuestPackages(longTags...)
 	if err != nil {
@@ -36,6 +38,12 @@ func TestPackages(t *testing.T) {
 // runGuestPackage boots a VM for one package, runs its VM tests there, those of the images aside, and reports them as subtests of t.
 func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, limit time.Duration) {
 	t.Helper()
+	runGuestTests(t, pkg, func(string) bool { return true }, cfg, scratch, limit)
+}
+
+// runGuestTests is runGuestPackage for those tests that keep is true for.
+func runGuestTests(t *testing.T, pkg string, keep func(name string) bool, cfg Config, scratch []string, limit time.Duration) {
+	t.Helper()
 	b := newBuild(t)
 	disks, cleanup, err := b.Scratch(scratch)
 	if err != nil {
@@ -48,6 +56,10 @@ func runGuestPackage(t *testing.T, pkg string, cfg Config, scratch []string, lim
 	tests := m.add(pkg)
 	if err := tests.Drop(imageTests); err != nil {
 		t.Fatal(err)
+	}
+	tests.Names = slices.DeleteFunc(tests.Names, func(name string) bool { return !keep(name) })
+	if len(tests.Names) == 0 {
+		t.Fatalf("no test of %s is chosen", pkg)
 	}
 	m.run(t, tests, limit)
 }

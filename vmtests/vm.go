@@ -100,20 +100,20 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 	if err := writeInitrd(filepath.Join(dir, "initrd"), cfg, kernel, guest); err != nil {
 		return nil, errors.Join(fmt.Errorf("write initramfs: %w", err), os.RemoveAll(dir))
 	}
-	unlock, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
+	unlock, beside, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	vm.unlock = unlock
-	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg.CPUs); err != nil {
+	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg.CPUs, beside); err != nil {
 		err = fmt.Errorf("boot VM %s: %w", cfg.Name, vm.gone(err))
 		return nil, errors.Join(err, vm.Kill())
 	}
 	return vm, nil
 }
 
-// launch starts QEMU, pins its CPU threads and waits for the agent.
-func (vm *VM) launch(ctx context.Context, args []string, cpus int) error {
+// launch starts QEMU, pins its CPU threads to the cores from the given one on, and waits for the agent.
+func (vm *VM) launch(ctx context.Context, args []string, cpus, core int) error {
 	listener, err := net.Listen("unix", filepath.Join(vm.dir, "agent"))
 	if err != nil {
 		return fmt.Errorf("listen for agent: %w", err)
@@ -130,7 +130,7 @@ func (vm *VM) launch(ctx context.Context, args []string, cpus int) error {
 		_ = vm.cmd.Wait()
 		close(vm.exited)
 	}()
-	if err := pinCPUs(vm.cmd.Process.Pid, cpus); err != nil {
+	if err := pinCPUs(vm.cmd.Process.Pid, cpus, core); err != nil {
 		return errors.Join(err, errors.New(stderr.String()))
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
