@@ -12,3 +12,6 @@ const cutStates = 240
 
 // scenariosLimit is how long all tests of package scenarios may take together.
 const scenariosLimit = 25 * time.Minute
+
+// imageUpgraded tells whether TestImages has the guest publish a version 2 of the Debian system.
+const imageUpgraded = false

@@ -28,12 +28,15 @@ type fioLoop struct {
 	end  chan error
 }
 
-func startFio(device string) *fioLoop {
+func startFio(device string) *fioLoop { return startFioAt(device, 0, "4k-16k") }
+
+// startFioAt lets the jobs write requests of the given sizes to 12 MiB of a device, from an offset on.
+func startFioAt(device string, offMiB int, sizes string) *fioLoop {
 	l := &fioLoop{end: make(chan error, 1)}
 	go func() {
 		for !l.stop.Load() {
 			out, err := exec.Command("fio", "--name=loop", "--filename="+device, "--direct=1", "--ioengine=io_uring", "--iodepth=32",
-				"--rw=randwrite", "--bsrange=4k-16k", "--rate_iops=250,250", fmt.Sprint("--offset=", l.jobs%3*4, "M"), "--size=4M", fmt.Sprint("--randseed=", l.jobs+1),
+				"--rw=randwrite", "--bsrange="+sizes, "--rate_iops=250,250", fmt.Sprint("--offset=", offMiB+l.jobs%3*4, "M"), "--size=4M", fmt.Sprint("--randseed=", l.jobs+1),
 				"--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_dump=0", "--minimal").CombinedOutput()
 			if err != nil || strings.Contains(string(out), "verify:") {
 				l.end <- fmt.Errorf("fio job %d: %w\n%s", l.jobs, err, out)
