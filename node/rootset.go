@@ -214,7 +214,9 @@ func (s *rootSet) list() (texts []string, manifests map[string]image.Digest) {
 // patience and stall are valid where c is.
 func (c ImageConfig) patience() time.Duration { return durationOr(c.Patience, defaultPatience) }
 
-func (c ImageConfig) stall() time.Duration { return min(durationOr(c.Stall, maxPatience), c.patience()) }
+func (c ImageConfig) stall() time.Duration {
+	return min(durationOr(c.Stall, maxPatience), c.patience())
+}
 
 func durationOr(text string, otherwise time.Duration) time.Duration {
 	d, err := time.ParseDuration(text)
