@@ -42,11 +42,15 @@ func (d *Daemon) Changed(ctx context.Context, name string, emit func(ChangedPart
 	}
 	v.mu.RLock()
 	back, state := v.back, v.state
+	var layer *union.Layer
+	if back != nil {
+		layer = back.layer
+	}
 	v.mu.RUnlock()
-	if back == nil || back.layer == nil {
+	if layer == nil {
 		return fail(CodeBusy, "`coppice list` shows it", "device %s is %s", name, state)
 	}
-	next, stop := iter.Pull2(back.layer.Changed())
+	next, stop := iter.Pull2(layer.Changed())
 	defer stop()
 	var total ChangedTotal
 	for ctx.Err() == nil {

@@ -345,12 +345,12 @@ func (d *Daemon) stopDetach(ctx context.Context, r DetachRequest, emit func(Deta
 // detachOf returns the state of the layer of a device, where it is being detached.
 func (d *Daemon) detachOf(v *device) *DetachStatus {
 	v.mu.RLock()
-	back, layer := v.back, v.rec.Device.Layer
-	v.mu.RUnlock()
-	if back == nil || back.store == nil {
-		return nil
+	var key detachKey
+	if v.back != nil && v.back.store != nil {
+		key = detachKey{v.back.store.key, v.rec.Device.Layer}
 	}
-	j := d.detaches.find(detachKey{back.store.key, layer})
+	v.mu.RUnlock()
+	j := d.detaches.find(key)
 	if j == nil {
 		return nil
 	}

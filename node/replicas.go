@@ -160,10 +160,13 @@ func (d *Daemon) devicesOn(s *rootSet) (names []string) {
 // was asked for.
 func (d *Daemon) shareRoot(v *device) {
 	v.mu.RLock()
-	root, ok := v.back.base.(*imageRoot)
+	var root *imageRoot
+	if v.back != nil { // else it was deleted meanwhile
+		root, _ = v.back.base.(*imageRoot)
+	}
 	hydrate := v.rec.Device.Hydrate
 	v.mu.RUnlock()
-	if !ok {
+	if root == nil {
 		return
 	}
 	if err := d.recordRoot(root.set); err != nil {
