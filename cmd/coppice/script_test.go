@@ -24,10 +24,6 @@ import (
 	"coppice/ublk/ublktest"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"coppice": main})
-}
-
 // Scripts run the real program against a daemon in this process, whose kernel is a fake one.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
