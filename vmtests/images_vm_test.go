@@ -20,9 +20,6 @@ import (
 // imageTests are the tests of package scenarios that run in the VM of TestImages.
 const imageTests = "^TestImage"
 
-// imagesLimit is how long all of them may take together.
-const imagesLimit = 15 * time.Minute
-
 // TestImages makes an image of a Debian root and takes it from server to server, all of them Debian's and on this machine. Tests of package
 // scenarios use it in a VM, which reaches the servers through a network of QEMU's.
 func TestImages(t *testing.T) {

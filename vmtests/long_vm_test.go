@@ -15,3 +15,6 @@ const scenariosLimit = time.Hour
 
 // imageUpgraded tells whether TestImages has the guest publish a version 2 of the Debian system.
 const imageUpgraded = true
+
+// imagesLimit is how long all tests of TestImages in the guest may take together.
+const imagesLimit = time.Hour

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// comparedParts are the directories whose files TestImageRoot compares: all there are.
+var comparedParts = []string{"."}
+
 // TestImageUpgrade upgrades packages of a Debian system whose root is in a registry, and publishes what came of it as version 2 there. A device
 // on that has what the first one had.
 func TestImageUpgrade(t *testing.T) {
@@ -38,8 +41,8 @@ func publish(t *testing.T, layer string) {
 	t.Helper()
 	dir := mountPoint(t, disk(t, "images"), "-t ext4")
 	version := "oci:" + dir + "/images:debian:2"
-	t.Log(strings.TrimSpace(coppice(t, "image", "build", version, "--from-layer", layer, "--ca", "/lab/ca.pem")))
-	t.Log(strings.TrimSpace(coppice(t, "image", "copy", version, lab(t, "registry")+"2", "--ca", "/lab/ca.pem")))
+	patiently(t, "coppice", "image", "build", version, "--from-layer", layer, "--ca", "/lab/ca.pem")
+	patiently(t, "coppice", "image", "copy", version, lab(t, "registry")+"2", "--ca", "/lab/ca.pem")
 	unmount(t, dir)
 }
 
@@ -50,7 +53,8 @@ func upgrade(t *testing.T, dir string) {
 	old := versions()
 	began := time.Now()
 	enter(t, dir)
-	sh(t, "cd "+dir+"; chroot . apt-mark hold ca-certificates; "+aptGet+"upgrade") // which hashes its certificates one by one, for minutes
+	// ca-certificates hashes its certificates one by one, for minutes.
+	patiently(t, "sh", "-ec", "cd "+dir+"; chroot . apt-mark hold ca-certificates; "+aptGet+"upgrade")
 	leave(t, dir)
 	changed := 0
 	for line := range strings.Lines(versions()) {
@@ -61,4 +65,14 @@ func upgrade(t *testing.T, dir string) {
 	if t.Logf("upgraded %d packages in %.1f s", changed, time.Since(began).Seconds()); changed == 0 {
 		t.Error("the repository has no upgrades: version 2 would be version 1")
 	}
+}
+
+// patiently runs what may take many minutes where machines are slow.
+func patiently(t *testing.T, argv ...string) {
+	t.Helper()
+	out, err := command(t, 20*time.Minute, argv...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(strings.TrimSpace(out))
 }
