@@ -638,14 +638,18 @@ func writeJSON(dir, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, workDir, name+".new") // the index lock is held
-	if err := writeSynced(path, data); err != nil {
+	return replaceFile(filepath.Join(dir, workDir, name+".new"), filepath.Join(dir, name), data) // the index lock is held
+}
+
+// replaceFile replaces a file, durably and all at once, by way of a fresh one, which nobody else may be writing.
+func replaceFile(fresh, path string, data []byte) error {
+	if err := writeSynced(fresh, data); err != nil {
 		return err
 	}
-	if err := os.Rename(path, filepath.Join(dir, name)); err != nil {
+	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(path))
 }
 
 func writeSynced(path string, data []byte) error {

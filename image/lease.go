@@ -135,13 +135,7 @@ func (l *Layout) putLease(lease Lease, data []byte) error {
 		return fmt.Errorf("manifest %s: %w", lease.Manifest, ErrNotFound)
 	}
 	path := l.leasePath(lease)
-	if err := writeSynced(path+".new", data); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(l.path(leasesDir))
+	return replaceFile(path+".new", path, data)
 }
 
 // ManifestOf returns the manifest that a name means, if it has the content.

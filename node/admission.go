@@ -73,6 +73,26 @@ func (c ImageConfig) validate() error {
 	return errors.Join(errs...)
 }
 
+// source says how servers of images are reached.
+func (c ImageConfig) source() (image.SourceOptions, error) {
+	return image.NewSourceOptions(c.CA, c.TLSCert, c.TLSKey)
+}
+
+// patience and stall are valid where c is.
+func (c ImageConfig) patience() time.Duration { return durationOr(c.Patience, defaultPatience) }
+
+func (c ImageConfig) stall() time.Duration {
+	return min(durationOr(c.Stall, maxPatience), c.patience())
+}
+
+func durationOr(text string, otherwise time.Duration) time.Duration {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return otherwise
+	}
+	return d
+}
+
 // roots opens roots, each image once for all that stands on it, and decides which of them new layers may stand on. The zero value trusts
 // who the system trusts, and takes all.
 type roots struct {
@@ -129,7 +149,7 @@ func (a *roots) check(root *imageRoot, refs []image.Ref) (*image.Statement, erro
 		}
 		keys = append(keys, key)
 	}
-	source, err := image.NewSourceOptions(a.cfg.CA, a.cfg.TLSCert, a.cfg.TLSKey)
+	source, err := a.cfg.source()
 	if err != nil {
 		return nil, err
 	}

@@ -313,10 +313,9 @@ func (j *detachJob) work(ctx context.Context, waits func(error)) error {
 		}
 		j.setWaiting(oneLine(err))
 		waits(err)
-		select {
-		case <-ctx.Done():
+		pause(ctx, rootRetry)
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case <-time.After(rootRetry):
 		}
 	}
 }

@@ -293,7 +293,7 @@ func checkDest(text string) (image.Ref, error) {
 const copyAttempts = 3
 
 func (d *Daemon) copyAndVerify(ctx context.Context, s *rootSet, dest image.Ref, emit func(ReplicateEvent) error) (image.CopyReport, error) {
-	source, err := image.NewSourceOptions(d.cfg.Images.CA, d.cfg.Images.TLSCert, d.cfg.Images.TLSKey)
+	source, err := d.cfg.Images.source()
 	if err != nil {
 		return image.CopyReport{}, err
 	}

@@ -99,7 +99,7 @@ func refusedOf(set *image.Set, w rootWanted) error {
 }
 
 func (a *roots) setOptions() (image.SetOptions, error) {
-	source, err := image.NewSourceOptions(a.cfg.CA, a.cfg.TLSCert, a.cfg.TLSKey)
+	source, err := a.cfg.source()
 	return image.SetOptions{Source: source, CacheBytes: rootCacheBytes, Log: a.log, Patience: a.cfg.patience()}, err
 }
 
@@ -209,19 +209,4 @@ func (s *rootSet) list() (texts []string, manifests map[string]image.Digest) {
 		}
 	}
 	return texts, manifests
-}
-
-// patience and stall are valid where c is.
-func (c ImageConfig) patience() time.Duration { return durationOr(c.Patience, defaultPatience) }
-
-func (c ImageConfig) stall() time.Duration {
-	return min(durationOr(c.Stall, maxPatience), c.patience())
-}
-
-func durationOr(text string, otherwise time.Duration) time.Duration {
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		return otherwise
-	}
-	return d
 }

@@ -93,15 +93,10 @@ func copyImage(ctx context.Context, in *image.Image, out *os.File) error {
 		if err := in.Read(ctx, part, at); err != nil {
 			return fmt.Errorf("read base: %w", err)
 		}
-		for len(part) > 0 {
-			n, zeros := run(part)
-			if !zeros {
-				if _, err := out.WriteAt(part[:n], at); err != nil {
-					return err
-				}
-			}
-			at, part = at+int64(n), part[n:]
+		if _, err := (&holeWriter{f: out, at: at}).Write(part); err != nil {
+			return err
 		}
+		at += int64(len(part))
 	}
 	return nil
 }

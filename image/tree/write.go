@@ -265,7 +265,7 @@ func kindName(mode uint32) string {
 	return "device"
 }
 
-// holeWriter writes a file from its beginning, and leaves holes where there are blocks of zeros. The file must be empty.
+// holeWriter writes a file from a byte on, and leaves holes where there are blocks of zeros. There must be nothing yet.
 type holeWriter struct {
 	f  *os.File
 	at int64
