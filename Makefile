@@ -68,6 +68,7 @@ vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)
 	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
+	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/

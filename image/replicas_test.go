@@ -19,9 +19,10 @@ import (
 type bench struct {
 	content []byte
 	stores  map[string]*memStore
-	opens   map[string]error // of opening a store
+	opens   map[string]error  // of opening a store
+	others  map[string]Source // that are opened in place of stores
 	log     *safeBuffer
-	mu      sync.Mutex // guards opens and holds
+	mu      sync.Mutex // guards opens, others and holds
 	holds   map[string]func(context.Context, []byte) error
 }
 
@@ -47,7 +48,7 @@ var benchContent = sync.OnceValue(func() []byte { return testContent(41, 1<<20) 
 
 // newBench makes stores with one content, each packed in another way.
 func newBench(t testing.TB, names ...string) *bench {
-	b := &bench{content: benchContent(), stores: map[string]*memStore{}, opens: map[string]error{}, log: &safeBuffer{},
+	b := &bench{content: benchContent(), stores: map[string]*memStore{}, opens: map[string]error{}, others: map[string]Source{}, log: &safeBuffer{},
 		holds: map[string]func(context.Context, []byte) error{}}
 	for i, name := range names {
 		b.put(t, name, b.content, 20+100*i)
@@ -88,9 +89,19 @@ func (b *bench) fail(name string, err error) {
 	b.mu.Unlock()
 }
 
+// replace opens something in place of a store, from now on.
+func (b *bench) replace(name string, src Source) {
+	b.mu.Lock()
+	b.others[name] = src
+	b.mu.Unlock()
+}
+
 func (b *bench) source(r Ref, _ SourceOptions) (Source, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if src := b.others[r.Place]; src != nil {
+		return src, nil
+	}
 	return b.stores[r.Place], b.opens[r.Place]
 }
 

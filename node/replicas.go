@@ -311,10 +311,11 @@ func (d *Daemon) copyAndVerify(ctx context.Context, s *rootSet, dest image.Ref, 
 			}
 		}
 	}
-	report, err := copyTo(ctx, s, dest, source, image.CopyOptions{Repair: dest.Kind == image.KindLayout, Progress: tell("copy")})
+	o := image.CopyOptions{Repair: dest.Kind == image.KindLayout, Progress: tell("copy")}
+	report, err := copyTo(ctx, s, dest, source, o)
 	for attempt := 1; err != nil && ctx.Err() == nil && attempt < copyAttempts; attempt++ {
 		d.log.Warn("copy of a root tried again", "to", dest.String(), "error", oneLine(err))
-		report, err = copyTo(ctx, s, dest, source, image.CopyOptions{Progress: tell("copy")})
+		report, err = copyTo(ctx, s, dest, source, o)
 	}
 	if err == nil {
 		err = verifyCopy(ctx, s, dest, source, tell("verify"))
