@@ -121,7 +121,7 @@ func TestFigures(t *testing.T) {
 func figuresHead() string {
 	return fmt.Sprintf(`# Figures of the leaf
 
-Written by %s on %s, with %s on %d CPUs, in one process and without a kernel driver: absolute times depend on the
+Written by %s on %s, with Go %s on %d CPUs, in one process and without a kernel driver: absolute times depend on the
 machine, counts and ratios do not. Times are medians of several runs.
 `, "`make figures`", time.Now().UTC().Format("2006-01-02"), strings.TrimPrefix(runtime.Version(), "go"), runtime.NumCPU())
 }
