@@ -203,6 +203,9 @@ func (r *imageRoot) NextData(off int64) int64 {
 	return next
 }
 
+// TryRead returns false: nothing is read without waiting.
+func (r *imageRoot) TryRead([]byte, int64) bool { return false }
+
 // ReadAsync reads in a goroutine of its own, which waits while no replica answers, for as long as the patience lasts.
 func (r *imageRoot) ReadAsync(p []byte, off int64, done func(error)) {
 	go func() {

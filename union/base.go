@@ -31,6 +31,11 @@ type Base interface {
 	// each queue, or nil where the root is not one readable file.
 	File() *os.File
 
+	// TryRead fills p from byte off on and returns true if it can without waiting for anything: from memory. Else it returns false, and
+	// what is in p does not count. It allocates nothing, starts no goroutine and takes no lock that is held for long, because the thread
+	// that serves all other requests calls it. The range lies within Size. It is used where File is nil, before ReadAsync.
+	TryRead(p []byte, off int64) bool
+
 	// ReadAsync fills p from byte off on and then calls done once with nil or the error, from any
 	// goroutine, possibly before it returns. The range lies within Size. p belongs to the Base until
 	// then. It is used where File is nil.
@@ -230,6 +235,9 @@ func (r *Raw) NextData(off int64) int64 {
 	}
 	return next
 }
+
+// TryRead returns false: nobody knows whether the page cache has it. Devices read [Raw.File] instead.
+func (r *Raw) TryRead([]byte, int64) bool { return false }
 
 // ReadAsync reads in a goroutine of its own. Devices read [Raw.File] instead.
 func (r *Raw) ReadAsync(p []byte, off int64, done func(error)) {

@@ -15,6 +15,7 @@ import (
 const (
 	benchDepth  = 32
 	benchDevice = 1 << 30
+	benchRoot   = 64 << 20
 )
 
 // benchDir is on tmpfs where there is one, so that the cost is the software's.
@@ -39,15 +40,20 @@ func benchDir(b *testing.B) string {
 func benchRig(b *testing.B, verify bool) *ublktest.Fake {
 	dir := benchDir(b)
 	rootPath := filepath.Join(dir, "root")
-	if err := os.WriteFile(rootPath, make([]byte, 64<<20), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	storePath := filepath.Join(dir, "leaf")
-	if _, err := Format(storePath, FormatOptions{SizeBytes: 3 << 30}); err != nil {
+	if err := os.WriteFile(rootPath, make([]byte, benchRoot), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	root, err := OpenRaw(rootPath)
 	if err != nil {
+		b.Fatal(err)
+	}
+	return benchOver(b, dir, root, verify)
+}
+
+// benchOver serves a device over a root, which it closes.
+func benchOver(b *testing.B, dir string, root Base, verify bool) *ublktest.Fake {
+	storePath := filepath.Join(dir, "leaf")
+	if _, err := Format(storePath, FormatOptions{SizeBytes: 3 << 30}); err != nil {
 		b.Fatal(err)
 	}
 	store, err := OpenStore(storePath, StoreOptions{RunDir: dir})
@@ -161,6 +167,14 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// A read of what a root that is no file has in memory, or of a part of a block to be written, makes no garbage either.
+func TestNoAllocationsForRootInMemory(t *testing.T) {
+	r := testing.Benchmark(BenchmarkRootMemoryRead4K)
+	if r.N < 1000 || r.AllocsPerOp() != 0 {
+		t.Errorf("%d requests, %d allocations per request", r.N, r.AllocsPerOp())
+	}
+}
+
 func BenchmarkLeafRead4K(b *testing.B) {
 	for _, verify := range []bool{false, true} {
 		name := "verify=off"
@@ -181,8 +195,20 @@ func BenchmarkLeafRead4K(b *testing.B) {
 func BenchmarkRootRead4K(b *testing.B) {
 	fake := benchRig(b, true)
 	run(b, fake, func(i int) ublk.Descriptor {
-		return ublk.Descriptor{Op: ublk.OpRead, Off: spread(i) % (64 << 20), Len: 4096}
+		return ublk.Descriptor{Op: ublk.OpRead, Off: spread(i) % benchRoot, Len: 4096}
 	}, nil)
+}
+
+// BenchmarkRootMemoryRead4K measures what a root costs that is no file, without the look-up in a cache.
+func BenchmarkRootMemoryRead4K(b *testing.B) {
+	root := &gatedBase{content: make([]byte, benchRoot), memory: benchRoot}
+	fake := benchOver(b, benchDir(b), root, true)
+	run(b, fake, func(i int) ublk.Descriptor {
+		return ublk.Descriptor{Op: ublk.OpRead, Off: spread(i) % benchRoot, Len: 4096}
+	}, nil)
+	if root.calls != 0 {
+		b.Errorf("the root was asked %d times", root.calls)
+	}
 }
 
 func BenchmarkFirstTouchWrite4K(b *testing.B) {

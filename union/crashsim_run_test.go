@@ -118,6 +118,8 @@ type simBase struct {
 	memBase
 }
 
+func (b *simBase) TryRead([]byte, int64) bool { return false }
+
 func (b *simBase) ReadAsync(p []byte, off int64, done func(error)) {
 	copy(p, b.content[off:])
 	done(nil)

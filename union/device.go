@@ -39,25 +39,28 @@ type DeviceOptions struct {
 
 // DeviceStats counts what a device did since it was made. Bytes are those that requests asked for.
 type DeviceStats struct {
-	Reads          uint64 `json:"reads"`
-	Writes         uint64 `json:"writes"`
-	Flushes        uint64 `json:"flushes"`
-	Discards       uint64 `json:"discards"` // and write-zeroes
-	LeafReadBytes  uint64 `json:"leaf_read_bytes"`
-	RootReadBytes  uint64 `json:"root_read_bytes"`
-	ZeroReadBytes  uint64 `json:"zero_read_bytes"`
-	WrittenBytes   uint64 `json:"written_bytes"`
-	CopiedUpBytes  uint64 `json:"copied_up_bytes"` // of blocks written in part
-	Errors         uint64 `json:"errors"`
-	ChecksumErrors uint64 `json:"checksum_errors"`
-	MapReads       uint64 `json:"map_reads"`    // waits for a part of a sector map that was not in memory
-	RootWaits      uint64 `json:"root_waits"`   // requests that waited because many read the root already
-	RootRefused    uint64 `json:"root_refused"` // those of them that got EIO because it had stalled
+	Reads         uint64 `json:"reads"`
+	Writes        uint64 `json:"writes"`
+	Flushes       uint64 `json:"flushes"`
+	Discards      uint64 `json:"discards"` // and write-zeroes
+	LeafReadBytes uint64 `json:"leaf_read_bytes"`
+	RootReadBytes uint64 `json:"root_read_bytes"`
+	// RootMemoryBytes are those of RootReadBytes that the root had in memory, so that nothing had to be waited for.
+	RootMemoryBytes uint64 `json:"root_memory_bytes"`
+	ZeroReadBytes   uint64 `json:"zero_read_bytes"`
+	WrittenBytes    uint64 `json:"written_bytes"`
+	CopiedUpBytes   uint64 `json:"copied_up_bytes"` // of blocks written in part
+	Errors          uint64 `json:"errors"`
+	ChecksumErrors  uint64 `json:"checksum_errors"`
+	MapReads        uint64 `json:"map_reads"`    // waits for a part of a sector map that was not in memory
+	RootWaits       uint64 `json:"root_waits"`   // requests that waited because many read the root already
+	RootRefused     uint64 `json:"root_refused"` // those of them that got EIO because it had stalled
 }
 
 type counters struct {
 	reads, writes, flushes, discards  atomic.Uint64
 	leaf, root, zero, written, copied atomic.Uint64
+	rootMemory                        atomic.Uint64
 	errors, checksums, mapReads       atomic.Uint64
 	rootWaits, rootRefused            atomic.Uint64
 }
@@ -92,7 +95,7 @@ func (d *Device) Stats() DeviceStats {
 	c := &d.stats
 	return DeviceStats{
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
-		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), ZeroReadBytes: c.zero.Load(),
+		LeafReadBytes: c.leaf.Load(), RootReadBytes: c.root.Load(), RootMemoryBytes: c.rootMemory.Load(), ZeroReadBytes: c.zero.Load(),
 		WrittenBytes: c.written.Load(), CopiedUpBytes: c.copied.Load(),
 		Errors: c.errors.Load(), ChecksumErrors: c.checksums.Load(), MapReads: c.mapReads.Load(),
 		RootWaits: c.rootWaits.Load(), RootRefused: c.rootRefused.Load(),

@@ -19,6 +19,7 @@ import (
 type gatedBase struct {
 	content []byte
 	delay   time.Duration
+	memory  int64 // so many bytes from the beginning on are read without waiting
 
 	mu     sync.Mutex
 	closed bool
@@ -32,6 +33,13 @@ func (b *gatedBase) Size() int64    { return int64(len(b.content)) }
 func (b *gatedBase) Pin() Pin       { return Pin{Kind: PinImage, SizeBytes: b.Size(), Digest: Digest{9}} }
 func (b *gatedBase) File() *os.File { return nil }
 func (b *gatedBase) Close() error   { return nil }
+
+func (b *gatedBase) TryRead(p []byte, off int64) bool {
+	if off < b.memory {
+		copy(p, b.content[off:])
+	}
+	return off+int64(len(p)) <= b.memory
+}
 
 func (b *gatedBase) ReadAsync(p []byte, off int64, done func(error)) {
 	answer := func() {
@@ -233,6 +241,48 @@ func TestStalledRootLeavesTheLeafServed(t *testing.T) {
 	r.all.Wait()
 	if n := r.good.Load(); n != reads {
 		t.Errorf("%d reads of %d ended well when the root was back", n, reads)
+	}
+}
+
+// What a root has in memory is read while it stalls, by any number of requests, and neither asked for nor counted among those that wait.
+func TestRootInMemoryIsReadWithoutWaiting(t *testing.T) {
+	const depth, reads = 16, 200
+	b, dev, fake := gatedRig(t, depth, time.Minute)
+	b.memory = gatedSize - 64<<10
+	b.shut()
+	// All that may be asked of the root is.
+	stuck := burst{}
+	for range maxMisses(depth) {
+		stuck.all.Add(1)
+		fake.Submit(ublk.Descriptor{Op: ublk.OpRead, Off: gatedSize - 4096, Len: 4096}, make([]byte, 4096), func(syscall.Errno, []byte) { stuck.all.Done() })
+	}
+	r := readMany(t, b, fake, reads)
+	r.all.Wait()
+	if n := r.good.Load(); n != reads {
+		t.Errorf("%d reads of %d ended well beside a root that stalls", n, reads)
+	}
+	p := make([]byte, 8192)
+	if _, err := fake.ReadAt(p, gatedLeaf-4096); err != nil || !bytes.Equal(p[4096:], b.content[gatedLeaf:gatedLeaf+4096]) {
+		t.Errorf("read across leaf and root: %v, or other content", err)
+	}
+	if _, err := fake.WriteAt(p[:512], gatedLeaf+512); err != nil {
+		t.Errorf("write in part: %v", err)
+	}
+	after := dev.Stats()
+	if after.RootMemoryBytes != (reads+2)*4096 || after.RootReadBytes != after.RootMemoryBytes+uint64(maxMisses(depth))*4096 || after.RootWaits != 0 {
+		t.Errorf("counted %+v", after)
+	}
+	if b.calls != maxMisses(depth) {
+		t.Errorf("the root was asked %d times", b.calls)
+	}
+	b.open()
+	stuck.all.Wait()
+	// A range that is not all in memory is asked for as a whole.
+	if _, err := fake.ReadAt(p, b.memory-4096); err != nil || !bytes.Equal(p, b.content[b.memory-4096:b.memory+4096]) {
+		t.Errorf("read across the end of what is in memory: %v, or other content", err)
+	}
+	if dev.Stats().RootMemoryBytes != after.RootMemoryBytes || b.calls != maxMisses(depth)+1 {
+		t.Errorf("the root was asked %d times, counted %+v", b.calls, dev.Stats())
 	}
 }
 

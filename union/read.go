@@ -112,7 +112,8 @@ func (o *op) readLeaf(i, k int, slot uint64) {
 	}
 }
 
-// readRoot reads a range from the root; what lies beyond its end reads as zeros.
+// readRoot reads a range from the root; what lies beyond its end reads as zeros. What the root has in memory is there when it returns, and
+// takes no place among those that wait for it.
 func (o *op) readRoot(p []byte, off int64) {
 	d := o.q.d
 	have := max(0, min(int64(len(p)), d.baseSize-off))
@@ -124,6 +125,10 @@ func (o *op) readRoot(p []byte, off int64) {
 	d.stats.root.Add(uint64(have))
 	if o.q.hasRoot {
 		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false})
+		return
+	}
+	if d.base.TryRead(p[:have], off) {
+		d.stats.rootMemory.Add(uint64(have))
 		return
 	}
 	o.asks = append(o.asks, ask{p[:have], off})

@@ -37,6 +37,14 @@ func (b *memBase) File() *os.File {
 	return b.disk.File()
 }
 
+func (b *memBase) TryRead(p []byte, off int64) bool {
+	if b.gone.Load() || off%5 != 0 { // some is in memory
+		return false
+	}
+	copy(p, b.content[off:])
+	return true
+}
+
 func (b *memBase) ReadAsync(p []byte, off int64, done func(error)) {
 	if b.gone.Load() {
 		done(syscall.EIO)

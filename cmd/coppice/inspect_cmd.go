@@ -145,8 +145,12 @@ func addDetach(r *rows, s *node.DetachStatus) {
 func addStats(r *rows, s union.DeviceStats) {
 	r.add("requests", "%s, %s, %s, %s",
 		count(s.Reads, "read"), count(s.Writes, "write"), count(s.Flushes, "flush"), count(s.Discards, "discard"))
-	r.add("  read", "%s from the leaf, %s from the root, %s zeros",
-		showBytes(int64(s.LeafReadBytes)), showBytes(int64(s.RootReadBytes)), showBytes(int64(s.ZeroReadBytes)))
+	memory := ""
+	if s.RootMemoryBytes > 0 {
+		memory = fmt.Sprintf(" (%s of it in memory)", showBytes(int64(s.RootMemoryBytes)))
+	}
+	r.add("  read", "%s from the leaf, %s from the root%s, %s zeros",
+		showBytes(int64(s.LeafReadBytes)), showBytes(int64(s.RootReadBytes)), memory, showBytes(int64(s.ZeroReadBytes)))
 	r.add("  written", "%s, and %s copied up", showBytes(int64(s.WrittenBytes)), showBytes(int64(s.CopiedUpBytes)))
 	r.add("  errors", "%d, and %s", s.Errors, count(s.ChecksumErrors, "wrong checksum"))
 }
