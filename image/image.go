@@ -11,6 +11,8 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"coppice/internal/flight"
 )
 
 // cachedPages bounds the pages of the table that an open image keeps: at most 21 MiB, which cover 16 GiB of chunks.
@@ -30,9 +32,9 @@ type Image struct {
 	zeros    [2]Digest // of a whole chunk of zeros, and of the last one
 
 	pages       *lru.Cache[pageKey, *page]
-	pageFlights flights[pageKey, *page]
+	pageFlights flight.Group[pageKey, *page]
 	chunks      *lru.Cache[int64, []byte] // by index; nil unless asked for
-	flights     flights[int64, []byte]
+	flights     flight.Group[int64, []byte]
 	slots       chan struct{} // taken by range requests; nil where somebody else bounds them
 
 	ctx    context.Context // ends when the image is closed

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"coppice/internal/flight"
 )
 
 const (
@@ -80,7 +82,7 @@ type want struct {
 	ref   chunkRef
 	dst   []byte // where its bytes go, from byte skip of the chunk on
 	skip  int
-	fl    *flight[[]byte]
+	fl    *flight.Flight[[]byte]
 }
 
 func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
@@ -94,11 +96,11 @@ func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
 		im.spawn(func() {
 			ctx, cancel := together(im.ctx, run)
 			defer cancel()
-			im.fetch(ctx, run, func(w want, content []byte, err error) { im.flights.land(w.index, w.fl, content, err) })
+			im.fetch(ctx, run, func(w want, content []byte, err error) { im.flights.Land(w.index, w.fl, content, err) })
 		})
 	}
 	for _, w := range wants {
-		data, err := w.fl.wait(ctx)
+		data, err := w.fl.Wait(ctx)
 		if err != nil {
 			return err
 		}
@@ -108,9 +110,9 @@ func (im *Image) readWindow(ctx context.Context, p []byte, off int64) error {
 }
 
 // claimAll claims the flight of each want, and returns those that the caller has to see to.
-func claimAll(ctx context.Context, f *flights[int64, []byte], wants []want) (mine []want) {
+func claimAll(ctx context.Context, f *flight.Group[int64, []byte], wants []want) (mine []want) {
 	for i := range wants {
-		fl, first := f.claim(ctx, wants[i].index)
+		fl, first := f.Claim(ctx, wants[i].index)
 		wants[i].fl = fl
 		if first {
 			mine = append(mine, wants[i])
@@ -119,9 +121,18 @@ func claimAll(ctx context.Context, f *flights[int64, []byte], wants []want) (min
 	return mine
 }
 
-func leaveAll(f *flights[int64, []byte], wants []want) {
+// together returns the context of one fetch of several chunks, which ends when nobody waits for any of them.
+func together(ctx context.Context, wants []want) (context.Context, context.CancelFunc) {
+	flights := make([]*flight.Flight[[]byte], len(wants))
+	for i, w := range wants {
+		flights[i] = w.fl
+	}
+	return flight.Together(ctx, flights)
+}
+
+func leaveAll(f *flight.Group[int64, []byte], wants []want) {
 	for _, w := range wants {
-		f.leave(w.index, w.fl)
+		f.Leave(w.index, w.fl)
 	}
 }
 
@@ -323,6 +334,29 @@ func (im *Image) Chunk(ctx context.Context, index int64) (d Digest, zeros bool, 
 	return ref.digest, !held && err == nil, err
 }
 
+// digests returns the digests of n chunks from index first on; that of zeros is the zero Digest.
+func (im *Image) digests(ctx context.Context, first int64, n int) ([]Digest, error) {
+	all := make([]Digest, n)
+	for done := 0; done < n; {
+		index := first + int64(done)
+		part := all[done:min(n, done+fanOut-int(index&(fanOut-1)))]
+		done += len(part)
+		p, err := im.leafPage(ctx, index)
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			continue
+		}
+		for i := range part {
+			if k, held := p.find(int(index&(fanOut-1)) + i); held {
+				part[i] = p.digest(k)
+			}
+		}
+	}
+	return all, nil
+}
+
 // ReadChunk fills p with the content of a chunk, and returns its length. p is at least as long as that.
 func (im *Image) ReadChunk(ctx context.Context, p []byte, index int64) (int, error) {
 	if index < 0 || index >= im.g.chunks() {
@@ -400,18 +434,18 @@ func (im *Image) page(ctx context.Context, ref PageRef, level int, index int64) 
 	if p, ok := im.pages.Get(key); ok {
 		return p, nil
 	}
-	fl, mine := im.pageFlights.claim(im.ctx, key)
-	defer im.pageFlights.leave(key, fl)
+	fl, mine := im.pageFlights.Claim(im.ctx, key)
+	defer im.pageFlights.Leave(key, fl)
 	if mine {
 		im.spawn(func() {
-			p, err := im.readPage(fl.ctx, key, index)
+			p, err := im.readPage(fl.Context(), key, index)
 			if err == nil {
 				im.pages.Add(key, p)
 			}
-			im.pageFlights.land(key, fl, p, err)
+			im.pageFlights.Land(key, fl, p, err)
 		})
 	}
-	return fl.wait(ctx)
+	return fl.Wait(ctx)
 }
 
 func (im *Image) readPage(ctx context.Context, key pageKey, index int64) (*page, error) {

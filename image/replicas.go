@@ -10,6 +10,8 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"coppice/internal/flight"
 )
 
 const (
@@ -58,7 +60,7 @@ type Set struct {
 	config  *Config
 	g       geometry
 	chunks  *lru.Cache[int64, []byte] // by index; nil is zeros
-	flights flights[int64, []byte]
+	flights flight.Group[int64, []byte]
 
 	ctx    context.Context // ends when the set is closed
 	cancel context.CancelFunc
@@ -242,24 +244,22 @@ func (s *Set) load(wants []want) {
 	contents, err := ask(ctx, s, about, func(ctx context.Context, im *Image) ([][]byte, error) { return im.load(ctx, about) })
 	for i, w := range wants {
 		if err != nil {
-			s.flights.land(w.index, w.fl, nil, ErrClosed)
+			s.flights.Land(w.index, w.fl, nil, ErrClosed)
 			continue
 		}
 		s.chunks.Add(w.index, contents[i])
-		s.flights.land(w.index, w.fl, contents[i], nil)
+		s.flights.Land(w.index, w.fl, contents[i], nil)
 	}
 }
 
 // await returns a chunk's content, or fails when the patience is over.
 func (s *Set) await(ctx context.Context, w want) ([]byte, error) {
-	select {
-	case <-w.fl.done:
-		return w.fl.value, w.fl.err
-	default:
+	if w.fl.Landed() {
+		return w.fl.Wait(ctx)
 	}
 	patience, cancel := context.WithTimeout(ctx, s.o.Patience)
 	defer cancel()
-	content, err := w.fl.wait(patience)
+	content, err := w.fl.Wait(patience)
 	return content, s.explain(ctx, patience, err)
 }
 
@@ -310,6 +310,16 @@ func (s *Set) Chunk(ctx context.Context, index int64) (d Digest, zeros bool, err
 		return c, err
 	})
 	return c.digest, c.zeros, err
+}
+
+// Digests fills d with the digests of the chunks from index first on. That of a chunk of zeros is the zero Digest. It waits for replicas as Read does.
+func (s *Set) Digests(ctx context.Context, first int64, d []Digest) error {
+	if first < 0 || int64(len(d)) > s.g.chunks()-first {
+		return fmt.Errorf("chunks %d to %d: the image has %d", first, first+int64(len(d))-1, s.g.chunks())
+	}
+	got, err := answer(ctx, s, first, func(ctx context.Context, im *Image) ([]Digest, error) { return im.digests(ctx, first, len(d)) })
+	copy(d, got)
+	return err
 }
 
 // Close ends what is under way, with [ErrClosed] for those who wait for it, and waits until it has ended. No call may begin afterwards.

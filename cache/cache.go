@@ -1,0 +1,227 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"coppice/image"
+)
+
+// How long a tier may take for one chunk, unless the options say otherwise. Together they leave time for the origin, where a read shall take no more than two
+// seconds though all of them hang.
+const (
+	defaultDiskTime      = 300 * time.Millisecond
+	defaultPeersTime     = 700 * time.Millisecond
+	defaultApplianceTime = 700 * time.Millisecond
+)
+
+// Options says how a [Cache] works. The zero value is complete: memory only.
+type Options struct {
+	// MemoryBytes is the threshold of the memory tier: chunks and what is known of them. 0 means an eighth of the machine's memory, at most 2 GiB.
+	MemoryBytes int64
+	// Policy decides which chunk goes when memory is full. "" means S3FIFO.
+	Policy Policy
+
+	// Tiers between memory and origin; nil where there is none. They stay the caller's, and are closed after the cache.
+	Disk, Peers, Appliance Tier
+	// How long each may take for one chunk, before the next one is asked. 0 means 300 ms for the disk and 700 ms for others.
+	DiskTime, PeersTime, ApplianceTime time.Duration
+
+	// Log is told of tiers that lie or do not answer. nil means [slog.Default].
+	Log *slog.Logger
+
+	heap int64 // for tests: bytes of a slab on the Go heap
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Policy == "" {
+		o.Policy = S3FIFO
+	}
+	for limit, def := range map[*time.Duration]time.Duration{
+		&o.DiskTime: defaultDiskTime, &o.PeersTime: defaultPeersTime, &o.ApplianceTime: defaultApplianceTime,
+	} {
+		if *limit < 0 {
+			return o, fmt.Errorf("a time of %s for a tier: give one above 0", *limit)
+		}
+		if *limit == 0 {
+			*limit = def
+		}
+	}
+	return o, o.Policy.validate()
+}
+
+// Cache keeps chunks of images in memory, and asks the tiers behind it. It is safe for concurrent use.
+type Cache struct {
+	o                      Options
+	memory                 *memory
+	disk, peers, appliance *guard
+	near, far              stage
+	digests                digestPages
+
+	fetch  histogram
+	origin originCounts
+	served servedCounts
+
+	mu        sync.Mutex // guards what follows
+	threshold int64
+	roots     map[image.Digest][]*Root // by content
+	places    int64                    // of pages of digests, in all open images
+	gone      ReaderStats              // of readers that were closed
+}
+
+// New makes a cache. Nothing is read before it is asked for.
+func New(o Options) (*Cache, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("make cache: %w", err)
+	}
+	c := &Cache{
+		o:         o,
+		disk:      newGuard("disk", o.Disk, o.DiskTime, o.Log),
+		peers:     newGuard("peers", o.Peers, o.PeersTime, o.Log),
+		appliance: newGuard("appliance", o.Appliance, o.ApplianceTime, o.Log),
+		roots:     map[image.Digest][]*Root{},
+	}
+	c.near, c.far = stage{c: c, run: c.fetchNear}, stage{c: c, run: c.fetchFar}
+	if c.memory, err = newMemory(o.Policy, o.heap, o.Log); err != nil {
+		return nil, fmt.Errorf("make cache: %w", err)
+	}
+	if err := c.SetMemory(o.MemoryBytes); err != nil {
+		return nil, errors.Join(fmt.Errorf("make cache: %w", err), c.memory.close())
+	}
+	return c, nil
+}
+
+// SetMemory changes the threshold of the memory tier, in bytes. 0 means what it means in [Options]. What is beyond a lower threshold is given back to the
+// system before it returns.
+func (c *Cache) SetMemory(bytes int64) error {
+	machine, err := machineMemory()
+	if err != nil {
+		return err
+	}
+	if bytes == 0 {
+		bytes = max(MinMemory, min(machine/defaultShare, defaultMemory))
+	}
+	if bytes < MinMemory || bytes > machine {
+		return fmt.Errorf("a memory cache of %d bytes: give between %d and %d, which the machine has", bytes, MinMemory, machine)
+	}
+	c.mu.Lock()
+	c.threshold = bytes
+	limit := c.chunkBytes()
+	c.mu.Unlock()
+	c.digests.setMost(pageBudget(bytes))
+	return c.memory.setLimit(limit)
+}
+
+// chunkBytes is what the threshold leaves for chunks, beside digests.
+func (c *Cache) chunkBytes() int64 {
+	return c.threshold - int64(pageBudget(c.threshold))*pageBytes - c.places*8
+}
+
+// adjust keeps the threshold when images were opened or closed.
+func (c *Cache) adjust(places int64) {
+	c.mu.Lock()
+	c.places += places
+	limit := c.chunkBytes()
+	c.mu.Unlock()
+	if err := c.memory.setLimit(limit); err != nil {
+		c.o.Log.Warn("cache is above its threshold", "error", err)
+	}
+}
+
+// Dropper is a tier that can forget all that it holds.
+type Dropper interface {
+	Drop() error
+}
+
+// Drop forgets the chunks in memory, and, where disk says so, those in the disk tier.
+func (c *Cache) Drop(disk bool) error {
+	c.memory.drop()
+	if !disk || c.o.Disk == nil {
+		return nil
+	}
+	d, ok := c.o.Disk.(Dropper)
+	if !ok {
+		return errors.New("drop cache: the disk tier cannot forget what it holds")
+	}
+	if err := d.Drop(); err != nil {
+		return fmt.Errorf("drop cache: %w", err)
+	}
+	return nil
+}
+
+// Close gives the memory back. All images are closed, and no call is under way or begins afterwards.
+func (c *Cache) Close() error { return c.memory.close() }
+
+// have fills p from byte skip of a chunk on if that needs no tier but memory, and returns where it was.
+func (c *Cache) have(key *Key, p []byte, skip int) Source {
+	if *key == (Key{}) {
+		clear(p)
+		return FromZeros
+	}
+	if c.memory.read(key, p, skip) {
+		return FromMemory
+	}
+	return fromNowhere
+}
+
+// Serve fills p with a chunk for somebody else: from memory, the disk, or, where an image with the chunk's root is open that has it at its index, from the
+// appliance or the origin; never from peers, who would ask each other in circles. It fails with [ErrMiss] where it cannot.
+func (c *Cache) Serve(ctx context.Context, chunk Chunk, p []byte) error {
+	err := c.serve(ctx, chunk, p)
+	if err != nil {
+		c.served.misses.Add(1)
+		return err
+	}
+	c.served.hits.Add(1)
+	c.served.bytes.Add(uint64(len(p)))
+	return nil
+}
+
+func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
+	if len(p) != chunk.Len || chunk.Len < 1 || chunk.Len > segmentBytes {
+		return fmt.Errorf("serve chunk %s: a length of %d bytes, and room for %d", chunk.Key, chunk.Len, len(p))
+	}
+	if c.memory.read(&chunk.Key, p, 0) {
+		return nil
+	}
+	if content := c.disk.get(ctx, chunk); content != nil {
+		c.memory.insert(&chunk.Key, content)
+		copy(p, content)
+		return nil
+	}
+	r := c.rootWith(ctx, chunk)
+	if r == nil {
+		return ErrMiss
+	}
+	got, err := c.far.one(ctx, r, chunk)
+	if err != nil {
+		return fmt.Errorf("serve chunk %s: %w", chunk.Key, err)
+	}
+	copy(p, got.content)
+	return nil
+}
+
+// rootWith returns an open image in which a chunk is where it says, or nil.
+func (c *Cache) rootWith(ctx context.Context, chunk Chunk) *Root {
+	c.mu.Lock()
+	roots := slices.Clone(c.roots[chunk.Root])
+	c.mu.Unlock()
+	for _, r := range roots {
+		if chunk.Index < 0 || chunk.Index >= r.chunks || r.chunkLen(chunk.Index) != chunk.Len {
+			continue
+		}
+		if d, err := r.digestOf(ctx, chunk.Index); err == nil && d == chunk.Key {
+			return r
+		}
+	}
+	return nil
+}
