@@ -18,6 +18,7 @@ var packageOf = map[string]string{
 	"mke2fs":             "e2fsprogs",
 	"mkfs.xfs":           "xfsprogs",
 	"mmdebstrap":         "mmdebstrap",
+	"nbdkit":             "nbdkit",
 	"qemu-system-x86_64": "qemu-system-x86",
 	"sfdisk":             "fdisk",
 	"xfs_repair":         "xfsprogs",

@@ -29,6 +29,7 @@ type Config struct {
 	Modules    []string          // kernel modules to load before the agent answers; options may follow the name
 	Files      map[string]string // path in the guest → file or directory on the host; copied into the initramfs
 	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
+	System     string            // name of the ext4 disk whose system boots, until its login prompt; there is no agent then: only Close, Kill and Report are of use
 	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
 	KernelArgs string            // appended to the kernel command line
 }
@@ -49,7 +50,11 @@ type VM struct {
 	runs map[uint64]chan wire.Event // a nil map: the agent is gone
 }
 
-const bootLimit = 3 * time.Minute
+// bootLimit is how long it may take until the agent answers, and systemLimit until a whole system asks for a login.
+const (
+	bootLimit   = 3 * time.Minute
+	systemLimit = 6 * time.Minute
+)
 
 // userlandDisk is the serial of the tools image.
 const userlandDisk = "userland"
@@ -105,7 +110,7 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	vm.unlock = unlock
-	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg.CPUs, beside); err != nil {
+	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg, beside); err != nil {
 		err = fmt.Errorf("boot VM %s: %w", cfg.Name, vm.gone(err))
 		return nil, errors.Join(err, vm.Kill())
 	}
@@ -113,7 +118,7 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 }
 
 // launch starts QEMU, pins its CPU threads to the cores from the given one on, and waits for the agent.
-func (vm *VM) launch(ctx context.Context, args []string, cpus, core int) error {
+func (vm *VM) launch(ctx context.Context, args []string, cfg Config, core int) error {
 	listener, err := net.Listen("unix", filepath.Join(vm.dir, "agent"))
 	if err != nil {
 		return fmt.Errorf("listen for agent: %w", err)
@@ -130,13 +135,22 @@ func (vm *VM) launch(ctx context.Context, args []string, cpus, core int) error {
 		_ = vm.cmd.Wait()
 		close(vm.exited)
 	}()
-	if err := pinCPUs(vm.cmd.Process.Pid, cpus, core); err != nil {
+	if err := pinCPUs(vm.cmd.Process.Pid, cfg.CPUs, core); err != nil {
 		return errors.Join(err, errors.New(stderr.String()))
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	limit := bootLimit
+	if cfg.System != "" {
+		limit = systemLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	ready := make(chan error, 1)
-	go func() { ready <- vm.greet(listener) }()
+	ready := make(chan error, 2)
+	if cfg.System == "" {
+		go func() { ready <- vm.greet(listener) }()
+	} else {
+		go func() { ready <- refused(listener) }()
+		go func() { ready <- vm.prompted(ctx) }()
+	}
 	select {
 	case err := <-ready:
 		return err
@@ -145,6 +159,35 @@ func (vm *VM) launch(ctx context.Context, args []string, cpus, core int) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for agent: %w", ctx.Err())
 	}
+}
+
+// prompted waits until the console asks for a login.
+func (vm *VM) prompted(ctx context.Context) error {
+	for !strings.Contains(vm.console(), "login: ") {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for login prompt: %w", ctx.Err())
+		}
+	}
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.runs = nil // there is nobody who runs commands
+	return nil
+}
+
+// refused waits until the guest says why the system does not boot, which it does only then, or is gone.
+func refused(listener net.Listener) error {
+	stream, err := listener.Accept()
+	if err != nil {
+		return fmt.Errorf("accept agent: %w", err)
+	}
+	defer stream.Close()
+	var first wire.Event
+	if err := wire.NewConn(stream).Receive(&first); err != nil {
+		return fmt.Errorf("wait for login prompt: %w", err)
+	}
+	return fmt.Errorf("prepare guest: %s", first.Fatal)
 }
 
 // greet accepts QEMU's connection and reads the agent's first event.
@@ -193,7 +236,7 @@ func (vm *VM) Hello() wire.Hello { return vm.hello }
 
 // writeInitrd concatenates the kernel's modules with this VM's own archive: kernels unpack one after the other.
 func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
-	boot := wire.Boot{Modules: append([]string{"virtio_blk", "configfs"}, cfg.Modules...)}
+	boot := wire.Boot{System: cfg.System, Modules: append([]string{"virtio_blk", "configfs"}, cfg.Modules...)}
 	if cfg.Network {
 		boot.Modules = append(boot.Modules, "virtio_net")
 	}

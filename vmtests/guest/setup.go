@@ -68,6 +68,9 @@ func setup() error {
 	if err := linkDisks(boot.Disks); err != nil {
 		return err
 	}
+	if boot.System != "" {
+		return startSystem(diskLink(boot.System))
+	}
 	if boot.Userland != "" {
 		if err := enterUserland(diskLink(boot.Userland)); err != nil {
 			return err
@@ -153,24 +156,28 @@ func enterUserland(disk string) error {
 	if err := unix.Mount("overlay", root, "overlay", 0, data); err != nil {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
-	return switchRoot(root)
+	return switchRoot(root, "/lib/modules", "/harness")
 }
 
-func switchRoot(root string) error {
-	moves := []struct {
-		from, to string
-		flags    uintptr
-	}{
-		{"/proc", "/proc", unix.MS_MOVE}, {"/sys", "/sys", unix.MS_MOVE}, {"/dev", "/dev", unix.MS_MOVE},
-		{"/run", "/run", unix.MS_MOVE}, {"/lib/modules", "/lib/modules", unix.MS_BIND},
-		{"/harness", "/harness", unix.MS_BIND},
-	}
-	for _, m := range moves {
-		if err := os.MkdirAll(root+m.to, 0o755); err != nil {
+// switchRoot makes a directory the root, with the kernel's file systems in it and what is kept of the old root.
+func switchRoot(root string, kept ...string) error {
+	move := func(dir string, flags uintptr) error {
+		if err := os.MkdirAll(root+dir, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(m.from, root+m.to, "", m.flags, ""); err != nil {
-			return fmt.Errorf("move %s into the new root: %w", m.from, err)
+		if err := unix.Mount(dir, root+dir, "", flags, ""); err != nil {
+			return fmt.Errorf("move %s into the new root: %w", dir, err)
+		}
+		return nil
+	}
+	for _, m := range basics {
+		if err := move(m.target, unix.MS_MOVE); err != nil {
+			return err
+		}
+	}
+	for _, dir := range kept {
+		if err := move(dir, unix.MS_BIND); err != nil {
+			return err
 		}
 	}
 	if err := unix.Chdir(root); err != nil {

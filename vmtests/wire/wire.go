@@ -24,6 +24,7 @@ type Boot struct {
 	Userland string   `json:"userland,omitempty"` // serial of the disk that holds the tools; empty: stay in the initramfs
 	Disks    []string `json:"disks,omitempty"`    // serials to wait for; linked as /dev/disk/by-id/virtio-SERIAL
 	Links    []Link   `json:"links,omitempty"`    // symbolic links to make in the final root
+	System   string   `json:"system,omitempty"`   // serial of an ext4 disk: its /sbin/init takes over, and there is no hello
 }
 
 // Link is one symbolic link in the guest's final root.
