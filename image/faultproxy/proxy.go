@@ -23,6 +23,7 @@ type Fault struct {
 
 	Delay time.Duration // before an answer
 	Rate  int           // bytes per second of each answer; 0 means as fast as it goes
+	Link  int           // bytes per second of all answers together, one after the other; 0 means as fast as it goes
 
 	Reset     bool // connections are reset
 	Blackhole bool // connections are taken, and nothing is ever said on them
@@ -48,6 +49,7 @@ type Proxy struct {
 	mu    sync.Mutex // guards what follows
 	fault Fault
 	conns map[net.Conn]struct{}
+	idle  time.Time // when the link has carried all that it was given
 }
 
 // Start begins to serve at an address, "127.0.0.1:0" for any, in front of the server at a URL. It is closed by [Proxy.Close].
@@ -171,6 +173,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// carry returns how long it takes until a link of so many bytes per second has carried n bytes more.
+func (p *Proxy) carry(n, link int) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.idle.Before(now) {
+		p.idle = now
+	}
+	p.idle = p.idle.Add(time.Duration(n) * time.Second / time.Duration(link))
+	return p.idle.Sub(now)
+}
+
 type askedKey struct{}
 
 // misled returns a request for something else.
@@ -236,6 +250,9 @@ func (b *body) Read(p []byte) (int, error) {
 		p[at] ^= 1
 	}
 	b.sent += int64(n)
+	if f.Link > 0 && !pause(b.r.Context(), b.p.carry(n, f.Link)) {
+		return n, b.r.Context().Err()
+	}
 	if f.Rate > 0 && !pause(b.r.Context(), time.Duration(n)*time.Second/time.Duration(f.Rate)) {
 		return n, b.r.Context().Err()
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -133,6 +134,30 @@ func TestLateAndSlow(t *testing.T) {
 		if took := time.Since(began); err != nil || g.differ(data, 0) > 0 || took < 100*time.Millisecond {
 			t.Errorf("%+v: %v after %s", f, err, took)
 		}
+	}
+}
+
+// Answers that share a link take as long together as one after the other.
+func TestLink(t *testing.T) {
+	g := newRig(t)
+	_, all, err := g.get("/new", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const each = 50 * time.Millisecond
+	g.Set(Fault{Link: int(int64(len(all)) * int64(time.Second) / int64(each))})
+	began := time.Now()
+	var answers sync.WaitGroup
+	for range 4 {
+		answers.Go(func() {
+			if _, data, err := g.get("/new", 0); err != nil || g.differ(data, 0) > 0 {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	answers.Wait()
+	if took := time.Since(began); took < 4*each-each/10 {
+		t.Errorf("four answers of %v each took %v", each, took)
 	}
 }
 
