@@ -74,9 +74,10 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
 	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
 
-figures: ## measure leaf and images natively (write amplification, recovery, builds, …); writes docs/figures*.md
+figures: ## measure leaf, images and cache natively (write amplification, recovery, builds, …); writes docs/figures*.md
 	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md
 	$(GO) test ./image -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-images.md
+	$(GO) test ./cache/trace -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-cache.md
 
 lint: checks vuln ## vet, golangci-lint and govulncheck
 

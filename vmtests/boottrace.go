@@ -25,6 +25,9 @@ import (
 // traceDisk is the serial of the disk that a boot is traced on.
 const traceDisk = "root"
 
+// bootArgs let systemd wait longer for devices and services than it does by itself: an emulated processor is slow.
+const bootArgs = "systemd.firstboot=off systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
+
 // TraceBoot boots the Debian root on a disk that nbdkit serves, and records what is read of it until the login prompt appears. nbdkit's log filter lies
 // under its cow filter, so what the system has written in blocks of 4 KiB and reads again is not in the trace: with a leaf over the
 // root, that is not read from the root either. Of cfg, CPUs and MemMiB matter.
@@ -47,7 +50,7 @@ func (b *Build) TraceBoot(ctx context.Context, cfg Config) (*trace.Trace, error)
 	}
 	defer stop()
 	cfg.Name, cfg.CPUs, cfg.MemMiB = "boottrace", cmp.Or(cfg.CPUs, 2), cmp.Or(cfg.MemMiB, 2048)
-	cfg.Disks, cfg.System, cfg.KernelArgs = []Disk{{Name: traceDisk, Path: server}}, traceDisk, "systemd.firstboot=off"
+	cfg.Disks, cfg.System, cfg.KernelArgs = []Disk{{Name: traceDisk, Path: server}}, traceDisk, bootArgs
 	vm, err := b.Boot(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -53,7 +53,7 @@ type VM struct {
 // bootLimit is how long it may take until the agent answers, and systemLimit until a whole system asks for a login.
 const (
 	bootLimit   = 3 * time.Minute
-	systemLimit = 6 * time.Minute
+	systemLimit = 10 * time.Minute
 )
 
 // userlandDisk is the serial of the tools image.
