@@ -3,6 +3,7 @@ package union
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 )
@@ -47,7 +48,7 @@ func (s *Store) checkpointLocked() error {
 		err = s.writeState(start)
 	}
 	if err != nil {
-		s.fail()
+		s.fail(fmt.Errorf("checkpoint: %w", err))
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	s.releaseAll(old)
@@ -133,12 +134,22 @@ func (s *Store) needFor(more int, dirtyRegions, dirtyBytes, dirtyPages, dirtyBit
 	return uint64(segments+pages+bitmap) + s.catalogNeed.Load()
 }
 
-func (s *Store) fail() {
+// fail lets the store take no more writes, and all who wait for one go on, to fail.
+func (s *Store) fail(cause error) {
 	s.log.mu.Lock()
+	first := !s.log.failed
 	s.log.fail()
 	ready := s.log.drop()
 	s.log.mu.Unlock()
 	resumeAll(ready)
+	if first {
+		s.tellFailure(cause)
+	}
+}
+
+// tellFailure tells of the first failure, which all that come after it follow from.
+func (s *Store) tellFailure(cause error) {
+	slog.Error("write to a store failed: it takes no more of them until it is opened again", "store", s.path, "error", cause)
 }
 
 // writeState writes a catalog of the layers as they are and then the superblocks, which make it and logStart the

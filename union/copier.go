@@ -93,7 +93,7 @@ func (c *copier) data(first uint64, p []byte) error {
 	for _, e := range c.exts {
 		q := p[at<<blockShift:][:int(e.Count)<<blockShift]
 		if _, err := s.disk.WriteAt(q, s.sb.slotOffset(e.Slot)); err != nil {
-			s.fail()
+			s.fail(err)
 			return fmt.Errorf("write store: %w", err)
 		}
 		for j := range uint64(e.Count) {

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -464,9 +465,6 @@ func (s *sweep) close() {
 // opening finds what it must.
 func TestFaultSweep(t *testing.T) {
 	t.Parallel()
-	old := slog.Default()
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // of the background work, thousands
-	t.Cleanup(func() { slog.SetDefault(old) })
 	s := newSweep(t)
 	var total [callKinds]int
 	sites, done := 0, 0
@@ -511,12 +509,14 @@ func TestCheckpointFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.store.disk = &faultDisk{Disk: r.disk, left: calls}
+		told := captureLog(t)
 		err := r.checkpoint()
 		if err != nil {
 			if !errors.Is(err, syscall.EIO) {
 				t.Fatal(err)
 			}
 			r.wantFailed()
+			wantToldOnce(t, told, "store=leaf")
 		}
 		r.abandon()
 		r.open()
@@ -539,6 +539,7 @@ func TestCommitFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.store.disk = &faultDisk{Disk: r.disk, left: calls}
+		told := captureLog(t)
 		err := r.store.commit()
 		if err != nil {
 			if !errors.Is(err, syscall.EIO) {
@@ -548,6 +549,7 @@ func TestCommitFaults(t *testing.T) {
 			if err := r.store.commit(); !errors.Is(err, errFailed) {
 				t.Errorf("a flush was tried again: %v", err)
 			}
+			wantToldOnce(t, told, "input/output error")
 		}
 		r.abandon()
 		r.disk.Close()
@@ -557,5 +559,42 @@ func TestCommitFaults(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// TestFailedRequestsAreTold makes target I/O of requests fail: the first failure is told, with its cause, and those that follow from it are not.
+func TestFailedRequestsAreTold(t *testing.T) {
+	for nth, what := range []string{"write of data", "commit of a request", "commit of a request", "commit of a request"} {
+		r := newRig(t, 8, false)
+		kind, n := ublktest.Write, nth+1
+		if nth == 3 { // after data and two copies of the log
+			kind, n = ublktest.Flush, 1
+		}
+		r.sim.FailNth(kind, n, ublktest.Fault{Errno: syscall.EIO})
+		told := captureLog(t)
+		_, err := r.block.WriteAt(make([]byte, 4096), 4096)
+		if err = errors.Join(err, r.block.Flush()); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		r.wantFailed()
+		wantToldOnce(t, told, what)
+		r.abandon()
+		r.disk.Close()
+	}
+}
+
+// captureLog collects what is logged until the test ends. No other test may run beside it.
+func captureLog(t *testing.T) *bytes.Buffer {
+	var b bytes.Buffer
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&b, nil)))
+	t.Cleanup(func() { slog.SetDefault(old) })
+	return &b
+}
+
+func wantToldOnce(t *testing.T, told *bytes.Buffer, what string) {
+	t.Helper()
+	if text := told.String(); strings.Count(text, "takes no more") != 1 || !strings.Contains(text, what) || !strings.Contains(text, "input/output error") {
+		t.Errorf("%s: told\n%s", what, text)
 	}
 }

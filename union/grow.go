@@ -65,7 +65,7 @@ func (s *Store) takeUp(blocks uint64) error {
 	next.SizeBlocks = blocks
 	next.fillSlots()
 	if err := s.writeSuperblocks(&next); err != nil {
-		s.fail()
+		s.fail(err)
 		return fmt.Errorf("write superblock: %w", err)
 	}
 	// What requests read of sb, without mu, never changes.

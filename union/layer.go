@@ -350,7 +350,7 @@ func (s *Store) changeLayers() error {
 	}
 	err := s.writeState(s.sb.LogStart)
 	if err != nil && !errors.Is(err, ErrNoSpace) {
-		s.fail()
+		s.fail(err)
 	}
 	return err
 }

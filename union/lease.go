@@ -506,7 +506,7 @@ func (s *Store) fenced(reason string) {
 	}
 	slog.Error("STORE IS FENCED: another node may write to it now, this one does not any more", "store", s.path, "reason", reason)
 	if s.opened.Load() {
-		s.fail()
+		s.fail(errors.New("fenced: " + reason))
 		s.spaceFreed()
 	}
 }

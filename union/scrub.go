@@ -170,7 +170,7 @@ func (s *Store) mend(p []byte, off int64) error {
 		err = s.flush()
 	}
 	if err != nil {
-		s.fail()
+		s.fail(err)
 		return fmt.Errorf("write again at byte %d: %w", off, err)
 	}
 	return nil

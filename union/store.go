@@ -404,9 +404,7 @@ func (s *Store) startFlatten() {
 
 // maintain is one round of the background work.
 func (s *Store) maintain() {
-	if err := s.commit(); err != nil && !errors.Is(err, errFailed) {
-		slog.Error("commit of the modification log failed, the store takes no more writes", "store", s.path, "error", err)
-	}
+	_ = s.commit() // which tells of a failure itself
 	s.epochs.collect()
 	s.pager.trim()
 	if !s.space.watched.Load() {
@@ -432,8 +430,8 @@ func (s *Store) maintain() {
 	}
 	s.tidying.Store(tidy)
 	defer s.tidying.Store(false)
-	if err := s.Checkpoint(); err != nil {
-		slog.Error("checkpoint failed, the store takes no more writes", "store", s.path, "error", err)
+	if err := s.Checkpoint(); err != nil && !s.log.hasFailed() {
+		slog.Error("checkpoint failed", "store", s.path, "error", err)
 	}
 }
 
@@ -507,7 +505,7 @@ func (s *Store) commitUntil(done func() bool) error {
 	if err == nil && !seeded(bugCommitNoFlush) {
 		err = s.disk.Sync()
 	}
-	if !s.endCommit(to, false, err != nil) && err == nil {
+	if !s.endCommit(to, false, err) && err == nil {
 		err = errFailed
 	}
 	return err
@@ -534,10 +532,11 @@ func (s *Store) logOffset(first, seq uint64) int64 {
 }
 
 // endCommit frees what the commit superseded and resumes who waited for it. It reports whether the commit counts.
-func (s *Store) endCommit(to uint64, fua, failed bool) bool {
+func (s *Store) endCommit(to uint64, fua bool, err error) bool {
 	s.log.mu.Lock()
-	ready := s.log.end(to, fua, failed)
-	failed = s.log.failed
+	first := err != nil && !s.log.failed
+	ready := s.log.end(to, fua, err != nil)
+	failed := s.log.failed
 	if (!fua || seeded(bugFUAFrees)) && len(s.log.taken) > 0 {
 		s.epochs.retire(s.log.taken)
 		s.log.pending.Add(-countSlots(s.log.taken))
@@ -546,6 +545,9 @@ func (s *Store) endCommit(to uint64, fua, failed bool) bool {
 	s.log.mu.Unlock()
 	resumeAll(ready)
 	s.spaceFreed()
+	if first {
+		s.tellFailure(err)
+	}
 	return !failed
 }
 

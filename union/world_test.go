@@ -808,7 +808,7 @@ func (w *world) takeOver(c choose) bool {
 		w.t.Fatalf("store %s: renew a lease that another node has: %v", ws.name, err)
 	}
 	f.close(err.Error())
-	ws.store.fail() // as fenced does, which tells the log too
+	ws.store.fail(errFailed) // as fenced does, which tells the log too
 	ws.store.spaceFreed()
 	ws.mayFail = true
 	w.idle()

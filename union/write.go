@@ -1,6 +1,7 @@
 package union
 
 import (
+	"fmt"
 	"syscall"
 
 	"coppice/ublk"
@@ -134,7 +135,7 @@ func follows(p, q []byte) bool {
 // dataDone goes on when the data is in its slots.
 func (o *op) dataDone() {
 	if o.errno != 0 {
-		o.q.d.layer.store.fail()
+		o.q.d.layer.store.fail(fmt.Errorf("write of data: %w", o.errno))
 		o.complete(o.errno)
 		return
 	}
@@ -378,7 +379,11 @@ func (o *op) logDone() {
 
 // endCommit ends the commit that the request led, which fails where the store has failed meanwhile.
 func (o *op) endCommit(fua bool) {
-	if !o.q.d.layer.store.endCommit(o.to, fua, o.errno != 0) && o.errno == 0 {
+	var err error
+	if o.errno != 0 {
+		err = fmt.Errorf("commit of a request: %w", o.errno)
+	}
+	if !o.q.d.layer.store.endCommit(o.to, fua, err) && err == nil {
 		o.errno = syscall.EIO
 	}
 }

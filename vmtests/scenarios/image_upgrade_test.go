@@ -10,9 +10,6 @@ import (
 	"time"
 )
 
-// comparedParts are the directories whose files TestImageRoot compares: all there are.
-var comparedParts = []string{"."}
-
 // TestImageUpgrade upgrades packages of a Debian system whose root is in a registry, and publishes what came of it as version 2 there. A device
 // on that has what the first one had.
 func TestImageUpgrade(t *testing.T) {

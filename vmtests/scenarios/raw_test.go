@@ -95,15 +95,17 @@ func TestRawFio(t *testing.T) {
 
 // keptJob is the job whose data must outlive the device.
 func keptJob(block int) []string {
-	return []string{"--rw=randwrite", "--offset=128M", "--size=12M", "--bs=" + strconv.Itoa(max(block, 4096)), "--do_verify=1"}
+	return []string{"--rw=randwrite", "--offset=128M", fioSize(12 << 20), "--bs=" + strconv.Itoa(max(block, 4096)), "--do_verify=1"}
 }
+
+func fioSize(bytes int) string { return "--size=" + strconv.Itoa(bytes/fioShare) }
 
 func mixes(t *testing.T, dev string, block int) {
 	t.Helper()
 	bs := strconv.Itoa(block)
-	fio(t, dev, "mixed", "--rw=randrw", "--offset=0", "--size="+strconv.Itoa(max(block<<11, 4<<20)), "--bs="+bs, "--verify_backlog=256")
-	fio(t, dev, "ranges", "--rw=randrw", "--offset=32M", "--size=12M", "--bsrange="+bs+"-64k")
-	fio(t, dev, "trim", "--rw=randtrimwrite", "--offset=64M", "--size=10M", "--bsrange=4k-32k")
+	fio(t, dev, "mixed", "--rw=randrw", "--offset=0", fioSize(max(block<<11, 4<<20)), "--bs="+bs, "--verify_backlog=256")
+	fio(t, dev, "ranges", "--rw=randrw", "--offset=32M", fioSize(12<<20), "--bsrange="+bs+"-64k")
+	fio(t, dev, "trim", "--rw=randtrimwrite", "--offset=64M", fioSize(10<<20), "--bsrange=4k-32k")
 	// The end of the root and what is beyond it; the root's last block is not a whole one.
 	fio(t, dev, "edge", "--rw=randrw", "--offset=188M", "--size=12M", "--bs=4k")
 	fio(t, dev, "kept", append(keptJob(block), "--end_fsync=1")...)

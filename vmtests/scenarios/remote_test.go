@@ -99,7 +99,8 @@ func TestLeafOnNVMeTCP(t *testing.T) {
 		nvmet  = "/sys/kernel/config/nvmet"
 		export = nvmet + "/ports/1/subsystems/" + nqn
 	)
-	sh(t, "modprobe nvmet-tcp; modprobe nvme-tcp")
+	// Each lost connection counts against a command, and so does a keep-alive that an emulated machine answers late.
+	sh(t, "modprobe nvmet-tcp; modprobe nvme-tcp; echo 100 >/sys/module/nvme_core/parameters/max_retries")
 	subsystem := nvmet + "/subsystems/" + nqn
 	sh(t, `mkdir -p `+subsystem+`/namespaces/1 `+nvmet+`/ports/1
 echo 1 >`+subsystem+`/attr_allow_any_host
@@ -112,7 +113,7 @@ echo 127.0.0.1 >addr_traddr
 echo 4420 >addr_trsvcid
 ln -s `+subsystem+` `+export)
 	sh(t, "echo transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn="+nqn+
-		",hostnqn=nqn.2026-11.test:host,hostid=0a7a1d5c-5f0a-4b3e-9d0a-111111111111,reconnect_delay=1,ctrl_loss_tmo=120 >/dev/nvme-fabrics")
+		",hostnqn=nqn.2026-11.test:host,hostid=0a7a1d5c-5f0a-4b3e-9d0a-111111111111,reconnect_delay=1,ctrl_loss_tmo=120,keep_alive_tmo=60 >/dev/nvme-fabrics")
 	t.Cleanup(func() {
 		sh(t, "for c in /sys/class/nvme/nvme*; do echo 1 >$c/delete_controller; done")
 		sh(t, "rm "+export+"; rmdir "+nvmet+"/ports/1; echo 0 >"+subsystem+"/namespaces/1/enable; rmdir "+subsystem+"/namespaces/1 "+subsystem)

@@ -1,0 +1,15 @@
+//go:build vm && long
+
+package scenarios
+
+// kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
+const kills = 200
+
+// comparedParts are the directories whose files TestImageRoot and TestDebianInstall compare: all there are.
+var comparedParts = []string{"."}
+
+// installs are the packages that TestDebianInstall installs, in rounds.
+var installs = [][]string{{"jq", "sqlite3"}, {"nginx-light", "rsync", "tmux"}}
+
+// fioShare divides the sizes of TestRawFio's jobs.
+const fioShare = 1
