@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coppice/image"
@@ -66,6 +67,8 @@ type Cache struct {
 	near, far              stage
 	digests                digestPages
 
+	scanLimit atomic.Int64 // bytes of a stream that is a scan
+
 	fetch  histogram
 	origin originCounts
 	served servedCounts
@@ -73,7 +76,7 @@ type Cache struct {
 	mu        sync.Mutex // guards what follows
 	threshold int64
 	roots     map[image.Digest][]*Root // by content
-	places    int64                    // of pages of digests, in all open images
+	digesting int64                    // bytes of digests, and of places for them, of all open images
 	gone      ReaderStats              // of readers that were closed
 }
 
@@ -91,6 +94,7 @@ func New(o Options) (*Cache, error) {
 		roots:     map[image.Digest][]*Root{},
 	}
 	c.near, c.far = stage{c: c, run: c.fetchNear}, stage{c: c, run: c.fetchFar}
+	c.digests.charge = c.charge
 	if c.memory, err = newMemory(o.Policy, o.heap, o.Log); err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}
@@ -115,22 +119,21 @@ func (c *Cache) SetMemory(bytes int64) error {
 	}
 	c.mu.Lock()
 	c.threshold = bytes
-	limit := c.chunkBytes()
+	limit := c.threshold - c.digesting
 	c.mu.Unlock()
 	c.digests.setMost(pageBudget(bytes))
+	c.scanLimit.Store(bytes / scanShare)
 	return c.memory.setLimit(limit)
 }
 
-// chunkBytes is what the threshold leaves for chunks, beside digests.
-func (c *Cache) chunkBytes() int64 {
-	return c.threshold - int64(pageBudget(c.threshold))*pageBytes - c.places*8
-}
+// isScan reports whether a stream of so many bytes is one that reads more than memory should keep of it.
+func (c *Cache) isScan(bytes int64) bool { return bytes > min(scanBytes, c.scanLimit.Load()) }
 
-// adjust keeps the threshold when images were opened or closed.
-func (c *Cache) adjust(places int64) {
+// charge takes bytes for digests from what chunks may have.
+func (c *Cache) charge(bytes int64) {
 	c.mu.Lock()
-	c.places += places
-	limit := c.chunkBytes()
+	c.digesting += bytes
+	limit := c.threshold - c.digesting
 	c.mu.Unlock()
 	if err := c.memory.setLimit(limit); err != nil {
 		c.o.Log.Warn("cache is above its threshold", "error", err)
@@ -194,7 +197,7 @@ func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
 		return nil
 	}
 	if content := c.disk.get(ctx, chunk); content != nil {
-		c.memory.insert(&chunk.Key, content)
+		c.memory.insert(&chunk.Key, content, false)
 		copy(p, content)
 		return nil
 	}

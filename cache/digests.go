@@ -20,9 +20,10 @@ const (
 	pageShift  = 10 // of the number of a chunk
 	pageChunks = 1 << pageShift
 	pageBytes  = int64(unsafe.Sizeof(digestPage{}))
+	placeBytes = int64(unsafe.Sizeof(atomic.Pointer[digestPage]{}))
 
 	// digestShare is the part of the threshold that pages of digests have, one in so many, and leastPages how many there may be at any threshold.
-	digestShare = 32
+	digestShare = 16
 	leastPages  = 8
 )
 
@@ -31,6 +32,8 @@ func pageBudget(threshold int64) int { return int(max(leastPages, threshold/dige
 
 // digestPages bounds how many pages the roots hold, by CLOCK.
 type digestPages struct {
+	charge func(bytes int64) // counts towards the threshold
+
 	mu   sync.Mutex
 	most int
 	all  []pagePlace
@@ -56,9 +59,11 @@ func (d *digestPages) setMost(n int) {
 
 // add takes a page in.
 func (d *digestPages) add(place pagePlace, page *digestPage) {
+	d.charge(pageBytes)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if place.page().Swap(page) != nil { // the place is there
+		d.charge(-pageBytes)
 		return
 	}
 	for len(d.all) >= d.most {
@@ -81,6 +86,7 @@ func (d *digestPages) oldest() int {
 
 func (d *digestPages) removeAt(i int) {
 	d.all[i].page().Store(nil)
+	d.charge(-pageBytes)
 	last := len(d.all) - 1
 	d.all[i] = d.all[last]
 	d.all = d.all[:last]

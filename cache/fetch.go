@@ -32,21 +32,23 @@ type ticket struct {
 	Chunk
 	fl   *flight.Flight[fetched]
 	mine bool // the caller sees to it
+	scan bool // it is read in passing
 }
 
 // tickets is one caller's part in the fetch of some chunks.
 type tickets struct {
-	s   *stage
-	r   *Root
-	all []*ticket
+	s    *stage
+	r    *Root
+	scan bool
+	all  []*ticket
 }
 
-// begin starts to fetch chunks through a root, but for those that somebody else fetches. end is called once.
-func (s *stage) begin(r *Root, chunks []Chunk) tickets {
-	t := tickets{s, r, make([]*ticket, len(chunks))}
+// begin starts to fetch chunks through a root, but for those that somebody else fetches; scan says that they are read in passing. end is called once.
+func (s *stage) begin(r *Root, scan bool, chunks []Chunk) tickets {
+	t := tickets{s, r, scan, make([]*ticket, len(chunks))}
 	var mine []*ticket
 	for i, c := range chunks {
-		t.all[i] = s.claim(r, c)
+		t.all[i] = s.claim(r, scan, c)
 		if t.all[i].mine && !s.landed(t.all[i]) {
 			mine = append(mine, t.all[i])
 		}
@@ -55,9 +57,9 @@ func (s *stage) begin(r *Root, chunks []Chunk) tickets {
 	return t
 }
 
-func (s *stage) claim(r *Root, c Chunk) *ticket {
+func (s *stage) claim(r *Root, scan bool, c Chunk) *ticket {
 	fl, mine := s.flights.Claim(r.ctx, c.Key)
-	return &ticket{c, fl, mine}
+	return &ticket{c, fl, mine, scan}
 }
 
 // landed ends a flight at once if its chunk got into memory after the caller looked there, and before it claimed the flight.
@@ -105,7 +107,7 @@ func (t tickets) wait(ctx context.Context, i int) (fetched, error) {
 			return got, t.r.ended(err)
 		}
 		t.s.flights.Leave(k.Key, k.fl)
-		t.all[i] = t.s.claim(t.r, k.Chunk)
+		t.all[i] = t.s.claim(t.r, t.scan, k.Chunk)
 		if t.all[i].mine && !t.s.landed(t.all[i]) {
 			t.s.start(t.r, []*ticket{t.all[i]})
 		}
@@ -121,7 +123,7 @@ func (t tickets) end() {
 
 // one fetches one chunk.
 func (s *stage) one(ctx context.Context, r *Root, c Chunk) (fetched, error) {
-	t := s.begin(r, []Chunk{c})
+	t := s.begin(r, false, []Chunk{c})
 	defer t.end()
 	return t.wait(ctx, 0)
 }
@@ -137,7 +139,7 @@ func (c *Cache) fetchNear(ctx context.Context, r *Root, all []*ticket) {
 	for i, t := range rest {
 		chunks[i] = t.Chunk
 	}
-	far := c.far.begin(r, chunks)
+	far := c.far.begin(r, rest[0].scan, chunks)
 	defer far.end()
 	var landing sync.WaitGroup
 	for i, t := range rest {
@@ -188,7 +190,7 @@ func (c *Cache) ask(ctx context.Context, s *stage, g *guard, from Source, all []
 
 // arrived hands a chunk to memory, to those who wait, and to the tiers before the one that it came from.
 func (c *Cache) arrived(s *stage, t *ticket, got fetched) {
-	c.memory.insert(&t.Key, got.content)
+	c.memory.insert(&t.Key, got.content, t.scan)
 	s.land(t, got, nil)
 	for i, g := range []*guard{c.disk, c.peers, c.appliance} {
 		if FromDisk+Source(i) < got.from {

@@ -108,8 +108,8 @@ func (m *memory) read(key *Key, p []byte, skip int) bool {
 	return ok
 }
 
-// insert adds a chunk, unless it is there or there is no slot for it.
-func (m *memory) insert(key *Key, content []byte) {
+// insert adds a chunk, unless it is there or there is no slot for it. scan says that it is read in passing.
+func (m *memory) insert(key *Key, content []byte, scan bool) {
 	m.mu.Lock()
 	if m.index.Load().has(key) {
 		m.mu.Unlock()
@@ -133,7 +133,7 @@ func (m *memory) insert(key *Key, content []byte) {
 		return
 	}
 	s.key, s.len = *key, uint32(len(content))
-	c.policy.add(s, id)
+	c.policy.add(s, id, scan)
 	s.publish()
 	m.inserted++
 	m.chunks++

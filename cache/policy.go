@@ -27,8 +27,8 @@ func Policies() []Policy { return []Policy{S3FIFO, CLOCK, LRU} }
 type policy interface {
 	// touch notes a hit. The caller has pinned the slot.
 	touch(s *slot, id slotID)
-	// add takes a slot with new content.
-	add(s *slot, id slotID)
+	// add takes a slot with new content. scan says that it was read in passing.
+	add(s *slot, id slotID, scan bool)
 	// remove forgets a slot.
 	remove(s *slot)
 	// victim takes the slot that is to go next, and forgets it. It returns 0 where all are pinned.
@@ -52,27 +52,28 @@ func (p Policy) validate() error {
 func (p Policy) build(m *memory) policy {
 	switch p {
 	case CLOCK:
-		return &s3fifo{main: queue{m: m, kind: queueMain}, small: queue{m: m, kind: queueSmall}, most: 1, direct: true}
+		return newS3FIFO(m, 1, true)
 	case LRU:
-		return &lru{m: m, order: queue{m: m, kind: queueMain}}
+		return &lruOrder{m: m, order: queue{m: m, kind: queueMain}}
 	default:
-		return &s3fifo{main: queue{m: m, kind: queueMain}, small: queue{m: m, kind: queueSmall}, most: 3}
+		return newS3FIFO(m, 3, false)
 	}
 }
 
 // s3fifo is S3-FIFO (Yang and others, SOSP 2023), and CLOCK where all is added to the main queue.
 //
 // A guest reads a chunk in pieces, so that the first read of it comes with more at once. They are one: a read counts when some other chunks were added since
-// the one before. The marks of a slot are when it was last read, in periods of so many additions, and how often, in the lowest two bits.
+// the one before. What a long sequential stream reads is known to be a scan, and has a queue of its own that goes first: it passes by even where all
+// that was there before was read just once. The marks of a slot are when it was last read, in periods of so many additions, and how often, in the lowest two bits.
 type s3fifo struct {
 	period atomic.Uint32 // the present one
 	most   uint32        // reads that are counted
 
-	small, main queue
-	ghosts      ghosts
-	direct      bool // there is no small queue
-	slots       int
-	added       int // in this period
+	passing, small, main queue
+	ghosts               ghosts
+	direct               bool // all is added to the main queue
+	slots                int
+	added                int // in this period
 }
 
 const (
@@ -80,12 +81,21 @@ const (
 	readMask = 1<<readBits - 1
 	// smallShare is the part of the slots that the small queue has when memory is full: one in so many.
 	smallShare = 10
+	// passingShare is that of what is read in passing.
+	passingShare = 32
 	// A period is as many additions as a part of the slots, one in periodShare, and at most longestPeriod.
 	periodShare   = 128
 	longestPeriod = 64
 	// apart is how many periods lie between two reads that both count, at least.
 	apart = 2
 )
+
+func newS3FIFO(m *memory, most uint32, direct bool) *s3fifo {
+	return &s3fifo{
+		passing: queue{m: m, kind: queuePassing}, small: queue{m: m, kind: queueSmall}, main: queue{m: m, kind: queueMain},
+		most: most, direct: direct,
+	}
+}
 
 func (p *s3fifo) touch(s *slot, _ slotID) {
 	marks, now := s.marks.Load(), p.period.Load()
@@ -94,24 +104,33 @@ func (p *s3fifo) touch(s *slot, _ slotID) {
 	}
 }
 
-func (p *s3fifo) add(s *slot, id slotID) {
+func (p *s3fifo) add(s *slot, id slotID, scan bool) {
 	if p.added++; p.added > min(p.slots/periodShare, longestPeriod) {
 		p.added = 0
 		p.period.Add(1)
 	}
 	s.marks.Store(p.period.Load() << readBits)
-	if p.direct || p.ghosts.take(&s.key) {
+	switch {
+	case p.direct:
 		p.main.push(s, id)
-		return
+	case scan:
+		p.passing.push(s, id)
+	case p.ghosts.take(&s.key):
+		p.main.push(s, id)
+	default:
+		p.small.push(s, id)
 	}
-	p.small.push(s, id)
 }
 
 func (p *s3fifo) of(s *slot) *queue {
-	if s.queue == queueSmall {
+	switch s.queue {
+	case queuePassing:
+		return &p.passing
+	case queueSmall:
 		return &p.small
+	default:
+		return &p.main
 	}
-	return &p.main
 }
 
 func (p *s3fifo) remove(s *slot) { p.of(s).remove(s) }
@@ -120,11 +139,14 @@ func (p *s3fifo) resize(slots int) { p.slots = slots }
 
 func (p *s3fifo) victim() slotID {
 	// Each slot is seen once for every read that it was granted, and once more; those that are pinned come back meanwhile.
-	for range (p.small.n + p.main.n) * (int(p.most) + 2) {
+	for range (p.passing.n + p.small.n + p.main.n) * (int(p.most) + 2) {
 		var id slotID
-		if p.small.n > 0 && (p.small.n > p.slots/smallShare || p.main.n == 0) {
-			id = p.fromSmall()
-		} else {
+		switch {
+		case p.passing.n > p.slots/passingShare, p.passing.n > 0 && p.small.n+p.main.n == 0:
+			id = p.fromNew(&p.passing)
+		case p.small.n > p.slots/smallShare, p.small.n > 0 && p.main.n == 0:
+			id = p.fromNew(&p.small)
+		default:
 			id = p.fromMain()
 		}
 		if id != 0 {
@@ -134,21 +156,24 @@ func (p *s3fifo) victim() slotID {
 	return 0
 }
 
-func (p *s3fifo) fromSmall() slotID {
-	id := p.small.tail
-	s := p.small.m.slot(id)
+// fromNew takes the oldest of a queue of what is new, or moves it to the main one.
+func (p *s3fifo) fromNew(q *queue) slotID {
+	id := q.tail
+	s := q.m.slot(id)
 	if marks := s.marks.Load(); marks&readMask > 0 {
-		p.small.remove(s)
+		q.remove(s)
 		s.marks.Store(marks &^ readMask)
 		p.main.push(s, id)
 		return 0
 	}
 	if !s.take() {
-		p.small.requeue(s, id)
+		q.requeue(s, id)
 		return 0
 	}
-	p.small.remove(s)
-	p.ghosts.add(&s.key, p.slots)
+	q.remove(s)
+	if q.kind == queueSmall {
+		p.ghosts.add(&s.key, p.slots)
+	}
 	return id
 }
 
@@ -171,23 +196,23 @@ func (p *s3fifo) fromMain() slotID {
 	return id
 }
 
-// lru is here to be compared with.
-type lru struct {
+// lruOrder is LRU. It is here to be compared with.
+type lruOrder struct {
 	m     *memory
 	order queue
 }
 
-func (p *lru) touch(s *slot, id slotID) {
+func (p *lruOrder) touch(s *slot, id slotID) {
 	p.m.mu.Lock()
 	defer p.m.mu.Unlock()
 	p.order.requeue(s, id)
 }
 
-func (p *lru) add(s *slot, id slotID) { p.order.push(s, id) }
-func (p *lru) remove(s *slot)         { p.order.remove(s) }
-func (p *lru) resize(int)             {}
+func (p *lruOrder) add(s *slot, id slotID, _ bool) { p.order.push(s, id) }
+func (p *lruOrder) remove(s *slot)                 { p.order.remove(s) }
+func (p *lruOrder) resize(int)                     {}
 
-func (p *lru) victim() slotID {
+func (p *lruOrder) victim() slotID {
 	for range p.order.n {
 		id := p.order.tail
 		s := p.m.slot(id)

@@ -6,6 +6,7 @@ type queueKind uint8
 const (
 	queueNone queueKind = iota // it is filled just now, or its segment is given back
 	queueFree
+	queuePassing
 	queueSmall
 	queueMain
 )

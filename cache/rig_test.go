@@ -27,6 +27,7 @@ type fakeOrigin struct {
 	reads []readRange
 	pages []int64 // first chunks of digests that were asked for
 	err   error
+	keys  map[int64]Key
 	gate  chan struct{} // reads wait until it is closed, or their context ends; nil: they do not
 }
 
@@ -64,7 +65,17 @@ func (o *fakeOrigin) key(index int64) Key {
 	if o.zeros != nil && o.zeros(index) {
 		return Key{}
 	}
-	return sha256.Sum256(o.content(index))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k, known := o.keys[index]
+	if !known {
+		if o.keys == nil {
+			o.keys = map[int64]Key{}
+		}
+		k = sha256.Sum256(o.content(index))
+		o.keys[index] = k
+	}
+	return k
 }
 
 // named returns a chunk as tiers are asked for it.
@@ -187,6 +198,18 @@ func (t *fakeTier) has(k Key) bool {
 // newCache makes a cache that ends with the test.
 func newCache(t testing.TB, o Options) *Cache {
 	t.Helper()
+	c := newCacheFor(t, o)
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// newCacheFor makes a cache that the caller closes.
+func newCacheFor(t testing.TB, o Options) *Cache {
+	t.Helper()
 	if o.MemoryBytes == 0 {
 		o.MemoryBytes = 16 << 20
 	}
@@ -195,11 +218,6 @@ func newCache(t testing.TB, o Options) *Cache {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	return c
 }
 

@@ -45,7 +45,7 @@ func (c *Cache) Open(o Origin) *Root {
 	r.pages = make([]atomic.Pointer[digestPage], (r.chunks+pageChunks-1)>>pageShift)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	c.memory.use(o.ChunkSize(), 1)
-	c.adjust(int64(len(r.pages)))
+	c.charge(int64(len(r.pages)) * placeBytes)
 	c.mu.Lock()
 	c.roots[r.content] = append(c.roots[r.content], r)
 	c.mu.Unlock()
@@ -73,7 +73,7 @@ func (r *Root) Close() {
 	}
 	c.mu.Unlock()
 	c.memory.use(int(r.chunkBytes()), -1)
-	c.adjust(-int64(len(r.pages)))
+	c.charge(-int64(len(r.pages)) * placeBytes)
 }
 
 // spawn runs f in a goroutine that Close waits for, unless the root is closed.
@@ -116,6 +116,8 @@ type Reader struct {
 	reads atomic.Uint64
 	fails atomic.Uint64
 	fetch histogram
+
+	streams streams
 }
 
 // Reader returns a view of the root for one device.
@@ -197,10 +199,11 @@ func (v *Reader) Read(ctx context.Context, p []byte, off int64) error {
 	}
 	began := time.Now()
 	v.reads.Add(1)
+	scan := r.cache.isScan(v.streams.note(off, int64(len(p))))
 	var err error
 	for len(p) > 0 && err == nil {
 		n := int(min(int64(len(p)), (off+windowBytes)>>r.shift<<r.shift-off))
-		err = v.readWindow(ctx, p[:n], off)
+		err = v.readWindow(ctx, scan, p[:n], off)
 		p, off = p[n:], off+int64(n)
 	}
 	if err != nil {
@@ -218,13 +221,13 @@ type want struct {
 	skip int
 }
 
-func (v *Reader) readWindow(ctx context.Context, p []byte, off int64) error {
+func (v *Reader) readWindow(ctx context.Context, scan bool, p []byte, off int64) error {
 	wants, chunks, err := v.missing(ctx, p, off)
 	if err != nil || len(wants) == 0 {
 		return err
 	}
 	c := v.root.cache
-	t := c.near.begin(v.root, chunks)
+	t := c.near.begin(v.root, scan, chunks)
 	defer t.end()
 	for i, w := range wants {
 		got, err := t.wait(ctx, i)

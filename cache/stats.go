@@ -180,13 +180,13 @@ func (c *Cache) Stats() Stats {
 			s.Readers = s.Readers.plus(r.stats())
 		}
 	}
-	threshold := c.threshold
+	threshold, digesting := c.threshold, c.digesting
 	c.mu.Unlock()
 	s.Readers.Fetch = c.fetch.stats()
 	s.Memory = c.memory.stats()
 	s.Pages = c.digests.count()
 	s.Memory.ThresholdBytes = threshold
-	s.Memory.UsedBytes += int64(s.Pages) * pageBytes
+	s.Memory.UsedBytes += digesting
 	s.Disk, s.Peers, s.Appliance = c.disk.stats(), c.peers.stats(), c.appliance.stats()
 	s.Origin = c.origin.stats()
 	s.Served = ServedStats{c.served.hits.Load(), c.served.misses.Load(), c.served.bytes.Load()}
