@@ -6,99 +6,56 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"coppice/certs"
 )
 
 // ErrCertificate is the cause where the certificate to show to servers is of no use.
 var ErrCertificate = errors.New("the certificate to show to servers cannot be used")
 
-// certificates come from files, which are read again when they change.
+// certificates are those of files, and what servers said to them.
 type certificates struct {
-	ca, cert, key string // paths
-
-	mu     sync.Mutex // guards what follows
-	stamps [3]fileStamp
-	config *tls.Config // of the files that could be read last; never changed
-	gen    int         // counts them
+	*certs.Files
+	cert string // path
 
 	unfit atomic.Pointer[error] // what a server is refused with that does not like the last answer to its question for a certificate
 	none  atomic.Bool           // which was that there is none for it
 }
 
-// fileStamp tells a file from what it was before. It is zero where there is none.
-type fileStamp struct {
-	info os.FileInfo
-	size int64
-	time time.Time
-}
-
-func (s fileStamp) same(other fileStamp) bool {
-	if s.info == nil || other.info == nil {
-		return s.info == nil && other.info == nil
-	}
-	return os.SameFile(s.info, other.info) && s.size == other.size && s.time.Equal(other.time)
-}
-
 // readCertificates reads the files, each of which may be "".
 func readCertificates(ca, cert, key string) (*certificates, error) {
-	c := &certificates{ca: ca, cert: cert, key: key}
-	c.stamps = c.look()
-	var err error
-	c.config, err = c.read()
-	return c, err
+	files, err := certs.Open(ca, cert, key)
+	return &certificates{Files: files, cert: cert}, err
 }
 
-func (c *certificates) look() (stamps [3]fileStamp) {
-	for i, path := range []string{c.ca, c.cert, c.key} {
-		if path == "" {
-			continue
-		}
-		if info, err := os.Stat(path); err == nil {
-			stamps[i] = fileStamp{info, info.Size(), info.ModTime()}
-		}
-	}
-	return stamps
-}
-
-func (c *certificates) read() (*tls.Config, error) {
+// config lets the authorities be trusted beside those of the system.
+func (c *certificates) config(content *certs.Content) *tls.Config {
 	config := &tls.Config{}
-	if c.ca != "" {
-		pem, err := os.ReadFile(c.ca)
-		if err != nil {
-			return nil, fmt.Errorf("read certificates of authorities: %w", err)
-		}
+	if content.CA != nil {
+		var err error
 		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
 			config.RootCAs = x509.NewCertPool()
 		}
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read certificates of authorities: %s has no certificate in PEM", c.ca)
-		}
+		config.RootCAs.AppendCertsFromPEM(content.CA)
 	}
-	if c.cert != "" || c.key != "" {
-		pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-		if err != nil {
-			return nil, fmt.Errorf("read certificate %s and its key %s: %w", c.cert, c.key, err)
-		}
+	if content.Pair != nil {
 		config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return c.choose(&pair, asked, time.Now())
+			return c.choose(content, asked, time.Now())
 		}
 	}
-	return config, nil
+	return config
 }
 
 // choose decides what to show to a server that asks for a certificate.
-func (c *certificates) choose(pair *tls.Certificate, asked *tls.CertificateRequestInfo, now time.Time) (*tls.Certificate, error) {
-	switch {
-	case now.After(pair.Leaf.NotAfter):
-		return nil, fmt.Errorf("%s has expired on %s: %w", c.cert, pair.Leaf.NotAfter.UTC().Format(time.RFC3339), ErrCertificate)
-	case now.Before(pair.Leaf.NotBefore):
-		return nil, fmt.Errorf("%s holds from %s on: %w", c.cert, pair.Leaf.NotBefore.UTC().Format(time.RFC3339), ErrCertificate)
+func (c *certificates) choose(content *certs.Content, asked *tls.CertificateRequestInfo, now time.Time) (*tls.Certificate, error) {
+	pair, err := content.Fit(now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrCertificate)
 	}
 	if err := asked.SupportsCertificate(pair); err != nil {
 		c.answer(true, "%s is of an authority that the server does not name: %w", c.cert, ErrCertificate)
@@ -114,26 +71,6 @@ func (c *certificates) answer(none bool, format string, args ...any) {
 	c.none.Store(none)
 }
 
-// current returns what the files say now. Where they cannot be read, it is what they said before.
-func (c *certificates) current() (*tls.Config, int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.look()
-	if now[0].same(c.stamps[0]) && now[1].same(c.stamps[1]) && now[2].same(c.stamps[2]) {
-		return c.config, c.gen
-	}
-	c.stamps = now // a file that cannot be used is not tried again before it changes
-	config, err := c.read()
-	if err != nil {
-		slog.Warn("certificates have changed and cannot be used; those from before are", "error", err)
-		return c.config, c.gen
-	}
-	slog.Info("certificates have changed, and are used from now on", "ca", c.ca, "certificate", c.cert)
-	c.config = config
-	c.gen++
-	return c.config, c.gen
-}
-
 // transport is a [http.Transport] whose new connections use the certificates of their time.
 type transport struct {
 	o    SourceOptions
@@ -145,14 +82,18 @@ type transport struct {
 }
 
 func (t *transport) current() *http.Transport {
-	config, gen := t.o.TLS, 0
+	var content *certs.Content
+	gen := 0
 	if t.o.files != nil {
-		config, gen = t.o.files.current()
+		content, gen = t.o.files.Current()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.now == nil || gen != t.gen {
-		before := t.now
+		config, before := t.o.TLS, t.now
+		if content != nil {
+			config = t.o.files.config(content)
+		}
 		t.now, t.gen = newTransport(config, t.o.stall(), t.dial), gen
 		if before != nil {
 			before.CloseIdleConnections() // others end when they have been idle for long enough

@@ -32,8 +32,10 @@ const (
 	// DefaultChunkSize is the size of a chunk in bytes unless something else is asked for.
 	DefaultChunkSize = 64 << 10
 
+	// MaxChunkSize is the length of the largest chunks that there are.
+	MaxChunkSize = 1 << 20
+
 	minChunkSize = 4 << 10
-	maxChunkSize = 1 << 20
 	maxSize      = 1 << 50
 
 	maxManifest = 4 << 20 // what registries take
@@ -135,8 +137,8 @@ func (g geometry) validate() error {
 	switch {
 	case g.size < 1 || g.size > maxSize:
 		return fmt.Errorf("a size of %d bytes is not between 1 and %d", g.size, int64(maxSize))
-	case g.chunkSize < minChunkSize || g.chunkSize > maxChunkSize || g.chunkSize&(g.chunkSize-1) != 0:
-		return fmt.Errorf("a chunk size of %d bytes is not a power of two between %d and %d", g.chunkSize, minChunkSize, maxChunkSize)
+	case g.chunkSize < minChunkSize || g.chunkSize > MaxChunkSize || g.chunkSize&(g.chunkSize-1) != 0:
+		return fmt.Errorf("a chunk size of %d bytes is not a power of two between %d and %d", g.chunkSize, minChunkSize, MaxChunkSize)
 	}
 	return nil
 }

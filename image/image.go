@@ -158,8 +158,8 @@ func (im *Image) Close() error {
 
 // decoder decompresses chunks: no frame makes more than a chunk.
 var decoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(maxChunkSize),
-		zstd.WithDecoderMaxWindow(maxChunkSize), zstd.WithDecodeAllCapLimit(true))
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(MaxChunkSize),
+		zstd.WithDecoderMaxWindow(MaxChunkSize), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic(err) // the options above are wrong
 	}

@@ -193,7 +193,7 @@ func (s *scanner) load(b *batch) error {
 }
 
 // zeroChunk is what zeros are compared with.
-var zeroChunk = make([]byte, maxChunkSize)
+var zeroChunk = make([]byte, MaxChunkSize)
 
 func isZero(p []byte) bool { return bytes.Equal(p, zeroChunk[:len(p)]) }
 

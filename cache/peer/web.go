@@ -1,0 +1,208 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"time"
+
+	"coppice/cache"
+	"coppice/certs"
+)
+
+// web does requests, with the certificates of their time.
+type web struct {
+	files *certs.Files // nil without TLS
+
+	mu  sync.Mutex // guards what follows
+	now *http.Transport
+	gen int
+}
+
+func (w *web) transport() *http.Transport {
+	var content *certs.Content
+	gen := 0
+	if w.files != nil {
+		content, gen = w.files.Current()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.now == nil || gen != w.gen {
+		before := w.now
+		w.now, w.gen = newTransport(content), gen
+		if before != nil {
+			before.CloseIdleConnections() // others end when they have been idle for long enough
+		}
+	}
+	return w.now
+}
+
+// newTransport follows no proxy, and speaks HTTP/1.1: chunks one after the other over several connections are faster than over one.
+func newTransport(content *certs.Content) *http.Transport {
+	t := &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    5 * time.Second,
+		MaxIdleConnsPerHost:    lanes,
+		IdleConnTimeout:        idleTime - headerTime, // before the server ends them
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 16 << 10,
+		ReadBufferSize:         64 << 10,
+		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
+	}
+	if content != nil {
+		t.TLSClientConfig = &tls.Config{
+			MinVersion: tls.VersionTLS13, RootCAs: content.Authorities(),
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return content.Fit(time.Now()) },
+		}
+	}
+	return t
+}
+
+func (w *web) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.now != nil {
+		w.now.CloseIdleConnections()
+	}
+}
+
+// request is what a peer is asked for.
+type request struct {
+	url string
+	id  string // of this node
+}
+
+// get fills p with an answer. It ends when ctx does, when alive does, or when nothing has come for a time, with the cause of that.
+func (w *web) get(ctx, alive context.Context, silence time.Duration, q request, p []byte) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(alive, func() { cancel(context.Cause(alive)) })()
+	ear := listen(silence, func() { cancel(fmt.Errorf("nothing came for %s: %w", silence, ErrSilent)) })
+	defer ear.stop()
+	err := w.do(ctx, ear.hear, q, p)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// ear tells when nothing was heard for a time. Time for which this process did not run, because the machine was busy or asleep, is not held against the other
+// side.
+type ear struct {
+	silent func()
+	slice  time.Duration
+
+	mu    sync.Mutex // guards what follows
+	left  int        // slices
+	last  time.Time  // that one ended
+	timer *time.Timer
+}
+
+// parts is of how many slices a silence consists.
+const parts = 5
+
+func listen(silence time.Duration, silent func()) *ear {
+	e := &ear{silent: silent, slice: silence / parts, left: parts, last: time.Now()}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.timer = time.AfterFunc(e.slice, e.tick)
+	return e
+}
+
+func (e *ear) tick() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	if now.Sub(e.last) < 2*e.slice {
+		e.left--
+	}
+	if e.last = now; e.left <= 0 {
+		e.silent()
+		return
+	}
+	e.timer.Reset(e.slice)
+}
+
+func (e *ear) hear() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.left = parts
+}
+
+func (e *ear) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.left = 0
+	e.timer.Stop()
+}
+
+// do does a request. arrived is called when something came.
+func (w *web) do(ctx context.Context, arrived func(), q request, p []byte) error {
+	trace := &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error {
+		arrived()
+		return nil
+	}}
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodGet, q.url, nil)
+	if err != nil {
+		return err
+	}
+	if q.id != "" {
+		req.Header.Set(idHeader, q.id)
+	}
+	resp, err := w.transport().RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	arrived()
+	if err := checkAnswer(resp, len(p)); err != nil {
+		return err // the connection is used again where there was nothing beside the status, as [Handler] answers
+	}
+	return readFull(resp.Body, p, arrived)
+}
+
+// checkAnswer says what an answer means that is not n bytes of a chunk.
+func checkAnswer(resp *http.Response, n int) error {
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return cache.ErrMiss
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		return ErrBusy
+	case http.StatusLoopDetected:
+		return errSelf
+	default:
+		return fmt.Errorf("HTTP status %d: %w", resp.StatusCode, ErrProtocol)
+	}
+	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" {
+		return fmt.Errorf("the answer is encoded: %w", ErrProtocol)
+	}
+	if resp.ContentLength != int64(n) {
+		return fmt.Errorf("the answer has %d bytes, not %d: %w", resp.ContentLength, n, ErrProtocol)
+	}
+	return nil
+}
+
+// readFull is [io.ReadFull], and tells of what arrives.
+func readFull(r io.Reader, p []byte, arrived func()) error {
+	for len(p) > 0 {
+		n, err := r.Read(p)
+		if n > 0 {
+			arrived()
+		}
+		if p = p[n:]; err != nil && len(p) > 0 {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("the answer ended early: %w", err)
+		}
+	}
+	return nil
+}
