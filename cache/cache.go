@@ -177,7 +177,7 @@ func (c *Cache) have(key *Key, p []byte, skip int) Source {
 }
 
 // Serve fills p with a chunk for somebody else: from memory, the disk, or, where an image with the chunk's root is open that has it at its index, from the
-// appliance or the origin; never from peers, who would ask each other in circles. It fails with [ErrMiss] where it cannot.
+// appliance or the origin; from peers only what they have, since they would ask each other in circles. It fails with [ErrMiss] where it cannot.
 func (c *Cache) Serve(ctx context.Context, chunk Chunk, p []byte) error {
 	err := c.serve(ctx, chunk, p)
 	if err != nil {

@@ -19,7 +19,7 @@ type fetched struct {
 }
 
 // stage fetches chunks that memory does not have, each of them once for all who want it. There are two: near asks the disk and the peers, and then far, which
-// asks the appliance and the origin. What peers ask for goes to far alone, and so no two nodes ever wait for each other.
+// asks peers for what they have, the appliance, and the origin. What peers ask for goes to far alone, and so no two nodes ever wait for each other.
 type stage struct {
 	c       *Cache
 	flights flight.Group[Key, fetched]
@@ -130,8 +130,8 @@ func (s *stage) one(ctx context.Context, r *Root, c Chunk) (fetched, error) {
 
 // fetchNear asks disk and peers, and lets far fetch the rest.
 func (c *Cache) fetchNear(ctx context.Context, r *Root, all []*ticket) {
-	rest := c.ask(ctx, &c.near, c.disk, FromDisk, all)
-	rest = c.ask(ctx, &c.near, c.peers, FromPeers, rest)
+	rest := c.ask(ctx, &c.near, c.disk, c.disk.get, FromDisk, all)
+	rest = c.ask(ctx, &c.near, c.peers, c.peers.get, FromPeers, rest)
 	if len(rest) == 0 {
 		return
 	}
@@ -151,9 +151,10 @@ func (c *Cache) fetchNear(ctx context.Context, r *Root, all []*ticket) {
 	landing.Wait()
 }
 
-// fetchFar asks the appliance, and reads the rest from the origin, neighbours in one go.
+// fetchFar asks peers what they have, which makes nobody wait for anybody, and the appliance, and reads the rest from the origin, neighbours in one go.
 func (c *Cache) fetchFar(ctx context.Context, r *Root, all []*ticket) {
-	rest := c.ask(ctx, &c.far, c.appliance, FromAppliance, all)
+	rest := c.ask(ctx, &c.far, c.peers, c.peers.held, FromPeers, all)
+	rest = c.ask(ctx, &c.far, c.appliance, c.appliance.get, FromAppliance, rest)
 	var reads sync.WaitGroup
 	for _, run := range neighbours(rest) {
 		reads.Go(func() { c.readOrigin(ctx, r, run) })
@@ -162,7 +163,7 @@ func (c *Cache) fetchFar(ctx context.Context, r *Root, all []*ticket) {
 }
 
 // ask lands the chunks that a tier has, and returns the others.
-func (c *Cache) ask(ctx context.Context, s *stage, g *guard, from Source, all []*ticket) (rest []*ticket) {
+func (c *Cache) ask(ctx context.Context, s *stage, g *guard, get func(context.Context, Chunk) []byte, from Source, all []*ticket) (rest []*ticket) {
 	if g == nil {
 		return all
 	}
@@ -173,7 +174,7 @@ func (c *Cache) ask(ctx context.Context, s *stage, g *guard, from Source, all []
 		lanes <- struct{}{}
 		asking.Go(func() {
 			defer func() { <-lanes }()
-			if content := g.get(ctx, t.Chunk); content != nil {
+			if content := get(ctx, t.Chunk); content != nil {
 				found[i] = true
 				c.arrived(s, t, fetched{content, from})
 			}

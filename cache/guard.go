@@ -44,9 +44,31 @@ func newGuard(name string, t Tier, limit time.Duration, log *slog.Logger) *guard
 	return &guard{name: name, tier: t, limit: limit, log: log}
 }
 
+// getter is a tier's Get or Held.
+type getter func(ctx context.Context, c Chunk, p []byte) error
+
 // get returns a verified chunk, or nil where the tier is of no use.
 func (g *guard) get(ctx context.Context, c Chunk) []byte {
-	if g == nil || ctx.Err() != nil {
+	if g == nil {
+		return nil
+	}
+	return g.take(ctx, c, g.tier.Get)
+}
+
+// held returns a verified chunk that others have without a fetch, or nil.
+func (g *guard) held(ctx context.Context, c Chunk) []byte {
+	if g == nil {
+		return nil
+	}
+	h, ok := g.tier.(Holder)
+	if !ok {
+		return nil
+	}
+	return g.take(ctx, c, h.Held)
+}
+
+func (g *guard) take(ctx context.Context, c Chunk, get getter) []byte {
+	if ctx.Err() != nil {
 		return nil
 	}
 	if !g.admit() {
@@ -54,7 +76,7 @@ func (g *guard) get(ctx context.Context, c Chunk) []byte {
 		return nil
 	}
 	began := time.Now()
-	content, err := g.call(ctx, c)
+	content, err := g.call(ctx, c, get)
 	g.counts.latency.add(time.Since(began))
 	switch {
 	case err == nil && Key(sha256.Sum256(content)) == c.Key:
@@ -81,7 +103,7 @@ func (g *guard) get(ctx context.Context, c Chunk) []byte {
 }
 
 // call asks the tier in a goroutine, so that one that hangs can be left alone with the buffer that it may still fill.
-func (g *guard) call(ctx context.Context, c Chunk) ([]byte, error) {
+func (g *guard) call(ctx context.Context, c Chunk, get getter) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.limit)
 	defer cancel()
 	content := make([]byte, c.Len)
@@ -89,7 +111,7 @@ func (g *guard) call(ctx context.Context, c Chunk) ([]byte, error) {
 	g.abandoned.Add(1)
 	go func() {
 		defer g.abandoned.Add(-1)
-		ended <- g.tier.Get(ctx, c, content)
+		ended <- get(ctx, c, content)
 	}()
 	select {
 	case err := <-ended:

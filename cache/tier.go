@@ -35,6 +35,12 @@ type Tier interface {
 	Reject(c Chunk)
 }
 
+// Holder is a [Tier] of others who may fetch what they are asked for. Who goes to the origin itself, for all of them, asks what they have first.
+type Holder interface {
+	// Held does what Get does, of what the others have without a fetch.
+	Held(ctx context.Context, c Chunk, p []byte) error
+}
+
 // Origin is an image as it is read where no tier has a chunk, such as an [image.Set]. It is safe for concurrent use.
 type Origin interface {
 	// Size returns the length of the image in bytes, at least 1.

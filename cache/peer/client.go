@@ -13,6 +13,7 @@ import (
 
 	"coppice/cache"
 	"coppice/certs"
+	"coppice/image"
 )
 
 const (
@@ -91,7 +92,10 @@ type giver struct {
 	held bool
 }
 
-var _ cache.Tier = (*Client)(nil)
+var (
+	_ cache.Tier   = (*Client)(nil)
+	_ cache.Holder = (*Client)(nil)
+)
 
 // New returns a client of peers that do not change.
 func New(urls []string, o Options) (*Client, error) {
@@ -297,6 +301,17 @@ func (c *Client) ask(ctx context.Context, chunk cache.Chunk, p []byte, whom func
 		return cache.ErrMiss
 	}
 	return errors.Join(errs...)
+}
+
+// Heard takes down that a peer has an image open. That it says so itself makes no difference but to who is asked for what.
+func (c *Client) Heard(url string, root image.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.list {
+		if r.url == url {
+			r.roots.learn(root, true)
+		}
+	}
 }
 
 // Put does nothing: peers take what they want.

@@ -34,6 +34,8 @@ func NewID() string {
 type HandlerOptions struct {
 	// ID is that of this node's client: what it asks itself for is refused.
 	ID string
+	// Heard is told who asks for a fetch: that peer has the image open. nil means nobody wants to know. See [Client.Heard].
+	Heard func(url string, root image.Digest)
 	// MaxRequests is how many requests are answered at once. 0 means 256. Those beyond it are told to go elsewhere.
 	MaxRequests int
 	// MaxBytes is about how much memory the answers that are being made may take. 0 means 64 MiB.
@@ -146,6 +148,9 @@ func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.leave(c.Len)
+	if url := r.Header.Get(urlHeader); h.o.Heard != nil && url != "" && len(url) <= maxURL && c.Root != (image.Digest{}) {
+		h.o.Heard(url, c.Root)
+	}
 	buffer := h.buffer(c.Len)
 	defer h.buffers.Put(buffer)
 	p := (*buffer)[:c.Len]

@@ -25,6 +25,9 @@ func score(seed uint64, key cache.Key) uint64 {
 	return x ^ x>>33
 }
 
+// strangers is how many peers are asked what they have while nothing is known of them.
+const strangers = 3
+
 // turn is one peer that is asked for a chunk.
 type turn struct {
 	r     *remote
@@ -44,10 +47,16 @@ func (c *Client) fetchers(chunk cache.Chunk) []turn {
 	return turns[:min(len(turns), owners)]
 }
 
-// holders returns who is asked what it has already of an image: the first one that is known to have it open. mu is held.
+// holders returns who is asked what it has already of an image: the first one that is known to have it open, or, while that is known of nobody, the
+// first of those of whom nothing is known. mu is held.
 func (c *Client) holders(chunk cache.Chunk) []turn {
-	turns := c.order(chunk, func(t turn) bool { return t.r.url != c.selfURL && t.r.roots.has(chunk.Root) })
-	return turns[:min(len(turns), 1)]
+	others := c.order(chunk, func(t turn) bool { return t.r.url != c.selfURL && !t.r.roots.lacks(chunk.Root) })
+	for _, t := range others {
+		if t.r.roots.has(chunk.Root) {
+			return []turn{t}
+		}
+	}
+	return others[:min(len(others), strangers)]
 }
 
 // order returns the peers that can be asked and that fit, in their order for a chunk. mu is held.

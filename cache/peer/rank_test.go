@@ -2,6 +2,7 @@ package peer
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"coppice/cache"
@@ -109,8 +110,13 @@ func TestWhoIsAskedForWhatItHas(t *testing.T) {
 		defer c.mu.Unlock()
 		return urlsIn(c.holders(chunk))
 	}
-	if got := holders(pic.order[0]); len(got) > 0 {
-		t.Errorf("of nobody is known that it has the image: %q", got)
+	outsider := dial(t, Options{}, urls[1:]...)
+	if got, want := holders(pic.order[0]), asked(outsider, pic.order[0]); len(got) != strangers || got[0] != want[0] || got[1] != want[1] {
+		t.Errorf("while nothing is known %q are asked, not %q", got, want)
+	}
+	c.list[1].roots.learn(pic.root, false)
+	if got := holders(pic.order[0]); len(got) != strangers || slices.Contains(got, urls[1]) || slices.Contains(got, urls[0]) {
+		t.Errorf("%q are asked", got)
 	}
 	for _, r := range c.list[:3] {
 		r.roots.learn(pic.root, true)

@@ -89,7 +89,7 @@ func (r *remote) usable() bool { return r.state == StateReady && !time.Now().Bef
 
 // ask asks the peer for a chunk, and takes down how that went. held asks for what it has already.
 func (r *remote) ask(ctx context.Context, chunk cache.Chunk, p []byte, held bool) error {
-	alive := r.begin()
+	alive, self := r.begin()
 	select {
 	case r.lanes <- struct{}{}:
 		defer func() { <-r.lanes }()
@@ -99,22 +99,25 @@ func (r *remote) ask(ctx context.Context, chunk cache.Chunk, p []byte, held bool
 		return context.Cause(alive)
 	}
 	began := time.Now()
-	err := r.c.web.get(ctx, alive, r.c.o.Silence, r.request(chunk, held), p)
+	err := r.c.web.get(ctx, alive, r.c.o.Silence, r.request(chunk, held, self), p)
 	gone := ctx.Err() != nil && !errors.Is(context.Cause(ctx), ErrSlow)
 	r.finish(suspect{chunk, held}, err, time.Since(began), gone)
 	return err
 }
 
-func (r *remote) request(chunk cache.Chunk, held bool) request {
-	return request{url: r.url + target(chunk, held), id: r.c.o.ID}
+func (r *remote) request(chunk cache.Chunk, held bool, self string) request {
+	return request{url: r.url + target(chunk, held), id: r.c.o.ID, self: self}
 }
 
-// begin returns what ends when the peer is put aside.
-func (r *remote) begin() context.Context {
+// begin returns what ends when the peer is put aside, and what this node is called.
+func (r *remote) begin() (alive context.Context, self string) {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
 	r.count.requests++
-	return r.ctx
+	if _, isPeer := r.c.self(); isPeer {
+		self = r.c.selfURL
+	}
+	return r.ctx, self
 }
 
 // finish takes down what a request came to. gone says that who asked does not wait any more: then an error is not the peer's.
@@ -236,7 +239,7 @@ func (r *remote) probe(about suspect) error {
 	ctx, cancel := context.WithTimeoutCause(r.life, r.c.o.Patience, ErrSlow)
 	defer cancel()
 	p := make([]byte, about.chunk.Len)
-	err := r.c.web.get(ctx, r.life, r.c.o.Silence, r.request(about.chunk, about.held), p)
+	err := r.c.web.get(ctx, r.life, r.c.o.Silence, r.request(about.chunk, about.held, ""), p)
 	switch {
 	case isMiss(err):
 		return nil

@@ -15,6 +15,8 @@ const (
 	// idHeader has the [NewID] of who asks.
 	idHeader = "Coppice-Node"
 	maxID    = 64
+	// urlHeader has the URL of who asks, where it is a peer itself.
+	urlHeader = "Coppice-Peer"
 	// maxQuery is longer than any query that is right.
 	maxQuery = 256
 	// maxIndex is beyond the last chunk of the largest image: 1 PiB in chunks of 4 KiB.

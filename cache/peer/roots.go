@@ -10,7 +10,7 @@ const (
 	// maxRoots is of how many roots it is remembered whether a peer has them open.
 	maxRoots = 1024
 	// A peer that has not opened a root is asked again after minAbsence, then twice as long each time, up to maxAbsence.
-	minAbsence, maxAbsence = time.Second, 30 * time.Second
+	minAbsence, maxAbsence = 500 * time.Millisecond, 5 * time.Second
 )
 
 // roots is what is known of the images that a peer has open. The client's mu guards it.

@@ -75,8 +75,8 @@ func (w *web) close() {
 
 // request is what a peer is asked for.
 type request struct {
-	url string
-	id  string // of this node
+	url      string
+	id, self string // of this node; "" where it has none
 }
 
 // get fills p with an answer. It ends when ctx does, when alive does, or when nothing has come for a time, with the cause of that.
@@ -155,6 +155,9 @@ func (w *web) do(ctx context.Context, arrived func(), q request, p []byte) error
 	}
 	if q.id != "" {
 		req.Header.Set(idHeader, q.id)
+	}
+	if q.self != "" {
+		req.Header.Set(urlHeader, q.self)
 	}
 	resp, err := w.transport().RoundTrip(req)
 	if err != nil {
