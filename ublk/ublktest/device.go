@@ -55,8 +55,11 @@ func (s *Sim) NewDevice(h ublk.Handler, cfg DeviceConfig) (*Device, error) {
 	return d, nil
 }
 
+// mortal is a Handler that frees, of a queue, what the kernel takes from a process that dies.
+type mortal interface{ Died(q *ublk.Queue) }
+
 // Close detaches the handler from its queues. All requests must have been answered, unless
-// the simulator is halted: then the Handler, like the process it stands for, is told nothing.
+// the simulator is halted: then the Handler, like the process it stands for, is told nothing, but for its method Died if it has one.
 func (d *Device) Close() error {
 	if n := d.inService(); n > 0 && !d.sim.halted {
 		return fmt.Errorf("close device: %d requests are in service", n)
@@ -75,6 +78,8 @@ func (d *Device) release() error {
 	for _, q := range d.queues {
 		if !d.sim.halted {
 			d.handler.Detach(q)
+		} else if h, ok := d.handler.(mortal); ok {
+			h.Died(q)
 		}
 		errs = append(errs, q.Release())
 	}
