@@ -219,6 +219,9 @@ func (c *Cache) rootWith(ctx context.Context, chunk Chunk) *Root {
 	roots := slices.Clone(c.roots[chunk.Root])
 	c.mu.Unlock()
 	for _, r := range roots {
+		if r.hasTablePart(ctx, chunk) {
+			return r
+		}
 		if chunk.Index < 0 || chunk.Index >= r.chunks || r.chunkLen(chunk.Index) != chunk.Len {
 			continue
 		}

@@ -140,6 +140,7 @@ func (r *Root) loadPage(ctx context.Context, number int64) (*digestPage, error) 
 	if mine && !r.spawn(func() {
 		page := new(digestPage)
 		first := number << pageShift
+		r.shareTable(fl.Context(), number)
 		err := r.origin.Digests(fl.Context(), first, page.digests[:min(pageChunks, r.chunks-first)])
 		if err == nil {
 			r.cache.digests.add(pagePlace{r, number}, page)

@@ -215,8 +215,12 @@ func neighbours(all []*ticket) (runs [][]*ticket) {
 	return runs
 }
 
-// readOrigin lands neighbouring chunks.
+// readOrigin lands neighbouring chunks, or a part of the table.
 func (c *Cache) readOrigin(ctx context.Context, r *Root, run []*ticket) {
+	if run[0].Index >= TableIndex {
+		c.readTablePart(ctx, r, run[0])
+		return
+	}
 	bytes := 0
 	for _, t := range run {
 		bytes += t.Len

@@ -403,23 +403,33 @@ func (im *Image) checkChunk(index int64, c *chunkRef) error {
 
 // leafPage returns the page of level 0 with a chunk's entry, or nil where all of its entries are zeros.
 func (im *Image) leafPage(ctx context.Context, index int64) (*page, error) {
-	if im.config.Root == nil {
-		return nil, nil
+	ref, ok, err := im.leafRef(index, im.reading(ctx, index))
+	if err != nil || !ok {
+		return nil, err
 	}
-	ref := *im.config.Root
-	for level := im.g.levels() - 1; ; level-- {
-		p, err := im.page(ctx, ref, level, index)
-		if err != nil || level == 0 {
-			return p, err
+	return im.page(ctx, ref, 0, index)
+}
+
+// leafRef returns the reference of the page of level 0 with a chunk's entry, and false where all of its entries are zeros. get is asked for the pages above.
+func (im *Image) leafRef(index int64, get func(ref PageRef, level int) (*page, error)) (ref PageRef, ok bool, err error) {
+	if im.config.Root == nil {
+		return ref, false, nil
+	}
+	ref = *im.config.Root
+	for level := im.g.levels() - 1; level > 0; level-- {
+		p, err := get(ref, level)
+		if err != nil {
+			return ref, false, err
 		}
 		k, held := p.find(int(index >> (level * fanShift) & (fanOut - 1)))
 		if !held {
-			return nil, nil
+			return ref, false, nil
 		}
 		if ref, err = im.childRef(p, k, index); err != nil {
-			return nil, err
+			return ref, false, err
 		}
 	}
+	return ref, true, nil
 }
 
 // pageKey is all that a page was verified against: two references that differ in anything do not share a page.

@@ -7,6 +7,8 @@
 //	GET /v1/chunks/DIGEST?root=CONTENTROOT&index=N&len=L    200 and the L bytes of a chunk, fetched for that where the image is open there
 //	GET /v1/chunks/DIGEST?len=L                             the same, of what is in memory or on disk there
 //
+// A part of a page of an image's chunk table is asked for in the same way, by an index from [cache.TableIndex] on.
+//
 // Whoever is asked for a chunk that it has to fetch says 102 (Processing) every 50 ms, so that one who is busy is told from one who is gone. 404 is the
 // answer of one who has no such chunk, 503 of one who has too much to do, 508 of one who is asked by itself.
 //

@@ -19,8 +19,8 @@ const (
 	urlHeader = "Coppice-Peer"
 	// maxQuery is longer than any query that is right.
 	maxQuery = 256
-	// maxIndex is beyond the last chunk of the largest image: 1 PiB in chunks of 4 KiB.
-	maxIndex = 1 << 38
+	// maxIndex is beyond the last chunk of the largest image, 1 PiB in chunks of 4 KiB, and beyond the parts of its table.
+	maxIndex = 2 * cache.TableIndex
 )
 
 // target returns path and query of a request for a chunk: held asks for what is there without a fetch.
