@@ -480,7 +480,7 @@ func TestFaultSweep(t *testing.T) {
 				if !slices.Contains(fault.kinds, s.script[at-1].kind) {
 					continue
 				}
-				if sites++; testing.Short() && sites%53 != 0 {
+				if sites++; testing.Short() && sites%211 != 0 {
 					continue
 				}
 				s.run(part, at, fault)

@@ -185,7 +185,11 @@ func TestMoveDamaged(t *testing.T) {
 func TestMoveCut(t *testing.T) {
 	t.Parallel()
 	cuts, stopped := 0, [2]bool{true, true}
-	for calls := 0; stopped[0] || stopped[1]; calls += 1 + calls/5 {
+	sparse := 5
+	if testing.Short() {
+		sparse = 1
+	}
+	for calls := 0; stopped[0] || stopped[1]; calls += 1 + calls/sparse {
 		for side := range 2 {
 			if !stopped[side] {
 				continue

@@ -146,7 +146,7 @@ func newRigOf(t testing.TB, c rigConfig) *rig {
 // seeds is how many seeds a test tries: fewer in short runs, which the race detector makes slow.
 func seeds(n uint64) uint64 {
 	if testing.Short() {
-		return n / 4
+		return max(1, n/10)
 	}
 	return n
 }
