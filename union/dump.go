@@ -64,6 +64,9 @@ func (d *dumper) superblocks() {
 		d.printf("  version %d, generation %d, UUID %s\n", formatVersion, sb.Generation, sb.UUID)
 		d.printf("  store of %d blocks; log copies of %d blocks at %d and %d; %d slots from block %d\n",
 			sb.SizeBlocks, sb.LogBlocks, sb.LogA, sb.LogB, sb.Slots, sb.SlotBase)
+		if sb.CacheBlocks > 0 {
+			d.printf("  region of a block cache of %d blocks at %d\n", sb.CacheBlocks, sb.cacheBlock())
+		}
 		d.printf("  log start %d; catalog of %d blocks at slot %d, generation %d; next layer %d\n",
 			sb.LogStart, sb.CatalogBlocks, sb.CatalogSlot, sb.CatalogGeneration, sb.NextLayer)
 		d.printf("  boot id of the opener %s\n", sb.BootID)

@@ -20,7 +20,9 @@ import (
 //	block 24         lease
 //	block 256        log, copy A: n blocks
 //	block 256+n+256  log, copy B: n blocks, at least 1 MiB away from copy A
-//	after copy B     slots, to the end of the store
+//	after copy B     the region of a block cache, if one was reserved; then slots, to the end of the store
+//
+// What lies in the region of a cache is not the store's: it is never read or written here, and no checksum covers it.
 //
 // Torn writes: a superblock is written to B, flushed, then to A, flushed, and nothing that
 // the older one names is reused before both are done. A log block that tore is either not yet
@@ -47,8 +49,10 @@ const (
 	smallestStore = 128
 	smallestLog   = 8
 
-	// MinStoreBytes is the smallest store that can be formatted.
+	// MinStoreBytes is the smallest store that can be formatted, without the region of a cache.
 	MinStoreBytes = 32 << 20
+	// MinCacheBytes is the smallest region that can be reserved for a block cache.
+	MinCacheBytes = 16 << 20
 
 	// maxBlock bounds block numbers: 4 PiB of 4 KiB blocks.
 	maxBlock = 1<<40 - 1
@@ -95,7 +99,8 @@ var le = binary.LittleEndian
 //	124  4  next layer number
 //	128  8  generation of the catalog
 //	136 16  boot id of an opener with a run directory, zero after a clean close
-//	152     zero to the end
+//	152  8  blocks between log copy B and slot 0 that are reserved for a block cache
+//	160     zero to the end
 type superblock struct {
 	Incompat, Compat  uint64
 	UUID              uuid.UUID
@@ -111,6 +116,7 @@ type superblock struct {
 	NextLayer         uint32
 	CatalogGeneration uint64
 	BootID            uuid.UUID
+	CacheBlocks       uint64
 }
 
 var superMagic = [8]byte{'C', 'O', 'P', 'P', 'L', 'E', 'A', 'F'}
@@ -137,6 +143,7 @@ func (s *superblock) encode(p []byte) {
 	le.PutUint32(p[124:], s.NextLayer)
 	le.PutUint64(p[128:], s.CatalogGeneration)
 	copy(p[136:], s.BootID[:])
+	le.PutUint64(p[152:], s.CacheBlocks)
 	le.PutUint32(p[superSumField:], blockChecksum(p, superSumField))
 }
 
@@ -168,6 +175,7 @@ func (s *superblock) decode(p []byte, off int64) error {
 	s.NextLayer = le.Uint32(p[124:])
 	s.CatalogGeneration = le.Uint64(p[128:])
 	copy(s.BootID[:], p[136:])
+	s.CacheBlocks = le.Uint64(p[152:])
 	if s.Incompat != 0 {
 		return fmt.Errorf("incompatible features %#x: %w", s.Incompat, ErrVersion)
 	}
@@ -183,8 +191,10 @@ func (s *superblock) validate(off int64) error {
 		return bad("size out of range")
 	case s.LogBlocks < smallestLog || s.LogBlocks > maxLogBlocks || s.LogBlocks%s.pendingBlocks() != 0:
 		return bad("log size out of range")
+	case s.CacheBlocks > s.SizeBlocks:
+		return bad("region of the cache beyond the end of the store")
 	case s.LogA <= superBBlock || s.LogA > logABlock || s.LogB < s.LogA+s.LogBlocks ||
-		s.LogB > s.LogA+s.LogBlocks+logGap || s.SlotBase != s.LogB+s.LogBlocks:
+		s.LogB > s.LogA+s.LogBlocks+logGap || s.SlotBase != s.cacheBlock()+s.CacheBlocks:
 		return bad("regions out of place")
 	case s.Slots == 0 || s.Slots > maxSlots || s.SlotBase >= s.SizeBlocks || s.Slots > s.SizeBlocks-s.SlotBase:
 		return bad("slots beyond the end of the store")
@@ -203,6 +213,16 @@ func layout(sizeBytes int64) superblock {
 	return layoutOf(blocks, n, logABlock, logGap)
 }
 
+// withCache divides a store of the given size, of which some bytes, a multiple of 4 KiB, are reserved for a block cache.
+func withCache(sizeBytes, cacheBytes int64) superblock {
+	s := layout(sizeBytes - cacheBytes)
+	s.CacheBlocks = uint64(cacheBytes) >> blockShift
+	s.SizeBlocks += s.CacheBlocks
+	s.SlotBase += s.CacheBlocks
+	s.fillSlots()
+	return s
+}
+
 // layoutOf divides a store of blocks into log copies of n blocks, the first of which begins at block a, gap blocks apart, and slots.
 func layoutOf(blocks, n, a, gap uint64) superblock {
 	s := superblock{SizeBlocks: blocks, LogBlocks: n, LogA: a, LogStart: 1, NextLayer: 1}
@@ -211,6 +231,9 @@ func layoutOf(blocks, n, a, gap uint64) superblock {
 	s.fillSlots()
 	return s
 }
+
+// cacheBlock is the first block of the region of a block cache, where there is one.
+func (s *superblock) cacheBlock() uint64 { return s.LogB + s.LogBlocks }
 
 // fillSlots makes slots of all blocks behind the log.
 func (s *superblock) fillSlots() { s.Slots = min(s.SizeBlocks-s.SlotBase, maxSlots) }

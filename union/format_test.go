@@ -39,7 +39,7 @@ var superblockLayout = []layoutField{
 	{64, 8, "LogBlocks", uint64(2048)},
 	{72, 8, "LogA", uint64(256)},
 	{80, 8, "LogB", uint64(256 + 2048 + 256)},
-	{88, 8, "SlotBase", uint64(256 + 2048 + 256 + 2048)},
+	{88, 8, "SlotBase", uint64(256 + 2048 + 256 + 2048 + 0x5152)},
 	{96, 8, "Slots", uint64(0x313233)},
 	{104, 8, "LogStart", uint64(0x4142434445464748)},
 	{112, 8, "CatalogSlot", uint64(0x212223)},
@@ -47,6 +47,7 @@ var superblockLayout = []layoutField{
 	{124, 4, "NextLayer", uint32(0x61626364)},
 	{128, 8, "CatalogGeneration", uint64(0x7172737475767778)},
 	{136, 16, "BootID", otherUUID},
+	{152, 8, "CacheBlocks", uint64(0x5152)},
 }
 
 var logHeaderLayout = []layoutField{
@@ -411,6 +412,9 @@ func TestSuperblockRefuses(t *testing.T) {
 		"catalog too long":       func(s *superblock) { s.CatalogBlocks = maxCatalogBlocks + 1 },
 		"catalog beyond the end": func(s *superblock) { s.CatalogSlot = s.Slots },
 		"log start zero":         func(s *superblock) { s.LogStart = 0 },
+		"cache over slots":       func(s *superblock) { s.CacheBlocks++ },
+		"cache overflows":        func(s *superblock) { s.CacheBlocks = -s.cacheBlock(); s.SlotBase = 0 },
+		"cache of everything":    func(s *superblock) { s.CacheBlocks = s.SizeBlocks - s.cacheBlock(); s.SlotBase = s.SizeBlocks },
 	} {
 		s := layout(1 << 30)
 		s.CatalogBlocks = 1

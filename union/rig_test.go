@@ -98,6 +98,7 @@ type rigConfig struct {
 	asyncRoot  bool
 	sizeBytes  int64 // of the device
 	storeBytes int64
+	cacheBytes int64
 	noVerify   bool
 	fullWait   time.Duration
 	notify     func(SpaceEvent)
@@ -119,7 +120,7 @@ func newRigOf(t testing.TB, c rigConfig) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := formatDisk("leaf", disk, FormatOptions{}); err != nil {
+	if _, err := formatDisk("leaf", disk, FormatOptions{CacheBytes: c.cacheBytes}); err != nil {
 		t.Fatal(err)
 	}
 	base := &memBase{content: make([]byte, rootSize)}

@@ -61,6 +61,9 @@ type FormatOptions struct {
 	Force     bool      // overwrite what is there
 	SizeBytes int64     // regular files: create it or extend it to this size; 0: as it is
 	UUID      uuid.UUID // zero: a random one
+	// CacheBytes reserves so much of the store, rounded down to 4 KiB, for a block cache; 0: nothing, otherwise at least
+	// [MinCacheBytes]. It stays so much for as long as the store exists.
+	CacheBytes int64
 
 	geometry *superblock // nil: the usual one for the size
 }
@@ -112,6 +115,7 @@ type StoreInfo struct {
 	Fenced     string      `json:"fenced,omitempty"` // why this process writes to it no more
 	LogBytes   int64       `json:"log_bytes"`        // of one copy
 	LogUsed    int64       `json:"log_used_bytes"`   // since the last checkpoint
+	CacheBytes int64       `json:"cache_bytes"`      // reserved for a block cache
 	Failed     bool        `json:"failed"`           // a write or flush of the device failed
 	Recovery   Recovery    `json:"recovery"`
 	Scrub      ScrubStatus `json:"scrub"`
@@ -121,8 +125,8 @@ type StoreInfo struct {
 // Format makes a store on a block device or in a regular file, and refuses a target that holds anything
 // (any byte that is not zero in its first or last MiB) unless forced. A target that it refuses stays as it was.
 func Format(path string, o FormatOptions) (*StoreInfo, error) {
-	if o.SizeBytes != 0 && o.SizeBytes < MinStoreBytes {
-		return nil, fmt.Errorf("format %s: %d bytes, need at least %d: %w", path, o.SizeBytes, MinStoreBytes, ErrTooSmall)
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("format %s: %w", path, err)
 	}
 	created := false
 	if o.SizeBytes > 0 {
@@ -136,6 +140,29 @@ func Format(path string, o FormatOptions) (*StoreInfo, error) {
 		err = errors.Join(err, os.Remove(path))
 	}
 	return info, err
+}
+
+func (o *FormatOptions) validate() error {
+	o.CacheBytes &^= blockSize - 1
+	if o.CacheBytes != 0 && o.CacheBytes < MinCacheBytes {
+		return fmt.Errorf("%d bytes for a cache, need at least %d: %w", o.CacheBytes, MinCacheBytes, ErrTooSmall)
+	}
+	if o.SizeBytes != 0 {
+		return o.fits(o.SizeBytes)
+	}
+	return nil
+}
+
+// fits fails where a store of so many bytes is too small.
+func (o *FormatOptions) fits(sizeBytes int64) error {
+	switch {
+	case sizeBytes < MinStoreBytes:
+		return fmt.Errorf("%d bytes, need at least %d: %w", sizeBytes, MinStoreBytes, ErrTooSmall)
+	case sizeBytes-o.CacheBytes < MinStoreBytes:
+		return fmt.Errorf("%d bytes, of which %d for a cache leave %d, need at least %d: %w",
+			sizeBytes, o.CacheBytes, sizeBytes-o.CacheBytes, MinStoreBytes, ErrTooSmall)
+	}
+	return nil
 }
 
 func createFile(path string) (created bool, err error) {
@@ -192,10 +219,10 @@ func growFile(d *fileDisk, o FormatOptions) error {
 func formatDisk(path string, d disk, o FormatOptions) (*StoreInfo, error) {
 	sb := o.geometry
 	if sb == nil {
-		if d.Size() < MinStoreBytes {
-			return nil, fmt.Errorf("%d bytes, need at least %d: %w", d.Size(), MinStoreBytes, ErrTooSmall)
+		if err := o.fits(d.Size()); err != nil {
+			return nil, err
 		}
-		usual := layout(d.Size())
+		usual := withCache(d.Size(), o.CacheBytes)
 		sb = &usual
 	}
 	if !o.Force {
@@ -327,6 +354,20 @@ func (s *Store) UUID() uuid.UUID { return s.sb.UUID }
 // File returns the store's open file.
 func (s *Store) File() *os.File { return s.disk.File() }
 
+// CacheRegion returns the part of the store's file that is reserved for a block cache; a length of 0 means that there is none, or that the store
+// is open read-only. It is for one user in the process that has the store open, which gives it up before the store is closed. The file is
+// open with O_DIRECT where possible: offsets, lengths and buffers are multiples of 4 KiB. Its user must neither flush it, because the
+// kernel tells one caller only that a flush failed, nor close or lock it. Nothing fences the region: after the lease was broken
+// two nodes may write there at once, so what is in it must prove itself.
+func (s *Store) CacheRegion() (f *os.File, off, length int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sb.CacheBlocks == 0 || s.readOnly {
+		return nil, 0, 0
+	}
+	return s.disk.File(), int64(s.sb.cacheBlock()) << blockShift, int64(s.sb.CacheBlocks) << blockShift
+}
+
 // Info describes the store as it is now.
 func (s *Store) Info() StoreInfo {
 	s.mu.Lock()
@@ -335,7 +376,7 @@ func (s *Store) Info() StoreInfo {
 		Path: s.path, UUID: s.sb.UUID.String(), Version: formatVersion, Generation: s.sb.Generation,
 		SizeBytes: int64(s.sb.SizeBlocks) << blockShift, SlotBytes: int64(s.sb.Slots) << blockShift,
 		FreeBytes: int64(s.slots.freeSlots()) << blockShift, LogBytes: int64(s.sb.LogBlocks) << blockShift,
-		Recovery: s.recovery, Scrub: s.ScrubStatus(),
+		CacheBytes: int64(s.sb.CacheBlocks) << blockShift, Recovery: s.recovery, Scrub: s.ScrubStatus(),
 	}
 	s.log.mu.Lock()
 	info.LogUsed = int64(s.log.target()+1-s.log.start) << blockShift

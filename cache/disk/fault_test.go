@@ -64,7 +64,7 @@ func live(t *testing.T, test func(d *Disk, f *faulty)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := quiet()
-		o.inline = false
+		o.inline, o.ReadTimeout = false, 0
 		f := &faulty{memory: make(memory, o.geometry.Blocks<<blockShift)}
 		d := openTest(t, f, o)
 		d.start()
@@ -219,7 +219,7 @@ func TestWriteErrors(t *testing.T) {
 func TestHangingWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := quiet()
-		o.inline, o.QueueBytes = false, 100_000
+		o.inline, o.ReadTimeout, o.QueueBytes = false, 0, 100_000
 		f := &faulty{memory: make(memory, o.geometry.Blocks<<blockShift)}
 		d := openTest(t, f, o)
 		d.start()
@@ -282,7 +282,11 @@ func TestWritesYield(t *testing.T) {
 func TestIndexIsWritten(t *testing.T) {
 	live(t, func(d *Disk, f *faulty) {
 		put(d, 1)
-		left := func() *Disk { return openTest(t, append(memory(nil), f.memory...), quiet()) }
+		left := func() *Disk {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return openTest(t, append(memory(nil), f.memory...), quiet())
+		}
 		if has(t, left(), 1) {
 			t.Fatal("the index is written with each chunk")
 		}

@@ -8,11 +8,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/union"
 )
 
 func openPath(t *testing.T, path string, size int64) *Disk {
 	t.Helper()
-	d, err := Open(path, Options{SizeBytes: size, Log: quiet().Log, ReadTimeout: maxRead, retry: 10 * time.Millisecond})
+	d, err := Open(path, Options{SizeBytes: size, Log: quiet().Log, ReadTimeout: time.Hour, patient: true, retry: 10 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +115,7 @@ func TestRegion(t *testing.T) {
 	defer f.Close()
 	r := Region{Name: "store", File: f, Off: off, Length: length}
 	for try := range 2 {
-		d, err := OpenRegion(r, Options{Log: quiet().Log})
+		d, err := OpenRegion(r, Options{Log: quiet().Log, ReadTimeout: time.Hour, patient: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,6 +140,36 @@ func TestRegion(t *testing.T) {
 	r.Off = 100
 	if _, err := OpenRegion(r, Options{}); err == nil {
 		t.Error("a region at byte 100 was taken")
+	}
+}
+
+// The smallest region that a leaf store reserves is enough, and the store and the cache do not harm each other.
+func TestRegionOfAStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leaf")
+	if _, err := union.Format(path, union.FormatOptions{SizeBytes: union.MinStoreBytes + union.MinCacheBytes, CacheBytes: union.MinCacheBytes}); err != nil {
+		t.Fatal(err)
+	}
+	for try := range 2 {
+		st, err := union.OpenStore(path, union.StoreOptions{NoLease: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, off, length := st.CacheRegion()
+		d, err := OpenRegion(Region{Name: path, File: f, Off: off, Length: length}, Options{Log: quiet().Log, ReadTimeout: time.Hour, patient: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := hits(t, d, 50); n != 50*try {
+			t.Errorf("%d of 50 chunks", n)
+		}
+		putAll(d, 50)
+		closeDisk(t, d)
+		if err := st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if rep, err := union.Check(path, union.CheckOptions{}); err != nil || len(rep.Problems) > 0 {
+			t.Errorf("%v, %v", rep, err)
+		}
 	}
 }
 

@@ -98,6 +98,9 @@ func TestFlipsOfStructures(t *testing.T) {
 		if block > headerABlock && block < headerBBlock || in >= 256 && in%64 != 0 {
 			continue // nothing lies there, or, behind the entries in use, zeros
 		}
+		if testing.Short() && at%5 != 0 {
+			continue
+		}
 		for bit := range 8 {
 			if bit != at%8 && at%16 != 0 {
 				continue

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -48,7 +49,7 @@ func (m memory) Close() error                             { return nil }
 // quiet are options for a cache that does everything when it is told to.
 func quiet() Options {
 	g := smallGeometry()
-	return Options{geometry: &g, uuid: testUUID, inline: true, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	return Options{geometry: &g, uuid: testUUID, inline: true, patient: true, ReadTimeout: time.Hour, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 }
 
 // openTest opens a cache that the test never closes, but for what it is about.

@@ -51,6 +51,9 @@ func writeStore(w io.Writer, info union.StoreInfo) {
 	r.add("size", "%s", showBytesExact(info.SizeBytes))
 	r.add("space", "%s of %s", showSpace(info.Space), showBytes(info.SlotBytes))
 	r.add("log", "%s of %s used, in two copies", showBytes(info.LogUsed), showBytes(info.LogBytes))
+	if info.CacheBytes > 0 {
+		r.add("cache", "%s reserved", showBytes(info.CacheBytes))
+	}
 	r.add("lease", "%s", showLease(info.Lease))
 	if info.Failed {
 		r.add("FAILED", "a write or flush of the store failed: it takes no writes until it is opened again")

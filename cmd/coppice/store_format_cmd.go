@@ -15,6 +15,7 @@ type storeFormatCmd struct {
 	output
 	storePath
 	Size  size `placeholder:"SIZE" help:"Make the file, or extend it to this size (files only)."`
+	Cache size `placeholder:"SIZE" help:"Reserve so much of it for the block cache."`
 	Force bool `help:"Overwrite what is there. All of it is lost."`
 }
 
@@ -28,7 +29,7 @@ func (c *storeFormatCmd) Run(env *environment) error {
 			Hint: "check the path, or give --size SIZE to make a file",
 		}
 	}
-	info, err := union.Format(c.Path, union.FormatOptions{Force: c.Force, SizeBytes: int64(c.Size)})
+	info, err := union.Format(c.Path, union.FormatOptions{Force: c.Force, SizeBytes: int64(c.Size), CacheBytes: int64(c.Cache)})
 	if err != nil {
 		if absent {
 			err = errors.Join(err, removeIfThere(c.Path))
@@ -36,8 +37,12 @@ func (c *storeFormatCmd) Run(env *environment) error {
 		return explainStore(c.Path, err)
 	}
 	return c.print(env.out, info, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: leaf store of %s, %s for data, uuid %s\n",
-			c.Path, showBytes(info.SizeBytes), showBytes(info.SlotBytes), info.UUID)
+		reserved := ""
+		if info.CacheBytes > 0 {
+			reserved = fmt.Sprintf("%s for a block cache, ", showBytes(info.CacheBytes))
+		}
+		fmt.Fprintf(w, "%s: leaf store of %s, %s for data, %suuid %s\n",
+			c.Path, showBytes(info.SizeBytes), showBytes(info.SlotBytes), reserved, info.UUID)
 	})
 }
 
