@@ -31,11 +31,12 @@ const (
 	tablePlaces = 2
 )
 
-// shareTable gives the origin a page of its table, where a tier has it. What goes wrong only means that it is read from the origin.
+// shareTable gives the origin a page of its table through the cache, which may have it from an earlier time when the image was open. What goes wrong only means
+// that the page is read from the origin.
 func (r *Root) shareTable(ctx context.Context, number int64) {
 	c := r.cache
 	o, ok := r.origin.(tables)
-	if !ok || c.disk == nil && c.peers == nil && c.appliance == nil {
+	if !ok {
 		return
 	}
 	first := number << pageShift

@@ -36,10 +36,12 @@ type figures struct {
 var sections = []section{
 	{"What a boot reads", "Recorded boots of Debian, in `cache/trace/testdata`: what was read of the root's disk before the login prompt. Of the chunks that are read, those of zeros are " +
 		"not counted: they are fetched by nobody. Compression aside.", (*figures).boots},
-	{"Size of a chunk", "The first boot, from images of different chunk sizes, through a cache that is empty. Requests are those to the web server, neighbouring chunks in one.",
+	{"Size of a chunk", "The first boot, from images of different chunk sizes, through a cache that is empty. Requests are those to the web server, neighbouring chunks in one. The larger " +
+		"a chunk, the fewer requests, and the more bytes; as no size is better in both, that of 64 KiB stays the default.",
 		(*figures).chunkSizes},
-	{"Second device on a node", "Two devices on one root boot one after the other through one cache. Times are medians of three rounds. A third device opens the image anew, as if it were " +
-		"not known to be the same.", (*figures).second},
+	{"Second device on a node", "Two devices on one root boot one after the other through one cache. Times are medians of three rounds. A third device opens the image anew.", (*figures).second},
+	{"Many nodes at once", "Each node is a process with a cache in memory, a replica set and mutual TLS of its own, and all of them are on this machine, with its CPUs between them; all begin to boot " +
+		"when all are ready. A device of theirs is a reader of the cache: there is no driver, real or made up, and they share one network. An appliance is one more such process, whose cache is empty at first. Nodes that have peers all have the same list.", (*figures).twenty},
 	{"Scans", "Boots through a cache in memory that has room for two of them, then another image is read from beginning to end, four times as much as the cache has room for, and then it is counted how " +
 		"many of the parts of requests the next boot finds in memory. All policies of the cache, and those of golang-lru as bare indexes over the same chunks.", (*figures).scans},
 	{"A cache smaller than the root", "Two boots, one after the other, through caches in memory of different sizes.", (*figures).tenth},
@@ -90,14 +92,23 @@ func (f *figures) head() {
 	t := f.traces[0]
 	fmt.Fprintf(&f.page, `# Figures of the cache
 
-Written by %s on %s, with Go %s on %d CPUs, natively and without a kernel driver. Boots are replayed from traces that were recorded in a
+Written by %s on %s, with Go %s on %d CPUs, natively and without a kernel driver, beside a load of %s (one minute's, when it began). Boots are replayed from traces that were recorded in a
 virtual machine: every read in its order, as fast as it goes, each compared with what it should be. The image is made up for that: it is as large as the root that
 was traced (%d MiB), has data where that has data (%d MiB in chunks of %d KiB), and compresses as well (to %d %%).
 
 Where a network is named, the image comes from a web server through the delaying proxy (%s): LAN is a delay of 0.2 ms before each
 answer, WAN one of 20 ms and 100 Mbit/s for all answers together. "Origin bytes" are what that server sent, without headers: descriptions and chunk table of the image included.
-`, "`make figures`", time.Now().UTC().Format(time.DateOnly), strings.TrimPrefix(runtime.Version(), "go"), runtime.NumCPU(),
+`, "`make figures`", time.Now().UTC().Format(time.DateOnly), strings.TrimPrefix(runtime.Version(), "go"), runtime.NumCPU(), load(),
 		t.Size>>20, int64(len(t.Held(chunk)))*chunk>>20, chunk>>10, t.Stored, "`image/faultproxy`")
+}
+
+// load is how many processes run or want to, of one minute.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown size"
+	}
+	return strings.Fields(string(text))[0]
 }
 
 // table writes a table, whose first line is its head.

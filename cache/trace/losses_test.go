@@ -9,8 +9,40 @@ import (
 
 	"coppice/cache"
 	"coppice/cache/disk"
+	"coppice/cache/peer"
 	"coppice/image"
+	"coppice/image/faultproxy"
 )
+
+// serveNode serves a node's cache without TLS through a proxy, so that it can be made silent.
+func serveNode(t *testing.T, n *node) *faultproxy.Proxy {
+	t.Helper()
+	s, err := peer.Listen("127.0.0.1:0", peer.NewHandler(n, peer.HandlerOptions{Log: quiet}), peer.ServerOptions{Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	p, err := faultproxy.Start("127.0.0.1:0", "http://"+s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// dial returns a client of nodes that are served without TLS.
+func dial(t *testing.T, all bool, urls ...string) *peer.Client {
+	t.Helper()
+	c, err := peer.New(urls, peer.Options{Insecure: true, All: all, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// spoilt is a fault of the server of a tier.
+func spoilt(p *faultproxy.Proxy, f faultproxy.Fault) func() { return func() { p.Set(f) } }
 
 // lossKinds are the tiers that are lost, and how.
 var lossKinds = []loss{
@@ -25,6 +57,30 @@ var lossKinds = []loss{
 	{"cache file, overwritten", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
 		path, d := filledDisk(t, f)
 		return cache.Options{Disk: d}, func() { scribble(t, path) }
+	}},
+	{"one of two peers, gone", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		a, b := serveNode(t, warm), serveNode(t, warm)
+		return cache.Options{Peers: dial(t, false, a.URL(), b.URL())}, spoilt(a, faultproxy.Fault{Reset: true})
+	}},
+	{"the only peer, gone", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		p := serveNode(t, warm)
+		return cache.Options{Peers: dial(t, false, p.URL())}, spoilt(p, faultproxy.Fault{Reset: true})
+	}},
+	{"the only peer, silent", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		p := serveNode(t, warm)
+		return cache.Options{Peers: dial(t, false, p.URL())}, spoilt(p, faultproxy.Fault{Blackhole: true})
+	}},
+	{"the only peer, lying", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		p := serveNode(t, warm)
+		return cache.Options{Peers: dial(t, false, p.URL())}, spoilt(p, faultproxy.Fault{Flip: true})
+	}},
+	{"appliance, gone", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		p := serveNode(t, warm)
+		return cache.Options{Appliance: dial(t, true, p.URL())}, spoilt(p, faultproxy.Fault{Reset: true})
+	}},
+	{"appliance, silent", func(t *testing.T, f *figures, warm *node) (cache.Options, func()) {
+		p := serveNode(t, warm)
+		return cache.Options{Appliance: dial(t, true, p.URL())}, spoilt(p, faultproxy.Fault{Blackhole: true})
 	}},
 }
 

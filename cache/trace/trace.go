@@ -11,7 +11,7 @@
 //	size SECTORS                 of the disk
 //	stored PERCENT               of the data's bytes that are left when each 64 KiB are compressed by zstd, 1 to 100
 //	prompt TIME                  when the login prompt was there
-//	data OFFSET LENGTH           where the disk is not zeros, in whole units of 16 KiB, ascending, apart from each other
+//	data OFFSET LENGTH           where the disk is not zeros, in whole units of 16 KiB but for the disk's end, ascending, apart
 //	read TIME OFFSET LENGTH      a read, in the order in which they came
 //
 // Each of size, stored and prompt is there once, and the kinds come in this order. The number in the first line is that of the format.
