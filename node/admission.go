@@ -100,6 +100,9 @@ type roots struct {
 	log *slog.Logger
 	mu  sync.Mutex // guards the file of serials
 
+	cache    *nodeCache // nil: images are read from where they are
+	prefetch prefetcher
+
 	records sync.Mutex // held while the replicas of a root are written into records
 	setsMu  sync.Mutex // guards sets, and the users of each; no other lock is taken under it
 	sets    map[image.Digest]*rootSet

@@ -3,6 +3,7 @@ package node
 import (
 	"time"
 
+	"coppice/cache"
 	"coppice/image"
 	"coppice/union"
 )
@@ -83,10 +84,12 @@ type Device struct {
 	Created     time.Time          `json:"created"`
 	CreateMS    float64            `json:"create_ms"` // how long the creation took, in milliseconds
 	Restored    *time.Time         `json:"restored,omitempty"`
-	Holders     []string           `json:"holders,omitempty"`   // what has the device in use, where it can be found out
-	Stats       *union.DeviceStats `json:"stats,omitempty"`     // inspect only
-	InFlight    *InFlight          `json:"in_flight,omitempty"` // inspect only
-	Detach      *DetachStatus      `json:"detach,omitempty"`    // inspect only; of its layer, while it goes on
+	Holders     []string           `json:"holders,omitempty"` // what has the device in use, where it can be found out
+	Stats       *union.DeviceStats `json:"stats,omitempty"`   // inspect only
+	// Cache tells where the bytes of the root came from, where that is an image; inspect only.
+	Cache    *cache.ReaderStats `json:"cache,omitempty"`
+	InFlight *InFlight          `json:"in_flight,omitempty"` // inspect only
+	Detach   *DetachStatus      `json:"detach,omitempty"`    // inspect only; of its layer, while it goes on
 }
 
 // InFlight tells how many requests are being served, and which has been for longest.

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"errors"
@@ -6,22 +6,21 @@ import (
 	"math"
 	"strconv"
 	"strings"
-
-	"github.com/dustin/go-humanize"
 )
 
-// size is a number of bytes on the command line: "4096", "4K", "10G", "1TiB", "1.5T", "2MB". As
+// Bytes is a number of bytes on the command line or in the configuration: "4096", "4K", "10G", "1TiB", "1.5T", "2MB". As
 // with coreutils, K and KiB are 1024, KB is 1000.
-type size int64
+type Bytes int64
 
 // UnmarshalText parses a size.
-func (s *size) UnmarshalText(text []byte) error {
-	n, err := parseSize(string(text))
-	*s = size(n)
+func (b *Bytes) UnmarshalText(text []byte) error {
+	n, err := ParseBytes(string(text))
+	*b = Bytes(n)
 	return err
 }
 
-func parseSize(text string) (int64, error) {
+// ParseBytes parses a size. It is never negative.
+func ParseBytes(text string) (int64, error) {
 	bad := func(why string) (int64, error) {
 		return 0, fmt.Errorf("size %q: %s; write 4096, 4K, 10G or 1TiB", text, why)
 	}
@@ -75,16 +74,4 @@ func unitFactor(unit string) (int64, error) {
 		factor *= base
 	}
 	return factor, nil
-}
-
-// showBytes prints a size for people, with all digits where they fit.
-func showBytes(n int64) string {
-	if n < 0 {
-		return strconv.FormatInt(n, 10)
-	}
-	return humanize.IBytes(uint64(n))
-}
-
-func showBytesExact(n int64) string {
-	return fmt.Sprintf("%s (%s bytes)", showBytes(n), humanize.Comma(n))
 }

@@ -60,6 +60,8 @@ type Config struct {
 	Device DeviceConfig `toml:"device"`
 	// Images says which roots are taken.
 	Images ImageConfig `toml:"images"`
+	// Cache says how the chunks of images are cached.
+	Cache CacheConfig `toml:"cache"`
 
 	// Driver makes the kernel devices. [Daemon.Run] closes it.
 	Driver Driver `toml:"-"`
@@ -145,6 +147,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Images.SerialsPath, DefaultSerialsPath)
 	setDefault(&c.Images.LocalPath, DefaultLocalPath)
 	setDefault(&c.Images.Patience, defaultPatience.String())
+	c.Cache = c.Cache.withDefaults()
 	setDefault(&c.Version, Version())
 	if c.VerifyLeaf == nil {
 		yes := true
@@ -190,6 +193,9 @@ func (c Config) Validate() error {
 	_, err = uuid.Parse(c.NodeID)
 	check(c.NodeID == "" || err == nil, "node_id %q is not a UUID", c.NodeID)
 	if err := c.Images.validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Cache.validate(); err != nil {
 		errs = append(errs, err)
 	}
 	if err := checkGeometry(c.Device.Queues, c.Device.Depth, c.Device.BlockSize); err != nil {

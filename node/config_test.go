@@ -106,6 +106,42 @@ func TestVersionOfBuild(t *testing.T) {
 	}
 }
 
+func TestCacheConfigIsChecked(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                     "",
+		"memory = \"64MiB\"\npolicy = \"lru\"": "",
+		"memory = 67108864":                    "",
+		"memory = \"0\"\nreadahead = \"0\"":    "",
+		"record = \"0\"\nprefetch_percent = 0": "",
+		"metrics = \":9500\"":                  "",
+		"metrics = \"[::1]:9500\"":             "",
+		"memory = \"1\"":                       "less than",
+		"memory = \"-1\"":                      "line 2",
+		"memory = \"much\"":                    "line 2",
+		"policy = \"fifo\"":                    "s3fifo",
+		"metrics = \"9500\"":                   "HOST:PORT",
+		"metrics = \"localhost:http\"":         "HOST:PORT",
+		"record = \"soon\"":                    "record",
+		"record = \"2h\"":                      "record",
+		"prefetch_percent = 101":               "prefetch_percent",
+		"readahead = \"1G\"":                   "readahead",
+		"traces = \"traces\"":                  "absolute",
+		"disc = \"/dev/sda\"":                  "unknown key",
+	} {
+		c, err := ReadConfig(writeConfig(t, "[cache]\n"+text), false)
+		if err == nil {
+			err = c.Validate()
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	c := Config{}.withDefaults().Cache
+	if *c.Memory != 0 || *c.PrefetchPercent != 50 || *c.Readahead != 4<<20 || c.record() != 3*time.Minute || c.TracesPath != DefaultTracesPath {
+		t.Errorf("the defaults are %+v", c)
+	}
+}
+
 func TestImageConfigIsChecked(t *testing.T) {
 	for _, c := range []struct {
 		c  ImageConfig

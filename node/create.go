@@ -114,6 +114,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	marked := back.marked(rec.Device.Root)
 	v.setLive(disk, back, rec)
 	d.shareRoot(v)
+	d.prefetchRoot(back)
 	d.startDetaches(marked)
 	d.takeLeases(v)
 	go d.watch(v, disk)

@@ -21,6 +21,7 @@ type Daemon struct {
 	lock    *runLock
 	records records
 	stores  *stores
+	cache   *nodeCache
 	roots   *roots
 	bootID  string
 
@@ -61,19 +62,24 @@ func New(cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	cached, err := openCache(cfg)
+	if err != nil {
+		return nil, errors.Join(err, lock.release())
+	}
 	quit, stopWork := context.WithCancel(context.Background())
 	d := &Daemon{
 		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
 		stores:   newStores(cfg),
-		roots:    &roots{cfg: cfg.Images, log: cfg.Log},
+		cache:    cached,
+		roots:    &roots{cfg: cfg.Images, log: cfg.Log, cache: cached},
 		restored: make(chan struct{}),
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),
 	}
 	if err := d.loadRecords(); err != nil {
-		return nil, errors.Join(err, lock.release())
+		return nil, errors.Join(err, cached.close(), lock.release())
 	}
 	return d, nil
 }
@@ -83,7 +89,7 @@ func New(cfg Config) (*Daemon, error) {
 func (d *Daemon) Run(ctx context.Context) error {
 	srv, err := d.listen()
 	if err != nil {
-		return errors.Join(err, d.driver.Close(), d.lock.release())
+		return errors.Join(err, d.driver.Close(), d.cache.close(), d.lock.release())
 	}
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
 	d.restoreAll(ctx)
@@ -98,7 +104,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		err = fmt.Errorf("serve socket: %w", err)
 	}
 	d.log.Info("daemon stopping", "devices", len(d.all()))
-	err = errors.Join(err, d.stopAll(), srv.close(), d.lock.release())
+	err = errors.Join(err, d.stopAll(), srv.close(), d.cache.close(), d.lock.release())
 	d.log.Info("daemon stopped")
 	return err
 }

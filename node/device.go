@@ -103,6 +103,10 @@ func (v *device) inspect(u usage) Device {
 	if back != nil && back.device != nil {
 		if root, ok := back.base.(*imageRoot); ok {
 			d.Root.Replicas, d.Root.Hydration = root.set.report()
+			if root.reader != nil {
+				stats := root.reader.Stats()
+				d.Cache = &stats
+			}
 		}
 		stats, info := back.device.Stats(), back.store.Info()
 		d.Stats, d.Leaf.Info = &stats, &info

@@ -191,6 +191,6 @@ func (k *cut) write(ctx context.Context, layer string, progress func(done, total
 		return nil, errors.Join(err, k.export.close())
 	}
 	defer l.CloseSealed()
-	res, err := l.Export(ctx, back.base, k.export.file, union.ExportOptions{Progress: progress})
+	res, err := l.Export(ctx, past(back.base), k.export.file, union.ExportOptions{Progress: progress})
 	return res, errors.Join(err, k.export.close())
 }

@@ -48,7 +48,8 @@ func newRig(t *testing.T) *rig {
 	check(t, err)
 	r.cfg = node.Config{
 		RunDir: filepath.Join(dir, "run"), Version: "test",
-		Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Cache: node.CacheConfig{TracesPath: filepath.Join(dir, "traces")},
+		Log:   slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	return r
 }

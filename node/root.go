@@ -8,14 +8,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"coppice/cache"
+	"coppice/cache/prefetch"
 	"coppice/image"
 	"coppice/union"
 )
 
 const (
-	// rootCacheBytes is what an open image keeps of its chunks.
+	// rootCacheBytes is what an open image keeps of its chunks where there is no cache.
 	rootCacheBytes = 32 << 20
 	// openRootTime bounds how long it takes to find out what a root is.
 	openRootTime = 60 * time.Second
@@ -95,7 +99,11 @@ func (a *roots) openFor(text string, pin union.Pin) (union.Base, error) {
 		return nil, err
 	}
 	w.pin, w.alone = pin, true
-	return a.open(w)
+	base, err := a.open(w)
+	if err != nil {
+		return nil, err
+	}
+	return past(base), nil
 }
 
 // checkRoot refuses references that mean something else to the daemon than to who gave them.
@@ -173,13 +181,23 @@ func (r CreateRequest) rootNames() string { return strings.Join(r.roots(), ", ")
 type imageRoot struct {
 	set    *rootSet
 	owner  *roots
+	reader *cache.Reader   // nil where the image is not read through the cache
 	ctx    context.Context // ends when the root is closed
 	cancel context.CancelFunc
+	work   sync.WaitGroup // in the background
+
+	streams  *prefetch.Streams // nil: nothing is read ahead
+	ahead    chan prefetch.Range
+	recorder atomic.Pointer[prefetch.Recorder] // nil: nothing is recorded
 }
 
 func newImageRoot(owner *roots, s *rootSet) *imageRoot {
 	r := &imageRoot{set: s, owner: owner}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if s.cached != nil {
+		r.reader = s.cached.Reader()
+		r.startReadahead()
+	}
 	return r
 }
 
@@ -203,24 +221,46 @@ func (r *imageRoot) NextData(off int64) int64 {
 	return next
 }
 
-// TryRead returns false: nothing is read without waiting.
-func (r *imageRoot) TryRead([]byte, int64) bool { return false }
+// TryRead reads from the memory of the cache.
+func (r *imageRoot) TryRead(p []byte, off int64) bool {
+	if r.reader == nil {
+		return false
+	}
+	r.note(off, int64(len(p)))
+	return r.reader.TryRead(p, off)
+}
 
 // ReadAsync reads in a goroutine of its own, which waits while no replica answers, for as long as the patience lasts.
 func (r *imageRoot) ReadAsync(p []byte, off int64, done func(error)) {
 	go func() {
 		r.set.guests.enter()
-		err := r.set.Read(r.ctx, p, off)
+		err := r.read(p, off)
 		r.set.guests.leave()
-		if err != nil {
-			err = fmt.Errorf("read root: %w", err)
-		}
-		done(err)
+		done(rootError(err))
 	}()
+}
+
+func (r *imageRoot) read(p []byte, off int64) error {
+	if r.reader == nil {
+		return r.set.Read(r.ctx, p, off)
+	}
+	return r.reader.Read(r.ctx, p, off)
+}
+
+func rootError(err error) error {
+	if err != nil {
+		return fmt.Errorf("read root: %w", err)
+	}
+	return nil
 }
 
 // Close leaves the image to its other users.
 func (r *imageRoot) Close() error {
 	r.cancel()
+	r.work.Wait()
+	r.endRecord()
+	if r.reader != nil {
+		r.reader.Close()
+	}
 	return r.owner.leave(r.set)
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"coppice/cache"
 	"coppice/image"
 	"coppice/union"
 )
@@ -14,10 +15,13 @@ import (
 // rootSet is an image that is open, with its replicas, for all that stands on its content: one cache, one measure of each source.
 type rootSet struct {
 	*image.Set
-	guests guests
-	users  int // guarded by roots.setsMu
+	cached     *cache.Root   // nil where it is not read through the cache
+	background *cache.Reader // of what nobody has asked for yet; nil with cached
+	guests     guests
+	users      int // guarded by roots.setsMu
 
 	hydrate hydration
+	replay  replay
 }
 
 // guests tells who copies in the background whether somebody reads.
@@ -56,7 +60,7 @@ func (a *roots) share(ctx context.Context, w rootWanted) (*rootSet, error) {
 	if w.alone {
 		return &rootSet{Set: set, users: 1}, nil
 	}
-	s := a.enter(set)
+	s := a.enter(a.newSet(set))
 	if s.Set == set {
 		return s, nil
 	}
@@ -100,7 +104,11 @@ func refusedOf(set *image.Set, w rootWanted) error {
 
 func (a *roots) setOptions() (image.SetOptions, error) {
 	source, err := a.cfg.source()
-	return image.SetOptions{Source: source, CacheBytes: rootCacheBytes, Log: a.log, Patience: a.cfg.patience()}, err
+	o := image.SetOptions{Source: source, Log: a.log, Patience: a.cfg.patience()}
+	if a.cache == nil {
+		o.CacheBytes = rootCacheBytes
+	}
+	return o, err
 }
 
 // join adds a user to an open set of the content that is wanted. References that it does not have are looked at in the background.
@@ -119,19 +127,40 @@ func (a *roots) join(w rootWanted) *rootSet {
 	return s
 }
 
-// enter returns the set for the content of a new one: that, unless there is one.
-func (a *roots) enter(set *image.Set) *rootSet {
+// newSet returns an open image for all that will stand on it.
+func (a *roots) newSet(set *image.Set) *rootSet {
+	s := &rootSet{Set: set}
+	if a.cache != nil {
+		s.cached = a.cache.Open(set)
+		s.background = s.cached.Reader()
+	}
+	return s
+}
+
+// uncache takes the image off the cache, and waits for what is read.
+func (s *rootSet) uncache() {
+	if s.cached != nil {
+		s.background.Close()
+		s.cached.Close()
+	}
+}
+
+// enter returns the set for the content of a new one: that, unless there is one. Otherwise the new one is taken off the cache.
+func (a *roots) enter(fresh *rootSet) *rootSet {
 	a.setsMu.Lock()
-	defer a.setsMu.Unlock()
 	if a.sets == nil {
 		a.sets = make(map[image.Digest]*rootSet)
 	}
-	s := a.sets[set.ContentRoot()]
+	s := a.sets[fresh.ContentRoot()]
 	if s == nil {
-		s = &rootSet{Set: set}
-		a.sets[set.ContentRoot()] = s
+		s = fresh
+		a.sets[s.ContentRoot()] = s
 	}
 	s.users++
+	a.setsMu.Unlock()
+	if s != fresh {
+		fresh.uncache()
+	}
 	return s
 }
 
@@ -155,6 +184,8 @@ func (a *roots) leave(s *rootSet) error {
 		return nil
 	}
 	s.hydrate.stop()
+	s.replay.stop()
+	s.uncache()
 	return s.Close()
 }
 

@@ -94,6 +94,12 @@ func (s *server) routes() http.Handler {
 	mux.Handle("DELETE "+one+"/roots", s.guard(s.removeRoot, true))
 	mux.Handle("POST "+one+"/roots/hydrate", s.guard(s.hydrateRoot, true))
 	mux.Handle("POST "+one+"/roots/replicate", s.admit(true, s.replicateRoot))
+	mux.Handle("POST "+one+"/warm", s.admit(true, s.warmCache))
+	mux.Handle("GET "+one+"/trace", s.admit(false, s.cacheTrace))
+	const cached = "/" + APIVersion + "/cache"
+	mux.Handle("GET "+cached, s.guard(s.cacheStats, false))
+	mux.Handle("PATCH "+cached, s.guard(s.setCache, true))
+	mux.Handle("POST "+cached+"/drop", s.guard(s.dropCache, true))
 	mux.Handle("DELETE /"+APIVersion+"/layers", s.guard(s.removeLayer, true))
 	mux.Handle("POST /"+APIVersion+"/layers/move", s.admit(true, s.moveLayer))
 	mux.Handle("POST /"+APIVersion+"/scrubs", s.admit(true, s.scrub))

@@ -19,8 +19,19 @@ type Reader interface {
 	Read(ctx context.Context, p []byte, off int64) error
 }
 
-// MaxRange is how many bytes a job reads at once.
+// MaxRange is how many bytes a job reads at once, unless a chunk is longer.
 const MaxRange = 256 << 10
+
+// buffers are what jobs read into. Nobody looks at it.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// room returns n bytes of a buffer, which is made longer where it has to be.
+func room(buffer *[]byte, n int64) []byte {
+	if int64(len(*buffer)) < n {
+		*buffer = make([]byte, max(n, MaxRange))
+	}
+	return (*buffer)[:n]
+}
 
 // Job reads ranges so that they are near when somebody asks for them.
 type Job struct {
@@ -38,7 +49,7 @@ type Job struct {
 // busyLook is how often a job looks whether somebody still waits.
 const busyLook = time.Millisecond
 
-// Run reads the ranges, of at most [MaxRange] bytes, more or less in order. It ends with the first error, and soon after ctx.
+// Run reads the ranges, each at once, more or less in order. It ends with the first error, and soon after ctx.
 func (j Job) Run(ctx context.Context, ranges iter.Seq[Range]) error {
 	next, stop := iter.Pull(ranges)
 	defer stop()
@@ -47,7 +58,8 @@ func (j Job) Run(ctx context.Context, ranges iter.Seq[Range]) error {
 	work, inner := errgroup.WithContext(ctx)
 	for i := range max(j.AtOnce, 1) {
 		work.Go(func() error {
-			p := make([]byte, MaxRange)
+			buffer := buffers.Get().(*[]byte)
+			defer buffers.Put(buffer)
 			for i == 0 || j.waitIdle(inner, &enough) {
 				mu.Lock()
 				r, ok := next()
@@ -55,7 +67,7 @@ func (j Job) Run(ctx context.Context, ranges iter.Seq[Range]) error {
 				if !ok || enough.Load() || inner.Err() != nil {
 					break
 				}
-				if more, err := j.read(inner, p[:r.Len], r.Off); err != nil {
+				if more, err := j.read(inner, room(buffer, r.Len), r.Off); err != nil {
 					return err
 				} else if !more {
 					break

@@ -191,7 +191,7 @@ func TestJobReadsWhatIsNotThere(t *testing.T) {
 	f := &fakeReader{have: map[int64]bool{0: true, 3 * MaxRange: true}}
 	var n, read atomic.Int64
 	j := Job{From: f, AtOnce: 3, Done: func(a, b int64) { n.Add(a); read.Add(b) }}
-	if err := j.Run(context.Background(), Whole(10*MaxRange+5, MaxRange)); err != nil {
+	if err := j.Run(context.Background(), Range{0, 10*MaxRange + 5}.Split(MaxRange)); err != nil {
 		t.Fatal(err)
 	}
 	if n.Load() != 10*MaxRange+5 || read.Load() != 8*MaxRange+5 || len(f.order) != 9 || f.most.Load() > 3 {
@@ -206,7 +206,7 @@ func TestJobStaysBehind(t *testing.T) {
 	f := &fakeReader{}
 	f.gate = func() { time.Sleep(2 * time.Millisecond) }
 	j := Job{From: f, AtOnce: 8, Busy: busy.Load}
-	if err := j.Run(context.Background(), Whole(20*MaxRange, MaxRange)); err != nil || f.most.Load() != 1 {
+	if err := j.Run(context.Background(), Range{0, 20 * MaxRange}.Split(MaxRange)); err != nil || f.most.Load() != 1 {
 		t.Errorf("%v, %d at a time", err, f.most.Load())
 	}
 	for i, off := range f.order {
@@ -216,7 +216,7 @@ func TestJobStaysBehind(t *testing.T) {
 	}
 	busy.Store(false)
 	f.have = nil
-	if err := j.Run(context.Background(), Whole(20*MaxRange, MaxRange)); err != nil || f.most.Load() < 2 {
+	if err := j.Run(context.Background(), Range{0, 20 * MaxRange}.Split(MaxRange)); err != nil || f.most.Load() < 2 {
 		t.Errorf("%v, %d at a time while nobody waits", err, f.most.Load())
 	}
 }
@@ -224,18 +224,18 @@ func TestJobStaysBehind(t *testing.T) {
 func TestJobEnds(t *testing.T) {
 	lost := errors.New("lost")
 	f := &fakeReader{fail: lost}
-	if err := (Job{From: f, AtOnce: 4}).Run(context.Background(), Whole(100*MaxRange, MaxRange)); !errors.Is(err, lost) || len(f.order) > 8 {
+	if err := (Job{From: f, AtOnce: 4}).Run(context.Background(), Range{0, 100 * MaxRange}.Split(MaxRange)); !errors.Is(err, lost) || len(f.order) > 8 {
 		t.Errorf("%v after %d reads", err, len(f.order))
 	}
 	f = &fakeReader{}
 	var left atomic.Int64
 	left.Store(5 * MaxRange)
-	if err := (Job{From: f, AtOnce: 4, Take: func(n int64) bool { return left.Add(-n) >= 0 }}).Run(context.Background(), Whole(100*MaxRange, MaxRange)); err != nil || len(f.order) != 5 {
+	if err := (Job{From: f, AtOnce: 4, Take: func(n int64) bool { return left.Add(-n) >= 0 }}).Run(context.Background(), Range{0, 100 * MaxRange}.Split(MaxRange)); err != nil || len(f.order) != 5 {
 		t.Errorf("%v, %d reads though 5 were allowed", err, len(f.order))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f = &fakeReader{gate: cancel}
-	if err := (Job{From: f, AtOnce: 2}).Run(ctx, Whole(100*MaxRange, MaxRange)); !errors.Is(err, context.Canceled) || len(f.order) > 4 {
+	if err := (Job{From: f, AtOnce: 2}).Run(ctx, Range{0, 100 * MaxRange}.Split(MaxRange)); !errors.Is(err, context.Canceled) || len(f.order) > 4 {
 		t.Errorf("%v after %d reads", err, len(f.order))
 	}
 }

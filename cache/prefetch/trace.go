@@ -169,7 +169,7 @@ func (t *Trace) Ranges(most int64) iter.Seq[Range] {
 		for first, n := range t.runs() {
 			off := first * int64(t.ChunkSize)
 			end := min(off+n*int64(t.ChunkSize), t.SizeBytes)
-			for r := range split(off, end, max(most, int64(t.ChunkSize))) {
+			for r := range (Range{off, end - off}).Split(max(most, int64(t.ChunkSize))) {
 				if !yield(r) {
 					return
 				}
@@ -178,12 +178,10 @@ func (t *Trace) Ranges(most int64) iter.Seq[Range] {
 	}
 }
 
-// Whole goes through a content from its beginning to its end, in ranges of up to most bytes.
-func Whole(sizeBytes, most int64) iter.Seq[Range] { return split(0, sizeBytes, most) }
-
-func split(off, end, most int64) iter.Seq[Range] {
+// Split goes through a range in ranges of up to most bytes.
+func (r Range) Split(most int64) iter.Seq[Range] {
 	return func(yield func(Range) bool) {
-		for ; off < end; off += most {
+		for off, end := r.Off, r.Off+r.Len; off < end; off += most {
 			if !yield(Range{off, min(most, end-off)}) {
 				return
 			}

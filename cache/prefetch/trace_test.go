@@ -140,7 +140,7 @@ func TestRanges(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("ranges %v", got)
 	}
-	if got := slices.Collect(Whole(5, 2)); !slices.Equal(got, []Range{{0, 2}, {2, 2}, {4, 1}}) {
-		t.Errorf("whole: %v", got)
+	if got := slices.Collect(Range{0, 5}.Split(2)); !slices.Equal(got, []Range{{0, 2}, {2, 2}, {4, 1}}) {
+		t.Errorf("split: %v", got)
 	}
 }

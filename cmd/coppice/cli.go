@@ -38,6 +38,7 @@ type cli struct {
 	Image   imageCmd   `cmd:"" help:"Build, copy and examine root images."`
 	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
 	Root    rootCmd    `cmd:"" help:"Say where the root of a device is read from, while it is in use."`
+	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`

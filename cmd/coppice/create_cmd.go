@@ -32,7 +32,7 @@ type blockSize int
 
 // UnmarshalText accepts the two sizes, also as 4K.
 func (b *blockSize) UnmarshalText(text []byte) error {
-	n, err := parseSize(string(text))
+	n, err := node.ParseBytes(string(text))
 	if err != nil || n != 512 && n != 4096 {
 		return fmt.Errorf("block size %q is neither 512 nor 4096", text)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"coppice/cache"
 	"coppice/image"
 	"coppice/node"
 	"coppice/union"
@@ -42,6 +43,9 @@ func writeDevice(w io.Writer, d node.Device) {
 	addDetach(&r, d.Detach)
 	if d.Stats != nil {
 		addStats(&r, *d.Stats)
+	}
+	if d.Cache != nil {
+		addCache(&r, *d.Cache)
 	}
 	if d.InFlight != nil {
 		addInFlight(&r, d.InFlight)
@@ -153,6 +157,20 @@ func addStats(r *rows, s union.DeviceStats) {
 		showBytes(int64(s.LeafReadBytes)), showBytes(int64(s.RootReadBytes)), memory, showBytes(int64(s.ZeroReadBytes)))
 	r.add("  written", "%s, and %s copied up", showBytes(int64(s.WrittenBytes)), showBytes(int64(s.CopiedUpBytes)))
 	r.add("  errors", "%d, and %s", s.Errors, count(s.ChecksumErrors, "wrong checksum"))
+}
+
+// addCache says where what the device read of its root came from.
+func addCache(r *rows, s cache.ReaderStats) {
+	from := ""
+	for _, t := range []struct {
+		name string
+		part cache.Part
+	}{{"memory", s.Memory}, {"disk", s.Disk}, {"peers", s.Peers}, {"the appliance", s.Appliance}, {"the origin", s.Origin}} {
+		if t.part.Chunks > 0 {
+			from += fmt.Sprintf("%s from %s, ", showBytes(int64(t.part.Bytes)), t.name)
+		}
+	}
+	r.add("root read", "%s%s waited: %s", from, count(s.Reads, "read"), showLatency(s.Fetch))
 }
 
 func addInFlight(r *rows, in *node.InFlight) {

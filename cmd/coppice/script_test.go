@@ -88,6 +88,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	cfg := node.Config{
 		RunDir: m.runDir, Log: slog.New(slog.DiscardHandler), FullWait: "0",
 		Images: node.ImageConfig{LocalPath: m.images(), Patience: "10s"},
+		Cache:  node.CacheConfig{TracesPath: filepath.Join(filepath.Dir(m.runDir), "traces")},
 	}
 	if len(args) > 1 {
 		cfg.Version = args[1]
@@ -186,7 +187,7 @@ func cmdPoke(ts *testscript.TestScript, _ bool, args []string) {
 
 // cmdSparse is "sparse FILE SIZE [TEXT]": it makes a file of zeros that begins with a text.
 func cmdSparse(ts *testscript.TestScript, _ bool, args []string) {
-	n, err := parseSize(args[1])
+	n, err := node.ParseBytes(args[1])
 	ts.Check(err)
 	path := ts.MkAbs(args[0])
 	ts.Check(os.WriteFile(path, fmt.Append(nil, append(args[2:], "")[0]), 0o600))

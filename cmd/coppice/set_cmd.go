@@ -22,7 +22,7 @@ func (q *quota) UnmarshalText(text []byte) error {
 		*q = 0
 		return nil
 	}
-	n, err := parseSize(string(text))
+	n, err := node.ParseBytes(string(text))
 	if err == nil && n == 0 {
 		err = fmt.Errorf("quota %q: write none for no quota", text)
 	}
