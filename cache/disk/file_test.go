@@ -1,9 +1,11 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -227,4 +229,36 @@ func TestNoRoomForTheFile(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
+}
+
+// Everything at once, for the race detector: what is found is right.
+func TestConcurrentUse(t *testing.T) {
+	d := openPath(t, filepath.Join(t.TempDir(), "cache"), MinBytes)
+	var all sync.WaitGroup
+	for worker := range 4 {
+		all.Go(func() {
+			for i := range 300 {
+				n := (i*7 + worker*13) % 60
+				c, content := testChunk(n)
+				switch i % 10 {
+				case 0:
+					d.Reject(c)
+				case 1, 2, 3:
+					d.Put(c, content)
+				case 4:
+					d.Stats()
+				case 5:
+					if i%100 == 5 {
+						d.Drop()
+					}
+				default:
+					has(t, d, n)
+				}
+			}
+		})
+	}
+	all.Go(func() { d.scrubPass(context.Background(), func(int) bool { return true }) })
+	all.Wait()
+	closeDisk(t, d)
+	checkTable(t, d.table)
 }
