@@ -21,9 +21,15 @@ const (
 	defaultApplianceTime = 700 * time.Millisecond
 )
 
+// What fetches have in hand is on the Go heap, until it is collected. The threshold sets aside so much for it, and not more than one part in fetchShare.
+const (
+	fetchBytes = 16 << 20
+	fetchShare = 8
+)
+
 // Options says how a [Cache] works. The zero value is complete: memory only.
 type Options struct {
-	// MemoryBytes is the threshold of the memory tier: chunks and what is known of them. 0 means an eighth of the machine's memory, at most 2 GiB.
+	// MemoryBytes is the threshold of the memory tier: chunks, what is known of them, and what fetches have in hand. 0 means an eighth of the machine's memory, at most 2 GiB.
 	MemoryBytes int64
 	// Policy decides which chunk goes when memory is full. "" means S3FIFO.
 	Policy Policy
@@ -119,7 +125,7 @@ func (c *Cache) SetMemory(bytes int64) error {
 	}
 	c.mu.Lock()
 	c.threshold = bytes
-	limit := c.threshold - c.digesting
+	limit := c.chunkBytes()
 	c.mu.Unlock()
 	c.digests.setMost(pageBudget(bytes))
 	c.scanLimit.Store(bytes / scanShare)
@@ -129,11 +135,16 @@ func (c *Cache) SetMemory(bytes int64) error {
 // isScan reports whether a stream of so many bytes is one that reads more than memory should keep of it.
 func (c *Cache) isScan(bytes int64) bool { return bytes > min(scanBytes, c.scanLimit.Load()) }
 
+// chunkBytes is what the threshold leaves for chunks in memory. It is called with mu held.
+func (c *Cache) chunkBytes() int64 {
+	return c.threshold - c.digesting - min(c.threshold/fetchShare, fetchBytes)
+}
+
 // charge takes bytes for digests from what chunks may have.
 func (c *Cache) charge(bytes int64) {
 	c.mu.Lock()
 	c.digesting += bytes
-	limit := c.threshold - c.digesting
+	limit := c.chunkBytes()
 	c.mu.Unlock()
 	if err := c.memory.setLimit(limit); err != nil {
 		c.o.Log.Warn("cache is above its threshold", "error", err)

@@ -171,20 +171,20 @@ func TestPinnedSlotsStay(t *testing.T) {
 
 // Chunks of a second size get their share of memory that is full, and that of a size that no open image has goes first.
 func TestClassesShare(t *testing.T) {
-	c := newCache(t, Options{MemoryBytes: 16 << 20})
-	big, small := &keysOrigin{fakeOrigin{size: 64 << 20, chunk: 64 * kib}}, &keysOrigin{fakeOrigin{seed: 9, size: 64 << 20, chunk: 4 * kib}}
+	c := newCache(t, Options{MemoryBytes: 20 << 20})
+	big, small := &keysOrigin{fakeOrigin{size: 24 << 20, chunk: 64 * kib}}, &keysOrigin{fakeOrigin{seed: 9, size: 24 << 20, chunk: 4 * kib}}
 	segments := func(slotBytes int) int {
 		c.memory.mu.Lock()
 		defer c.memory.mu.Unlock()
 		return c.memory.classOf(slotBytes).segments
 	}
-	p := make([]byte, 64<<20)
+	p := make([]byte, 24<<20)
 	r := c.Open(big)
 	if err := r.Reader().Read(context.Background(), p, 0); err != nil {
 		t.Fatal(err)
 	}
 	if n := segments(64 * kib); n < 14 {
-		t.Errorf("one image in a memory of 16 MiB has %d MiB", n)
+		t.Errorf("one image in a memory of 20 MiB has %d MiB", n)
 	}
 	s := open(t, c, small)
 	if err := s.Reader().Read(context.Background(), p, 0); err != nil {

@@ -97,10 +97,20 @@ func (o *keysOrigin) word(off int64) uint64 { return uint64(off)*0x9e3779b97f4a7
 
 // playOurs plays through a Reader.
 func playOurs(t testing.TB, p Policy) player {
-	c := newCache(t, Options{Policy: p, MemoryBytes: traceCache << 20 * 12 / 10})
+	c := newCache(t, Options{Policy: p, MemoryBytes: 2 * traceCache << 20})
 	c.digests.setMost(traceRoot / pageChunks) // small chunks have many digests
 	o := &keysOrigin{fakeOrigin{size: traceRoot * traceChunk, chunk: traceChunk}}
-	v := open(t, c, o).Reader()
+	r := open(t, c, o)
+	for index := int64(0); index < r.chunks; index += pageChunks {
+		if _, err := r.digestOf(context.Background(), index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	class := &class{slotBytes: traceChunk} // as many chunks as the others have
+	if err := c.memory.setLimit(traceCache*class.segmentCost() + 2*indexBytes(bucketsFor(traceSlots))); err != nil {
+		t.Fatal(err)
+	}
+	v := r.Reader()
 	buf := make([]byte, 2*traceChunk)
 	return func(all []request) float64 {
 		hits, total := 0, 0
