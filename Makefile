@@ -24,7 +24,7 @@ VULNCHECK := $(TOOLS)/govulncheck
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo test long unit crash mutants vm race lint fmt generate bench figures \
+.PHONY: help deps build demo test long unit crash mutants vm race lint fmt generate bench bench-cache figures \
         checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -78,6 +78,9 @@ figures: ## measure leaf, images and cache natively (write amplification, recove
 	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md
 	$(GO) test ./image -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-images.md
 	$(GO) test ./cache/trace -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-cache.md
+
+bench-cache: ## measure a hit of the cache beside golang-lru and otter (a module of its own)
+	cd bench/cachepeers && $(GO) test -run '^$$' -bench Hit -cpu 1,2 -count 6
 
 lint: checks vuln ## vet, golangci-lint and govulncheck
 

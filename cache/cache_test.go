@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"coppice/image"
@@ -183,34 +184,46 @@ func TestLostTiers(t *testing.T) {
 		"fails": func(t *fakeTier) { t.err = errors.New("input/output error") },
 		"hangs": func(t *fakeTier) { t.hang = make(chan struct{}) },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			disk, peers, appliance := newFakeTier(), newFakeTier(), newFakeTier()
-			c := newCache(t, Options{Disk: disk, Peers: peers, Appliance: appliance})
-			o := &fakeOrigin{size: 4 << 20, chunk: 64 * kib}
-			v := open(t, c, o).Reader()
-			mustRead(t, v, o, 0, 6*64*kib)
-			for _, tier := range []*fakeTier{disk, peers, appliance} {
-				tier.set(lose)
-			}
-			var longest time.Duration
-			for index := range int64(64) {
-				began := time.Now()
-				mustRead(t, v, o, index*64*kib, 64*kib)
-				longest = max(longest, time.Since(began))
-			}
-			if longest > 2*time.Second {
-				t.Errorf("a read took %s", longest)
-			}
-			if s := c.Stats(); name == "hangs" && (!s.Disk.Aside || s.Disk.Skipped < 30) {
-				t.Errorf("a tier that hangs is asked again and again: %+v", s.Disk)
-			}
-			for _, tier := range []*fakeTier{disk, peers, appliance} {
-				if tier.hang != nil {
-					close(tier.hang)
-				}
-			}
-		})
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { loseTiers(t, lose, name == "hangs") }) })
+	}
+}
+
+// loseTiers reads an image while all tiers are lost, in virtual time.
+func loseTiers(t *testing.T, lose func(*fakeTier), hang bool) {
+	tiers := []*fakeTier{newFakeTier(), newFakeTier(), newFakeTier()}
+	c := newCache(t, Options{Disk: tiers[0], Peers: tiers[1], Appliance: tiers[2]})
+	o := &fakeOrigin{size: 4 << 20, chunk: 64 * kib}
+	v := open(t, c, o).Reader()
+	mustRead(t, v, o, 0, 6*64*kib)
+	for _, tier := range tiers {
+		tier.set(lose)
+	}
+	longest := time.Duration(0)
+	for index := range int64(64) {
+		began := time.Now()
+		mustRead(t, v, o, index*64*kib, 64*kib)
+		longest = max(longest, time.Since(began))
+	}
+	if longest > 2*time.Second {
+		t.Errorf("a read took %s", longest)
+	}
+	if s := c.Stats(); hang && (!s.Disk.Aside || s.Disk.Skipped < 30) {
+		t.Errorf("a tier that hangs is asked again and again: %+v", s.Disk)
+	}
+	for _, tier := range tiers {
+		if hang {
+			close(tier.hang)
+			tier.set(func(t *fakeTier) { t.hang = nil })
+		}
+	}
+	time.Sleep(mostAside)
+	if err := c.Drop(false); err != nil {
+		t.Fatal(err)
+	}
+	before := c.Stats()
+	mustRead(t, v, o, 0, 4*64*kib)
+	if s := c.Stats(); hang && (s.Disk.Aside || s.Disk.Hits == before.Disk.Hits) {
+		t.Errorf("a tier that answers again is not asked: %+v", s.Disk)
 	}
 }
 
