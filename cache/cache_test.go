@@ -191,7 +191,7 @@ func TestLostTiers(t *testing.T) {
 // loseTiers reads an image while all tiers are lost, in virtual time.
 func loseTiers(t *testing.T, lose func(*fakeTier), hang bool) {
 	tiers := []*fakeTier{newFakeTier(), newFakeTier(), newFakeTier()}
-	c := newCache(t, Options{Disk: tiers[0], Peers: tiers[1], Appliance: tiers[2]})
+	c := newCache(t, Options{Disk: tiers[0], Peers: fakePeers{tiers[1]}, Appliance: tiers[2]})
 	o := &fakeOrigin{size: 4 << 20, chunk: 64 * kib}
 	v := open(t, c, o).Reader()
 	mustRead(t, v, o, 0, 6*64*kib)

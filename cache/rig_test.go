@@ -171,6 +171,11 @@ func (t *fakeTier) Get(_ context.Context, c Chunk, p []byte) error {
 	return nil
 }
 
+// fakePeers are asked for what they hold, too.
+type fakePeers struct{ *fakeTier }
+
+func (t fakePeers) Held(ctx context.Context, c Chunk, p []byte) error { return t.Get(ctx, c, p) }
+
 func (t *fakeTier) Put(c Chunk, content []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
