@@ -79,7 +79,9 @@ type Cache struct {
 	origin originCounts
 	served servedCounts
 
-	mu        sync.Mutex // guards what follows
+	limiting sync.Mutex // is held from where a limit is computed until memory keeps it
+
+	mu        sync.Mutex // guards what follows; taken after limiting
 	threshold int64
 	roots     map[image.Digest][]*Root // by content
 	digesting int64                    // bytes of digests, and of places for them, of all open images
@@ -123,11 +125,13 @@ func (c *Cache) SetMemory(bytes int64) error {
 	if bytes < MinMemory || bytes > machine {
 		return fmt.Errorf("a memory cache of %d bytes: give between %d and %d, which the machine has", bytes, MinMemory, machine)
 	}
+	c.digests.setMost(pageBudget(bytes))
+	c.limiting.Lock()
+	defer c.limiting.Unlock()
 	c.mu.Lock()
 	c.threshold = bytes
 	limit := c.chunkBytes()
 	c.mu.Unlock()
-	c.digests.setMost(pageBudget(bytes))
 	c.scanLimit.Store(bytes / scanShare)
 	return c.memory.setLimit(limit)
 }
@@ -142,6 +146,8 @@ func (c *Cache) chunkBytes() int64 {
 
 // charge takes bytes for digests from what chunks may have.
 func (c *Cache) charge(bytes int64) {
+	c.limiting.Lock()
+	defer c.limiting.Unlock()
 	c.mu.Lock()
 	c.digesting += bytes
 	limit := c.chunkBytes()

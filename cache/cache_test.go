@@ -129,6 +129,7 @@ func TestOrderOfTiers(t *testing.T) {
 	if got := o.asked(); !slices.Equal(got, []readRange{{3 * 64 * kib, 64 * kib}}) {
 		t.Errorf("the origin was asked for %v", got)
 	}
+	v.root.Close() // when all offers are made
 	if disk.gets != 4 || peers.gets != 3 || appliance.gets != 2 {
 		t.Errorf("disk, peers and appliance were asked %d, %d and %d times", disk.gets, peers.gets, appliance.gets)
 	}
@@ -156,6 +157,11 @@ func TestLyingTiers(t *testing.T) {
 			v := open(t, c, o).Reader()
 			tiers[at].lie = true
 			mustRead(t, v, o, 5*64*kib, 64*kib)
+			p := make([]byte, 64*kib)
+			if !v.TryRead(p, 5*64*kib) || !bytes.Equal(p, o.content(5)) {
+				t.Error("memory has no chunk, or another")
+			}
+			v.root.Close() // when all offers are made
 			if got := tiers[at].rejected; !slices.Equal(got, []Key{o.key(5)}) {
 				t.Errorf("rejected: %v", got)
 			}
@@ -165,10 +171,6 @@ func TestLyingTiers(t *testing.T) {
 						t.Errorf("tier %d was offered a lie", i)
 					}
 				}
-			}
-			p := make([]byte, 64*kib)
-			if !v.TryRead(p, 5*64*kib) || !bytes.Equal(p, o.content(5)) {
-				t.Error("memory has no chunk, or another")
 			}
 			s := c.Stats()
 			if got := []*TierStats{s.Disk, s.Peers, s.Appliance}[at].Rejected; got != 1 {
@@ -339,10 +341,12 @@ func TestBadOptions(t *testing.T) {
 }
 
 func TestDrop(t *testing.T) {
-	c := newCache(t, Options{Disk: newFakeTier()})
+	disk := newFakeTier()
+	c := newCache(t, Options{Disk: disk})
 	o := &fakeOrigin{size: 1 << 20, chunk: 64 * kib}
 	v := open(t, c, o).Reader()
 	mustRead(t, v, o, 0, 1<<20)
+	eventually(t, "the disk was offered all", func() bool { return disk.has(o.key(15)) })
 	if err := c.Drop(false); err != nil {
 		t.Fatal(err)
 	}
