@@ -202,7 +202,10 @@ func (f *figures) tenth(t *testing.T) {
 // twenty lets many nodes boot at once.
 func (f *figures) twenty(t *testing.T) {
 	many := 20
-	if !f.full {
+	switch {
+	case testing.Short():
+		many = 2
+	case !f.full:
 		many = 3
 	}
 	dir := buildImage(t, f.disk, chunk)
