@@ -2,38 +2,116 @@ package node
 
 import (
 	"context"
+	"errors"
 
 	"coppice/cache"
+	"coppice/cache/disk"
+	cachepeer "coppice/cache/peer"
+	"coppice/certs"
 	"coppice/union"
 )
 
 // nodeCache is what all devices of this node read images through.
 type nodeCache struct {
 	*cache.Cache
-	cfg CacheConfig
+	cfg       CacheConfig
+	disk      *disk.Disk        // nil: none
+	peers     *cachepeer.Client // nil: none
+	appliance *cachepeer.Client // nil: none
+	server    *cachepeer.Server // nil: others are given nothing
+	handler   *cachepeer.Handler
+}
+
+// diskTier is a disk that [cache.Cache.Drop] empties.
+type diskTier struct{ *disk.Disk }
+
+// Drop forgets all chunks.
+func (d diskTier) Drop() error {
+	d.Disk.Drop()
+	return nil
 }
 
 func openCache(cfg Config) (*nodeCache, error) {
-	c, err := cache.New(cache.Options{
-		MemoryBytes: int64(*cfg.Cache.Memory), Policy: cache.Policy(cfg.Cache.Policy), Log: cfg.Log,
-	})
-	if err != nil {
-		return nil, fail(CodeBadRequest, "correct the section cache of the configuration", "%w", err)
+	c := &nodeCache{cfg: cfg.Cache}
+	if err := c.open(cfg); err != nil {
+		return nil, errors.Join(fail(CodeBadRequest, "correct the section cache of the configuration", "open cache: %w", err), c.close())
 	}
-	return &nodeCache{Cache: c, cfg: cfg.Cache}, nil
+	return c, nil
 }
 
-// close gives the memory back, unless an image is open still, which may be read: then the process is about to end.
-func (c *nodeCache) close() error {
-	if c.Stats().Images > 0 {
-		return nil
+func (c *nodeCache) open(cfg Config) (err error) {
+	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Log: cfg.Log}
+	if c.cfg.Disk != "" {
+		do := disk.Options{Log: cfg.Log}
+		if c.cfg.DiskSize != nil {
+			do.SizeBytes = int64(*c.cfg.DiskSize)
+		}
+		if c.disk, err = disk.Open(c.cfg.Disk, do); err != nil {
+			return err
+		}
+		o.Disk = diskTier{c.disk}
 	}
-	return c.Close()
+	var files *certs.Files
+	if c.cfg.CA != "" {
+		if files, err = certs.Open(c.cfg.CA, c.cfg.TLSCert, c.cfg.TLSKey); err != nil {
+			return err
+		}
+	}
+	po := cachepeer.Options{TLS: files, Insecure: c.cfg.Insecure, ID: cachepeer.NewID(), Log: cfg.Log}
+	if c.cfg.Peers != "" {
+		po.Self = c.cfg.Self
+		if c.peers, err = cachepeer.Open(c.cfg.Peers, po); err != nil {
+			return err
+		}
+		o.Peers = c.peers
+	}
+	if len(c.cfg.Appliances) > 0 {
+		ao := po
+		ao.Self, ao.All = "", true
+		if c.appliance, err = cachepeer.New(c.cfg.Appliances, ao); err != nil {
+			return err
+		}
+		o.Appliance = c.appliance
+	}
+	if c.Cache, err = cache.New(o); err != nil || c.cfg.Listen == "" {
+		return err
+	}
+	c.handler = cachepeer.NewHandler(c.Cache, cachepeer.HandlerOptions{ID: po.ID, Log: cfg.Log})
+	if c.cfg.Insecure {
+		files = nil
+	}
+	c.server, err = cachepeer.Listen(c.cfg.Listen, c.handler, cachepeer.ServerOptions{TLS: files, Log: cfg.Log})
+	return err
+}
+
+// close ends what others take, and gives the memory back, unless an image is open still, which may be read: then the process is about to end.
+func (c *nodeCache) close() error {
+	var errs []error
+	if c.server != nil {
+		errs = append(errs, c.server.Close())
+	}
+	if c.Cache != nil && c.Stats().Images == 0 {
+		errs = append(errs, c.Close())
+	}
+	for _, p := range []*cachepeer.Client{c.peers, c.appliance} {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	if c.disk != nil {
+		errs = append(errs, c.disk.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // CacheReport is what the cache of a node holds and did.
 type CacheReport struct {
 	cache.Stats
+	// What the tiers themselves tell; nil where there is none.
+	DiskTier *disk.Stats             `json:"disk_tier,omitempty"`
+	PeerList *cachepeer.Stats        `json:"peer_list,omitempty"`
+	Given    *cachepeer.HandlerStats `json:"given,omitempty"` // to peers
+
 	Prefetch PrefetchStats `json:"prefetch"`
 	Devices  []DeviceCache `json:"devices"`
 }
@@ -48,6 +126,18 @@ type DeviceCache struct {
 // CacheStats reports on the cache.
 func (d *Daemon) CacheStats() CacheReport {
 	r := CacheReport{Stats: d.cache.Stats(), Prefetch: d.roots.prefetch.stats(), Devices: []DeviceCache{}}
+	if c := d.cache; c.disk != nil {
+		s := c.disk.Stats()
+		r.DiskTier = &s
+	}
+	if c := d.cache; c.peers != nil {
+		s := c.peers.Stats()
+		r.PeerList = &s
+	}
+	if c := d.cache; c.handler != nil {
+		s := c.handler.Stats()
+		r.Given = &s
+	}
 	for _, v := range d.all() {
 		if root := v.imageRoot(); root != nil && root.reader != nil {
 			r.Devices = append(r.Devices, DeviceCache{v.record().Device.Name, root.set.ContentRoot().String(), root.reader.Stats()})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -345,4 +346,66 @@ func mustRef(t *testing.T, text string) image.Ref {
 	ref, err := image.ParseRef(text)
 	check(t, err)
 	return ref
+}
+
+// A daemon that is started again finds on the disk what the one before had read.
+func TestDiskTierOutlivesTheDaemon(t *testing.T) {
+	r := newCacheRig(t)
+	r.cfg.Cache.Disk, r.cfg.Cache.DiskSize = filepath.Join(r.dir, "cache"), ptr(node.Bytes(64*mib))
+	d := r.start()
+	r.create(r.on("web1", r.refA))
+	r.readAll(0, 128<<10)
+	wait(t, "what waits to be written", func() bool { s := r.cacheStats().DiskTier; return s.QueuedBytes == 0 && s.WrittenBytes > 0 })
+	check(t, d.Stop())
+	r.start()
+	before := r.cacheStats()
+	r.readAll(0, 128<<10)
+	s := r.cacheStats()
+	if s.Devices[0].Disk.Bytes < imageSize/2 || s.Devices[0].Disk.Bytes+s.Origin.Bytes != imageSize {
+		t.Errorf("%d bytes from the disk, %d from the origin, before %+v", s.Devices[0].Disk.Bytes, s.Origin.Bytes, before.DiskTier)
+	}
+	rep, err := r.client().DropCache(context.Background(), node.CacheDropRequest{Disk: true})
+	if err != nil || rep.DiskTier.Used != 0 {
+		t.Errorf("dropped: %+v, %v", rep.DiskTier, err)
+	}
+}
+
+func TestCacheDiskThatIsSomethingElse(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Cache.Disk = r.store
+	driver, err := r.kernel.NewDriver()
+	check(t, err)
+	defer driver.Close()
+	r.cfg.Driver = driver
+	if _, err := node.New(r.cfg); err == nil || !strings.Contains(err.Error(), r.store) || node.HintOf(err) == "" {
+		t.Errorf("a leaf store is taken for a cache: %v", err)
+	}
+}
+
+// Two daemons share their caches: what one has read, the other takes from it.
+func TestPeersShareTheirCaches(t *testing.T) {
+	a, b := newCacheRig(t), newCacheRig(t)
+	peers := filepath.Join(a.dir, "peers")
+	urls := []string{"http://" + freeAddress(t), "http://" + freeAddress(t)}
+	check(t, os.WriteFile(peers, []byte(strings.Join(urls, "\n")+"\n"), 0o600))
+	for i, r := range []*imageRig{a, b} {
+		c := &r.cfg.Cache
+		c.Peers, c.Self, c.Listen, c.Insecure = peers, urls[i], strings.TrimPrefix(urls[i], "http://"), true
+		r.start()
+		r.create(r.on("web1", a.refA))
+	}
+	a.readAll(0, 128<<10)
+	b.readAll(0, 128<<10)
+	one, two := a.cacheStats(), b.cacheStats()
+	if sum := one.Origin.Bytes + two.Origin.Bytes; sum > imageSize*11/10 || two.Devices[0].Peers.Bytes == 0 {
+		t.Errorf("the origin gave %d bytes, peers gave %d and %d", sum, one.Devices[0].Peers.Bytes, two.Devices[0].Peers.Bytes)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	return l.Addr().String()
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"coppice/cache"
+	cachepeer "coppice/cache/peer"
 )
 
 // Defaults of the cache.
@@ -30,8 +31,25 @@ type CacheConfig struct {
 	Memory *Bytes `toml:"memory"`
 	// Policy decides which chunk goes when memory is full: see [cache.Policies]. "" means [cache.S3FIFO].
 	Policy string `toml:"policy"`
-	// Metrics is the address HOST:PORT at which numbers of cache and devices are given to Prometheus, to anybody who can reach it. "" means nowhere.
-	Metrics string `toml:"metrics"`
+	// Disk is a file or block device for chunks beside memory, which survives restarts and is the cache's alone. "" means none. DiskSize is the size of
+	// the file, which is made where there is none; nil leaves it as it is.
+	Disk     string `toml:"disk"`
+	DiskSize *Bytes `toml:"disk_size"`
+	// Peers is a file with the URLs of nodes that share their caches, one a line, read again when it changes: see [cachepeer.ParseList]. Self is the one of this node
+	// in it, "" where it only takes.
+	Peers string `toml:"peers"`
+	Self  string `toml:"self"`
+	// Listen is HOST:PORT at which peers are given chunks. "" means that none are.
+	Listen string `toml:"listen"`
+	// Appliances are URLs that are asked for what peers do not have, before the origin.
+	Appliances []string `toml:"appliances"`
+	// CA is the path of the certificate of the authority that peers and appliances have theirs of, TLSCert and TLSKey those of this node's own, all in
+	// PEM. They are read again when they change.
+	CA      string `toml:"ca"`
+	TLSCert string `toml:"tls_cert"`
+	TLSKey  string `toml:"tls_key"`
+	// Insecure gives chunks to and takes them from whoever is there, without TLS.
+	Insecure bool `toml:"insecure"`
 	// Record is how long it is recorded what a new device asks its root for, as [time.ParseDuration] takes it. "" means 3m, "0" not at all.
 	Record string `toml:"record"`
 	// PrefetchPercent is how much of the memory tier may be filled with what an earlier device asked its root for, when another is made on
@@ -71,7 +89,19 @@ func (c CacheConfig) validate() error {
 	}
 	check(*c.Memory == 0 || *c.Memory >= cache.MinMemory, "memory = %d bytes is less than %d", *c.Memory, cache.MinMemory)
 	check(slices.Contains(cache.Policies(), cache.Policy(c.Policy)), "policy %q is none of %v", c.Policy, cache.Policies())
-	check(c.Metrics == "" || validAddress(c.Metrics), "metrics %q is not HOST:PORT, such as 127.0.0.1:9500", c.Metrics)
+	check(c.Listen == "" || validAddress(c.Listen), "listen %q is not HOST:PORT, such as :8441", c.Listen)
+	check(c.DiskSize == nil || c.Disk != "", "disk_size without disk")
+	check((c.TLSCert == "") == (c.TLSKey == ""), "tls_cert and tls_key belong together")
+	speaks := c.Listen != "" || c.Peers != "" || len(c.Appliances) > 0
+	check(!speaks || c.Insecure || c.CA != "" && c.TLSCert != "", "peers, listen and appliances need ca, tls_cert and tls_key: see coppice ca init and issue")
+	check(c.Self == "" || c.Peers != "", "self without peers")
+	for _, url := range append([]string{c.Self}, c.Appliances...) {
+		_, err := cachepeer.ParseURL(url, c.Insecure)
+		check(url == "" || err == nil, "%w", err)
+	}
+	for name, path := range map[string]string{"disk": c.Disk, "peers": c.Peers, "ca": c.CA, "tls_cert": c.TLSCert, "tls_key": c.TLSKey} {
+		check(path == "" || filepath.IsAbs(path), "%s %q is not an absolute path", name, path)
+	}
 	record, err := time.ParseDuration(c.Record)
 	check(err == nil && record >= 0 && record <= maxRecord, "record %q is not a time such as 3m, up to %s, or 0", c.Record, maxRecord)
 	check(*c.PrefetchPercent >= 0 && *c.PrefetchPercent <= 100, "prefetch_percent %d is not between 0 and 100", *c.PrefetchPercent)
