@@ -193,6 +193,13 @@ func (c *Cache) have(key *Key, p []byte, skip int) Source {
 	return fromNowhere
 }
 
+// Heard lets the tier of peers know that one of them has an image open.
+func (c *Cache) Heard(url string, root image.Digest) {
+	if h, ok := c.o.Peers.(Hearer); ok {
+		h.Heard(url, root)
+	}
+}
+
 // Serve fills p with a chunk for somebody else: from memory, the disk, or, where an image with the chunk's root is open that has it at its index, from the
 // appliance or the origin; from peers only what they have, since they would ask each other in circles. It fails with [ErrMiss] where it cannot.
 func (c *Cache) Serve(ctx context.Context, chunk Chunk, p []byte) error {

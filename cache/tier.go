@@ -41,6 +41,11 @@ type Holder interface {
 	Held(ctx context.Context, c Chunk, p []byte) error
 }
 
+// Hearer is a [Tier] of others, or what has one, that wants to know who has which image open: whoever asks for a chunk to be fetched has.
+type Hearer interface {
+	Heard(url string, root image.Digest)
+}
+
 // Origin is an image as it is read where no tier has a chunk, such as an [image.Set]. It is safe for concurrent use.
 type Origin interface {
 	// Size returns the length of the image in bytes, at least 1.

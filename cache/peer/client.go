@@ -95,6 +95,8 @@ type giver struct {
 var (
 	_ cache.Tier   = (*Client)(nil)
 	_ cache.Holder = (*Client)(nil)
+	_ cache.Hearer = (*Client)(nil)
+	_ cache.Hearer = (*cache.Cache)(nil)
 )
 
 // New returns a client of peers that do not change.

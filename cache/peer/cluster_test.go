@@ -108,7 +108,7 @@ func (m *member) join(o Options, list ...string) {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { m.cache.Close() })
-	m.late.Store(NewHandler(m.cache, HandlerOptions{ID: o.ID, Heard: m.client.Heard, Log: quiet}))
+	m.late.Store(NewHandler(m.cache, HandlerOptions{ID: o.ID, Log: quiet}))
 }
 
 func (m *member) open(o cache.Origin) *cache.Reader {

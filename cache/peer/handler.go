@@ -34,8 +34,6 @@ func NewID() string {
 type HandlerOptions struct {
 	// ID is that of this node's client: what it asks itself for is refused.
 	ID string
-	// Heard is told who asks for a fetch: that peer has the image open. nil means nobody wants to know. See [Client.Heard].
-	Heard func(url string, root image.Digest)
 	// MaxRequests is how many requests are answered at once. 0 means 256. Those beyond it are told to go elsewhere.
 	MaxRequests int
 	// MaxBytes is about how much memory the answers that are being made may take. 0 means 64 MiB.
@@ -68,6 +66,7 @@ const pulseTime = 50 * time.Millisecond
 // Handler answers requests for chunks. Who may ask is the business of the server that it is part of.
 type Handler struct {
 	local   Local
+	hears   cache.Hearer // nil: nobody wants to know who has what open
 	o       HandlerOptions
 	mux     *http.ServeMux
 	buffers sync.Pool // of *[]byte, image.MaxChunkSize or image.DefaultChunkSize long
@@ -93,6 +92,7 @@ type HandlerStats struct {
 // NewHandler returns a handler for what a node has.
 func NewHandler(local Local, o HandlerOptions) *Handler {
 	h := &Handler{local: local, o: o.withDefaults(), mux: http.NewServeMux()}
+	h.hears, _ = local.(cache.Hearer)
 	h.mux.HandleFunc("GET "+chunksPath+"{digest}", h.chunk)
 	return h
 }
@@ -148,8 +148,8 @@ func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.leave(c.Len)
-	if url := r.Header.Get(urlHeader); h.o.Heard != nil && url != "" && len(url) <= maxURL && c.Root != (image.Digest{}) {
-		h.o.Heard(url, c.Root)
+	if url := r.Header.Get(urlHeader); h.hears != nil && url != "" && len(url) <= maxURL && c.Root != (image.Digest{}) {
+		h.hears.Heard(url, c.Root)
 	}
 	buffer := h.buffer(c.Len)
 	defer h.buffers.Put(buffer)
