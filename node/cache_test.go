@@ -52,7 +52,7 @@ func TestDevicesShareTheCache(t *testing.T) {
 	r.create(r.on("web1", r.refA))
 	r.readAll(0, 128<<10)
 	first := r.cacheStats()
-	if first.Origin.Bytes != imageSize || first.Memory.ContentBytes != imageSize || first.Images != 1 {
+	if first.Origin.Bytes != imageSize || first.Memory.ContentBytes < imageSize || first.Memory.ContentBytes > imageSize+1*mib || first.Images != 1 {
 		t.Errorf("after the first device %+v", first.Stats)
 	}
 	r.create(r.on("web2", r.refB))
