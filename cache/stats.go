@@ -20,6 +20,9 @@ func (h *histogram) add(d time.Duration) {
 	h.nanos.Add(uint64(max(d, 0)))
 }
 
+// bucketBound is where a bucket ends, in seconds.
+func bucketBound(i int) float64 { return float64(uint64(1)<<i) / 1e6 }
+
 // Histogram is how often something took how long.
 type Histogram struct {
 	Count   uint64            `json:"count"`
@@ -42,12 +45,27 @@ func (h *histogram) stats() Histogram {
 		}
 		below := 0.0
 		if i < histogramBuckets-1 {
-			below = float64(uint64(1)<<i) / 1e6
+			below = bucketBound(i)
 		}
 		s.Count += n
 		s.Buckets = append(s.Buckets, HistogramBucket{below, n})
 	}
 	return s
+}
+
+// Cumulative returns how many took at most so many seconds, for all bounds that there are, whether or not one was that long.
+func (h Histogram) Cumulative() map[float64]uint64 {
+	all := make(map[float64]uint64, histogramBuckets-1)
+	for i := range histogramBuckets - 1 {
+		bound, n := bucketBound(i), uint64(0)
+		for _, b := range h.Buckets {
+			if b.Below != 0 && b.Below <= bound {
+				n += b.Count
+			}
+		}
+		all[bound] = n
+	}
+	return all
 }
 
 // tierCounts is what was asked of a tier.

@@ -60,6 +60,8 @@ type Config struct {
 	Device DeviceConfig `toml:"device"`
 	// Images says which roots are taken.
 	Images ImageConfig `toml:"images"`
+	// Metrics is HOST:PORT at which Prometheus finds numbers, by plain HTTP. "" means nowhere.
+	Metrics string `toml:"metrics"`
 	// Cache says how the chunks of images are cached.
 	Cache CacheConfig `toml:"cache"`
 
@@ -192,6 +194,7 @@ func (c Config) Validate() error {
 	check(err == nil && lease >= time.Second && lease <= time.Hour, "lease %q is not a time between 1s and 1h", c.Lease)
 	_, err = uuid.Parse(c.NodeID)
 	check(c.NodeID == "" || err == nil, "node_id %q is not a UUID", c.NodeID)
+	check(c.Metrics == "" || validAddress(c.Metrics), "metrics %q is not HOST:PORT, such as 127.0.0.1:9488", c.Metrics)
 	if err := c.Images.validate(); err != nil {
 		errs = append(errs, err)
 	}

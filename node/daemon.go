@@ -24,6 +24,8 @@ type Daemon struct {
 	cache   *nodeCache
 	roots   *roots
 	bootID  string
+	began   time.Time
+	metrics *metricsServer // nil: none
 
 	cuts     cuts
 	detaches detaches
@@ -69,7 +71,7 @@ func New(cfg Config) (*Daemon, error) {
 	quit, stopWork := context.WithCancel(context.Background())
 	d := &Daemon{
 		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
-		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot,
+		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot, began: time.Now(),
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
 		stores:   newStores(cfg),
 		cache:    cached,
@@ -88,6 +90,11 @@ func New(cfg Config) (*Daemon, error) {
 // documentation says, closes the driver and gives the run directory back. It is called once.
 func (d *Daemon) Run(ctx context.Context) error {
 	srv, err := d.listen()
+	if err == nil {
+		if d.metrics, err = d.serveMetrics(); err != nil {
+			err = errors.Join(err, srv.close())
+		}
+	}
 	if err != nil {
 		return errors.Join(err, d.driver.Close(), d.cache.close(), d.lock.release())
 	}
@@ -104,7 +111,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		err = fmt.Errorf("serve socket: %w", err)
 	}
 	d.log.Info("daemon stopping", "devices", len(d.all()))
-	err = errors.Join(err, d.stopAll(), srv.close(), d.cache.close(), d.lock.release())
+	err = errors.Join(err, d.stopAll(), srv.close(), d.metrics.close(), d.cache.close(), d.lock.release())
 	d.log.Info("daemon stopped")
 	return err
 }
