@@ -159,7 +159,7 @@ func (c *Cache) charge(bytes int64) {
 
 // Dropper is a tier that can forget all that it holds.
 type Dropper interface {
-	Drop() error
+	Drop()
 }
 
 // Drop forgets the chunks in memory, and, where disk says so, those in the disk tier.
@@ -172,9 +172,7 @@ func (c *Cache) Drop(disk bool) error {
 	if !ok {
 		return errors.New("drop cache: the disk tier cannot forget what it holds")
 	}
-	if err := d.Drop(); err != nil {
-		return fmt.Errorf("drop cache: %w", err)
-	}
+	d.Drop()
 	return nil
 }
 

@@ -15,24 +15,15 @@ import (
 type nodeCache struct {
 	*cache.Cache
 	cfg       CacheConfig
-	disk      *disk.Disk        // nil: none
+	disk      *diskTier
 	peers     *cachepeer.Client // nil: none
 	appliance *cachepeer.Client // nil: none
 	server    *cachepeer.Server // nil: others are given nothing
 	handler   *cachepeer.Handler
 }
 
-// diskTier is a disk that [cache.Cache.Drop] empties.
-type diskTier struct{ *disk.Disk }
-
-// Drop forgets all chunks.
-func (d diskTier) Drop() error {
-	d.Disk.Drop()
-	return nil
-}
-
 func openCache(cfg Config) (*nodeCache, error) {
-	c := &nodeCache{cfg: cfg.Cache}
+	c := &nodeCache{cfg: cfg.Cache, disk: &diskTier{log: cfg.Log}}
 	if err := c.open(cfg); err != nil {
 		return nil, errors.Join(fail(CodeBadRequest, "correct the section cache of the configuration", "open cache: %w", err), c.close())
 	}
@@ -40,16 +31,15 @@ func openCache(cfg Config) (*nodeCache, error) {
 }
 
 func (c *nodeCache) open(cfg Config) (err error) {
-	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Log: cfg.Log}
+	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Disk: c.disk, Log: cfg.Log}
 	if c.cfg.Disk != "" {
 		do := disk.Options{Log: cfg.Log}
 		if c.cfg.DiskSize != nil {
 			do.SizeBytes = int64(*c.cfg.DiskSize)
 		}
-		if c.disk, err = disk.Open(c.cfg.Disk, do); err != nil {
+		if err := c.disk.openOwn(c.cfg.Disk, do); err != nil {
 			return err
 		}
-		o.Disk = diskTier{c.disk}
 	}
 	var files *certs.Files
 	if c.cfg.CA != "" {
@@ -98,10 +88,7 @@ func (c *nodeCache) close() error {
 			errs = append(errs, p.Close())
 		}
 	}
-	if c.disk != nil {
-		errs = append(errs, c.disk.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.disk.close())...)
 }
 
 // CacheReport is what the cache of a node holds and did.
@@ -126,9 +113,8 @@ type DeviceCache struct {
 // CacheStats reports on the cache.
 func (d *Daemon) CacheStats() CacheReport {
 	r := CacheReport{Stats: d.cache.Stats(), Prefetch: d.roots.prefetch.stats(), Devices: []DeviceCache{}}
-	if c := d.cache; c.disk != nil {
-		s := c.disk.Stats()
-		r.DiskTier = &s
+	if r.DiskTier = d.cache.disk.stats(); r.DiskTier == nil && r.Disk.Hits == 0 {
+		r.Disk = nil
 	}
 	if c := d.cache; c.peers != nil {
 		s := c.peers.Stats()

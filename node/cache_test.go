@@ -14,6 +14,7 @@ import (
 	"coppice/cache/prefetch"
 	"coppice/image"
 	"coppice/node"
+	"coppice/union"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -367,6 +368,38 @@ func TestDiskTierOutlivesTheDaemon(t *testing.T) {
 	rep, err := r.client().DropCache(context.Background(), node.CacheDropRequest{Disk: true})
 	if err != nil || rep.DiskTier.Used != 0 {
 		t.Errorf("dropped: %+v, %v", rep.DiskTier, err)
+	}
+}
+
+// The region of a leaf store is the disk tier for as long as the store is open.
+func TestRegionOfALeafStoreIsTheDiskTier(t *testing.T) {
+	r := newCacheRig(t)
+	_, err := union.Format(r.store, union.FormatOptions{SizeBytes: storeSize + 64*mib, CacheBytes: 64 * mib, Force: true})
+	check(t, err)
+	d := r.start()
+	if s := r.cacheStats(); s.DiskTier != nil || s.Disk != nil {
+		t.Errorf("no store is open: %+v", s.DiskTier)
+	}
+	r.create(r.on("web1", r.refA))
+	r.readAll(0, 128<<10)
+	wait(t, "what waits to be written", func() bool { s := r.cacheStats().DiskTier; return s.QueuedBytes == 0 && s.WrittenBytes > 0 })
+	_, err = r.client().Delete(t.Context(), "web1")
+	check(t, err)
+	if s := r.cacheStats(); s.DiskTier != nil {
+		t.Errorf("the store is closed: %+v", s.DiskTier)
+	}
+	check(t, d.Stop())
+	report, err := union.Check(r.store, union.CheckOptions{})
+	check(t, err)
+	if len(report.Problems) > 0 {
+		t.Errorf("store: %v", report.Problems)
+	}
+	r.start()
+	r.create(r.on("web2", r.refA))
+	r.readAll(0, 128<<10)
+	s := r.cacheStats()
+	if got := s.Devices[0].Disk.Bytes; got < imageSize/2 || got+s.Origin.Bytes != imageSize {
+		t.Errorf("%d bytes from the region, %d from the origin", got, s.Origin.Bytes)
 	}
 }
 

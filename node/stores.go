@@ -22,6 +22,7 @@ type stores struct {
 	scrub  *int64 // bytes per second; 0: never, nil: once a week
 	log    *slog.Logger
 	space  spaceConfig
+	cache  *diskTier // which may lie in one of them
 
 	mu   sync.Mutex // guards open and the users of each; taken after a sharedStore's
 	open map[storeKey]*sharedStore
@@ -43,8 +44,8 @@ type sharedStore struct {
 	scrubber     *scrubber  // with Store
 }
 
-func newStores(cfg Config) *stores {
-	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, space: spaceConfig{cfg.fullWait(), cfg.leaseOptions(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
+func newStores(cfg Config, cache *diskTier) *stores {
+	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, cache: cache, space: spaceConfig{cfg.fullWait(), cfg.leaseOptions(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
 }
 
 // acquire opens the store at path, or adds a user to the open one. Where another process
@@ -66,6 +67,7 @@ func (s *stores) acquire(ctx context.Context, path string, patience time.Duratio
 		s.leave(st)
 		return nil, fmt.Errorf("open leaf: %w", err)
 	}
+	s.cache.borrow(st.Store, path)
 	st.scrubber = startScrubber(st.Store, s.scrub, s.log)
 	return st, nil
 }
@@ -121,6 +123,7 @@ func (s *stores) release(st *sharedStore) error {
 		return nil
 	}
 	st.scrubber.stop()
+	s.cache.giveBack(st.Store)
 	err := st.Close()
 	st.Store, st.scrubber = nil, nil
 	s.leave(st)
