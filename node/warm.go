@@ -79,11 +79,10 @@ func (d *Daemon) WarmCache(ctx context.Context, name string, r CacheWarmRequest,
 
 // roomToWarm is how many bytes can be brought into the cache without pushing out the first of them.
 func (d *Daemon) roomToWarm() int64 {
-	s := d.cache.Stats()
-	if s.Disk != nil {
+	if d.cache.disk.stats() != nil {
 		return math.MaxInt64
 	}
-	return s.Memory.ThresholdBytes / 16 * 15 // what is known of the chunks takes some
+	return d.cache.Stats().Memory.ThresholdBytes / 16 * 15 // what is known of the chunks takes some
 }
 
 // warming is one image being brought into the cache.

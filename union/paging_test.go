@@ -53,12 +53,8 @@ func TestPaging(t *testing.T) {
 func TestTidy(t *testing.T) {
 	t.Parallel()
 	d := newTapped(t, t.TempDir(), "", 450*gib, 400*gib)
-	writes := 60_000
-	if testing.Short() {
-		writes /= 4
-	}
 	for range 3 {
-		d.writeMany(writes, 1024)
+		d.writeMany(60_000, 1024)
 		if err := d.store.Checkpoint(); err != nil {
 			t.Fatal(err)
 		}
