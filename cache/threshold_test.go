@@ -1,3 +1,7 @@
+//go:build !race
+
+// Memory under the race detector is another.
+
 package cache
 
 import (
@@ -30,9 +34,6 @@ const thresholdChild = "COPPICE_CACHE_THRESHOLD_CHILD"
 // In a million random operations, a process never takes more than the threshold and 5 % of it beyond what it took before.
 func TestThreshold(t *testing.T) {
 	if os.Getenv(thresholdChild) == "" {
-		if testing.Short() {
-			t.Skip("memory under the race detector is another") // and nothing else is short
-		}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestThreshold$", "-test.v")
 		cmd.Env = append(os.Environ(), thresholdChild+"=1")
 		out, err := cmd.CombinedOutput()
