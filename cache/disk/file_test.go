@@ -14,9 +14,11 @@ import (
 	"coppice/union"
 )
 
+// openPath opens a cache that is not scrubbed: what its own reads come upon is what the tests count.
 func openPath(t *testing.T, path string, size int64) *Disk {
 	t.Helper()
-	d, err := Open(path, Options{SizeBytes: size, Log: quiet().Log, ReadTimeout: time.Hour, patient: true, retry: 10 * time.Millisecond})
+	o := Options{SizeBytes: size, Log: quiet().Log, ReadTimeout: time.Hour, ScrubBytesPerSecond: -1, patient: true, retry: 10 * time.Millisecond}
+	d, err := Open(path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
