@@ -13,8 +13,8 @@ const cutStates = 2400
 // scenariosLimit is how long all tests of package scenarios may take together.
 const scenariosLimit = time.Hour
 
-// imageUpgraded tells whether TestImages has the guest publish a version 2 of the Debian system.
-const imageUpgraded = true
+// secondVersions tells whether TestImages makes second versions of the Debian system, by upgrades in the guest and from scratch.
+const secondVersions = true
 
 // imagesLimit is how long all tests of TestImages in the guest may take together.
 const imagesLimit = time.Hour

@@ -28,6 +28,7 @@ var (
 // at each flush and between them, recovers it, and wants all that was promised: the store sound, both file systems clean, every file and
 // block that had been made durable.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	b := newBuild(t)
 	if err := b.need(t.Context(), "e2fsck", "debugfs", "mkfs.xfs", "xfs_repair", "sfdisk"); err != nil {
 		t.Fatal(err)

@@ -13,8 +13,8 @@ const cutStates = 240
 // scenariosLimit is how long all tests of package scenarios may take together.
 const scenariosLimit = 25 * time.Minute
 
-// imageUpgraded tells whether TestImages has the guest publish a version 2 of the Debian system.
-const imageUpgraded = false
+// secondVersions tells whether TestImages makes second versions of the Debian system: that takes minutes.
+const secondVersions = false
 
 // imagesLimit is how long all tests of TestImages in the guest may take together.
 const imagesLimit = 15 * time.Minute

@@ -13,3 +13,6 @@ var installs = [][]string{{"jq", "sqlite3"}, {"nginx-light", "rsync", "tmux"}}
 
 // fioShare divides the sizes of TestRawFio's jobs.
 const fioShare = 1
+
+// geometries are those that the tests of raw images go through.
+var geometries = []geometry{{512, 1}, {512, 2}, {4096, 1}, {4096, 2}}

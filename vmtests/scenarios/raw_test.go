@@ -60,8 +60,8 @@ func fio(t *testing.T, dev, name string, options ...string) {
 	}
 }
 
-// geometries are the block sizes and numbers of queues that the tests of raw images go through.
-var geometries = []struct{ block, queues int }{{512, 1}, {512, 2}, {4096, 1}, {4096, 2}}
+// geometry is a device's block size and number of queues.
+type geometry struct{ block, queues int }
 
 // rawDevice makes a device on the raw root that is larger than the root.
 func rawDevice(t *testing.T, root, leaf string, block, queues int) node.Device {
