@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,38 +72,28 @@ func (c *certificates) answer(none bool, format string, args ...any) {
 
 // transport is a [http.Transport] whose new connections use the certificates of their time.
 type transport struct {
-	o    SourceOptions
-	dial func(context.Context, string, string) (net.Conn, error)
-
-	mu  sync.Mutex // guards what follows
-	now *http.Transport
-	gen int
+	o     SourceOptions
+	plain *certs.Derived[*http.Transport]
 }
 
-func (t *transport) current() *http.Transport {
-	var content *certs.Content
-	gen := 0
-	if t.o.files != nil {
-		content, gen = t.o.files.Current()
+func transportOf(o SourceOptions, dial func(context.Context, string, string) (net.Conn, error)) *transport {
+	var files *certs.Files
+	if o.files != nil {
+		files = o.files.Files
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.now == nil || gen != t.gen {
-		config, before := t.o.TLS, t.now
-		if content != nil {
-			config = t.o.files.config(content)
+	build := func(content *certs.Content) *http.Transport {
+		if content == nil {
+			return newTransport(o.TLS, o.stall(), dial)
 		}
-		t.now, t.gen = newTransport(config, t.o.stall(), t.dial), gen
-		if before != nil {
-			before.CloseIdleConnections() // others end when they have been idle for long enough
-		}
+		return newTransport(o.files.config(content), o.stall(), dial)
 	}
-	return t.now
+	// Connections of the one before that are in use end when they have been idle for long enough.
+	return &transport{o: o, plain: certs.Derive(files, build, (*http.Transport).CloseIdleConnections)}
 }
 
 // RoundTrip does one request.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := t.current().RoundTrip(req)
+	resp, err := t.plain.Current().RoundTrip(req)
 	if t.o.files == nil {
 		return resp, err
 	}
@@ -122,4 +111,4 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes connections that wait to be used again.
-func (t *transport) CloseIdleConnections() { t.current().CloseIdleConnections() }
+func (t *transport) CloseIdleConnections() { t.plain.Current().CloseIdleConnections() }

@@ -97,7 +97,7 @@ func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse
 // newClient returns a client, and the [http.Client] for the server itself, which follows no redirect.
 func newClient(place fmt.Stringer, o SourceOptions) (*client, *http.Client) {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	own := &http.Client{Transport: &transport{o: o, dial: dialer.DialContext}, CheckRedirect: stay}
+	own := &http.Client{Transport: transportOf(o, dialer.DialContext), CheckRedirect: stay}
 	c := &client{place: place, stall: o.stall(), own: own, arrived: o.arrived}
 	if c.arrived == nil {
 		c.arrived = func() {}
@@ -109,7 +109,7 @@ func newClient(place fmt.Stringer, o SourceOptions) (*client, *http.Client) {
 		proxy, err := http.ProxyFromEnvironment(r)
 		return proxy != nil || err != nil
 	}
-	c.other.Transport = &transport{o: o, dial: checked.DialContext}
+	c.other.Transport = transportOf(o, checked.DialContext)
 	return c, own
 }
 

@@ -149,7 +149,7 @@ func newClient(o Options) (*Client, error) {
 	} else if !o.Insecure {
 		return nil, errors.New("peers: certificates are needed")
 	}
-	c.web = &web{files: o.TLS}
+	c.web = newWeb(o.TLS)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.given, _ = simplelru.NewLRU[cache.Key, giver](remembered, nil) // fails for sizes below 1
 	return c, nil

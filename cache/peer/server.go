@@ -95,17 +95,9 @@ func (o ServerOptions) tls() (*tls.Config, error) {
 	if content, _ := o.TLS.Current(); content.CA == nil || content.Pair == nil {
 		return nil, errors.New("certificates of an authority, and one of the server with its key, are needed")
 	}
-	var mu sync.Mutex
-	var now *tls.Config
-	last := -1
+	config := certs.Derive(o.TLS, serverTLS, nil)
 	return &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		content, gen := o.TLS.Current()
-		mu.Lock()
-		defer mu.Unlock()
-		if gen != last {
-			now, last = serverTLS(content), gen
-		}
-		return now, nil
+		return config.Current(), nil
 	}}, nil
 }
 

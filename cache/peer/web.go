@@ -19,29 +19,13 @@ import (
 
 // web does requests, with the certificates of their time.
 type web struct {
-	files *certs.Files // nil without TLS
-
-	mu  sync.Mutex // guards what follows
-	now *http.Transport
-	gen int
+	transport *certs.Derived[*http.Transport]
 }
 
-func (w *web) transport() *http.Transport {
-	var content *certs.Content
-	gen := 0
-	if w.files != nil {
-		content, gen = w.files.Current()
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.now == nil || gen != w.gen {
-		before := w.now
-		w.now, w.gen = newTransport(content), gen
-		if before != nil {
-			before.CloseIdleConnections() // others end when they have been idle for long enough
-		}
-	}
-	return w.now
+// newWeb returns what uses files, nil without TLS.
+func newWeb(files *certs.Files) *web {
+	// Connections of the transport before that are in use end when they have been idle for long enough.
+	return &web{certs.Derive(files, newTransport, (*http.Transport).CloseIdleConnections)}
 }
 
 // newTransport follows no proxy, and speaks HTTP/1.1: chunks one after the other over several connections are faster than over one.
@@ -65,13 +49,7 @@ func newTransport(content *certs.Content) *http.Transport {
 	return t
 }
 
-func (w *web) close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.now != nil {
-		w.now.CloseIdleConnections()
-	}
-}
+func (w *web) close() { w.transport.Current().CloseIdleConnections() }
 
 // request is what a peer is asked for.
 type request struct {
@@ -159,7 +137,7 @@ func (w *web) do(ctx context.Context, arrived func(), q request, p []byte) error
 	if q.self != "" {
 		req.Header.Set(urlHeader, q.self)
 	}
-	resp, err := w.transport().RoundTrip(req)
+	resp, err := w.transport.Current().RoundTrip(req)
 	if err != nil {
 		return err
 	}
