@@ -158,12 +158,10 @@ func (d *Daemon) exportSealed(ctx context.Context, cancel func(), k *cut, sealed
 	if err := emit(ExportEvent{Sealed: &sealed}); err != nil {
 		return nil, errors.Join(clientGone(err), k.export.close())
 	}
-	const every = 200 * time.Millisecond
-	var last time.Time
+	var pace pace
 	var gone error
 	progress := func(done, total int64) {
-		if now := time.Now(); gone == nil && now.Sub(last) >= every {
-			last = now
+		if gone == nil && pace.due() {
 			if gone = emit(ExportEvent{Done: done, Total: total}); gone != nil {
 				cancel()
 			}

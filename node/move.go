@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"coppice/union"
 )
@@ -53,11 +52,9 @@ func (r MoveRequest) check() (MoveRequest, error) {
 
 // options are those of the copy; progress is told now and then.
 func (r MoveRequest) options(progress func(done, total int64)) union.CopyOptions {
-	const every = 200 * time.Millisecond
-	last := time.Now()
+	pace := newPace()
 	return union.CopyOptions{Move: !r.Copy, Progress: func(done, total int64) {
-		if now := time.Now(); now.Sub(last) >= every {
-			last = now
+		if pace.due() {
 			progress(done, total)
 		}
 	}}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"coppice/image"
 )
@@ -300,11 +299,9 @@ func (d *Daemon) copyAndVerify(ctx context.Context, s *rootSet, dest image.Ref, 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	tell := func(phase string) func(done, total int64) {
-		const every = 200 * time.Millisecond
-		last := time.Now()
+		pace := newPace()
 		return func(done, total int64) {
-			if now := time.Now(); now.Sub(last) >= every {
-				last = now
+			if pace.due() {
 				if err := emit(ReplicateEvent{Phase: phase, Done: done, Total: total}); err != nil {
 					cancel(clientGone(err))
 				}

@@ -137,10 +137,9 @@ func (w *warming) data() iter.Seq[prefetch.Range] {
 }
 
 func (w *warming) run(ranges iter.Seq[prefetch.Range], room int64, tell func(CacheWarmEvent)) error {
-	const every = 200 * time.Millisecond
 	var taken, done, read atomic.Int64
 	var telling sync.Mutex
-	var last time.Time
+	var pace pace
 	err := prefetch.Job{
 		From: w.s.background, AtOnce: replayReads, Busy: w.s.guests.waiting,
 		Take: func(n int64) bool { return taken.Add(n) <= room },
@@ -149,8 +148,7 @@ func (w *warming) run(ranges iter.Seq[prefetch.Range], room int64, tell func(Cac
 			sum := done.Add(n) + w.zeros.Load()
 			telling.Lock()
 			defer telling.Unlock()
-			if now := time.Now(); now.Sub(last) >= every {
-				last = now
+			if pace.due() {
 				tell(CacheWarmEvent{Done: min(sum, w.report.TotalBytes), Total: w.report.TotalBytes})
 			}
 		},
