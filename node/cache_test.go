@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -435,10 +436,17 @@ func TestPeersShareTheirCaches(t *testing.T) {
 	}
 }
 
+// freeAddress is one that no other process takes before it is used, whatever else runs on this machine.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", net.JoinHostPort(ownLoopback(), "0"))
 	check(t, err)
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// ownLoopback is an address of this machine that other processes do not use: all of 127.0.0.0/8 is.
+func ownLoopback() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&63, pid>>8&255, pid&255)
 }
