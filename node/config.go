@@ -69,6 +69,8 @@ type Config struct {
 	Driver Driver `toml:"-"`
 	// Log receives what the daemon has to say. nil means [slog.Default].
 	Log *slog.Logger `toml:"-"`
+	// Level is what [Config.NewLog] logs from, and changes with [Daemon.Reload]. nil means that it stays as LogLevel says.
+	Level *slog.LevelVar `toml:"-"`
 	// Version is what the daemon says it is. "" means [Version].
 	Version string `toml:"-"`
 	// Ready is called once all devices have been taken over, with a line about them.
@@ -242,11 +244,11 @@ func SocketPath(runDir string) string { return filepath.Join(runDir, socketName)
 // NewLog returns a log to standard error as c says.
 func (c Config) NewLog() *slog.Logger {
 	c = c.withDefaults()
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		level = slog.LevelInfo
+	opts := &slog.HandlerOptions{Level: c.level()}
+	if c.Level != nil {
+		c.Level.Set(c.level())
+		opts.Level = c.Level
 	}
-	opts := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 	}

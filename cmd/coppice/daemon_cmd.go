@@ -61,6 +61,8 @@ func (c *daemonCmd) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
+	hangups := catchHangups()
+	cfg.Level = new(slog.LevelVar)
 	log := cfg.NewLog()
 	slog.SetDefault(log)
 	cfg.Log, cfg.Version, cfg.Ready = log, env.version(), notifyReady
@@ -80,6 +82,13 @@ func (c *daemonCmd) Run(env *environment) error {
 	}
 	ctx, stop := untilSignal(log)
 	defer stop()
+	go reloadAt(ctx, hangups, log, func() error {
+		again, err := c.config(env)
+		if err != nil {
+			return err
+		}
+		return d.Reload(ctx, again)
+	})
 	return d.Run(ctx)
 }
 
@@ -115,12 +124,35 @@ func (c *daemonCmd) config(env *environment) (node.Config, error) {
 	return cfg, cfg.Validate()
 }
 
-// untilSignal returns a context that the first of SIGTERM, SIGINT and SIGHUP ends. Later ones are
+// catchHangups keeps SIGHUP from ending this process from now on, and tells of it.
+func catchHangups() <-chan os.Signal {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGHUP)
+	return ch
+}
+
+// reloadAt calls reload at each SIGHUP, until ctx ends. Where it fails, all stays as it was.
+func reloadAt(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger, reload func() error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		tellSystemd(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+		if err := reload(); err != nil {
+			log.Error("configuration cannot be read again; all stays as it was", "error", err)
+		}
+		tellSystemd(daemon.SdNotifyReady)
+	}
+}
+
+// untilSignal returns a context that the first of SIGTERM and SIGINT ends. Later ones are
 // only logged: cutting the stop short would lose data.
 func untilSignal(log *slog.Logger) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
 		for s := range ch {
 			if ctx.Err() != nil {

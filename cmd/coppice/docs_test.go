@@ -53,6 +53,30 @@ func TestPageHasEveryFlag(t *testing.T) {
 	}
 }
 
+// The commands of docs/runbook.md can be run as they stand. Those in the text may leave arguments out.
+func TestRunbookHasCommandsThatCanBeRun(t *testing.T) {
+	page, err := os.ReadFile("../../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := strings.NewReplacer("REF", "oci:/images:debian:1", "GOOD", "oci:/good:debian:1")
+	commands := regexp.MustCompile("(?m)^ {4,}coppice (.*)$|`coppice ([^`]*)`").FindAllStringSubmatch(string(page), -1)
+	for _, m := range commands {
+		var c cli
+		parser, err := kong.New(&c, kong.Vars{"config": "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = parser.Parse(strings.Fields(ref.Replace(m[1] + m[2])))
+		if err != nil && (m[2] == "" || !regexp.MustCompile("^(expected|missing) ").MatchString(err.Error())) {
+			t.Errorf("%s: %v", m[0], err)
+		}
+	}
+	if len(commands) < 40 {
+		t.Errorf("only %d commands found", len(commands))
+	}
+}
+
 // The configuration file in docs/cli.md is one that the daemon reads, with its defaults.
 func TestPageHasAConfigurationThatIsRead(t *testing.T) {
 	_, text, ok := strings.Cut(cliPage(t), "```toml\n")

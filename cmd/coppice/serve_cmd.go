@@ -35,6 +35,7 @@ type serveCmd struct {
 func (c *serveCmd) Run(env *environment) error {
 	log := node.Config{LogLevel: string(c.LogLevel), LogFormat: string(c.LogFormat)}.NewLog()
 	slog.SetDefault(log)
+	hangups := catchHangups()
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more must not end it
 	o, err := c.options(log)
 	if err != nil {
@@ -50,6 +51,10 @@ func (c *serveCmd) Run(env *environment) error {
 	}
 	ctx, stop := untilSignal(log)
 	defer stop()
+	go reloadAt(ctx, hangups, log, func() error {
+		log.Info("nothing needs to be read again: certificates are when they change, and the rest is said by flags")
+		return nil
+	})
 	return serve(ctx, o)
 }
 
