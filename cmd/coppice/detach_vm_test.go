@@ -42,7 +42,7 @@ func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 	r.freeze("web1", "gold")
 	stop := r.writers()
 	r.ok("detach", "web1", "--rate", "2M", "--background")
-	const kills = 6
+	const kills = 3
 	var resumed []int64 // bytes that were copied at each kill, as the next daemon finds it
 	for len(resumed) < kills {
 		last := int64(0)

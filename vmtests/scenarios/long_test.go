@@ -11,6 +11,9 @@ var comparedParts = []string{"."}
 // installs are the packages that TestDebianInstall installs, in rounds.
 var installs = [][]string{{"jq", "sqlite3"}, {"nginx-light", "rsync", "tmux"}}
 
+// modelSteps is how many operations the tests of raw images do in each region, between two comparisons of all of it.
+const modelSteps = 300
+
 // fioShare divides the sizes of TestRawFio's jobs.
 const fioShare = 1
 

@@ -104,7 +104,7 @@ func (r *region) work() error {
 	if err := r.compare(0, regionBytes); err != nil {
 		return fmt.Errorf("at first: %w", err)
 	}
-	for i := range 300 {
+	for i := range modelSteps {
 		if err := r.step(); err != nil {
 			return fmt.Errorf("step %d: %w", i, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -129,5 +130,22 @@ ln -s `+subsystem+` `+export)
 		if err := os.Symlink(subsystem, export); err != nil {
 			t.Errorf("open the target's port: %v", err)
 		}
+		waitForConnection(t)
 	})
+}
+
+// waitForConnection returns when the initiator has its connection again: one that is cut while it is being made is waited for by the kernel
+// for a minute.
+func waitForConnection(t *testing.T) {
+	t.Helper()
+	for range 600 {
+		states, _ := filepath.Glob("/sys/class/nvme/nvme*/state")
+		if len(states) > 0 {
+			if state, err := os.ReadFile(states[0]); err == nil && strings.TrimSpace(string(state)) == "live" {
+				return
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Error("the initiator has no connection after a minute")
 }
