@@ -8,16 +8,10 @@ import (
 // ReadPast fills p as Read does, and leaves memory, disk and peers as they are: it takes from memory and the disk what they have, and the rest from the
 // origin. It is for who reads all of an image once, and would push out what is read again.
 func (v *Reader) ReadPast(ctx context.Context, p []byte, off int64) error {
-	shift := v.root.shift
-	for len(p) > 0 {
-		n := int(min(int64(len(p)), (off+windowBytes)>>shift<<shift-off))
-		if err := v.windowPast(ctx, p[:n], off); err != nil {
-			v.fails.Add(1)
-			return err
-		}
-		p, off = p[n:], off+int64(n)
+	if err := v.root.check(p, off); err != nil {
+		return err
 	}
-	return nil
+	return v.windows(p, off, func(p []byte, off int64) error { return v.windowPast(ctx, p, off) })
 }
 
 func (v *Reader) windowPast(ctx context.Context, p []byte, off int64) error {

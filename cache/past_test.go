@@ -2,8 +2,10 @@ package cache
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -37,5 +39,26 @@ func TestReadPastLeavesMemoryAsItIs(t *testing.T) {
 	o.set(func() { o.err = lost })
 	if err := v.ReadPast(within(t), make([]byte, 10), 0); !errors.Is(err, lost) || v.Stats().Errors != 1 {
 		t.Errorf("%v, %+v", err, v.Stats())
+	}
+}
+
+// What the image does not have is refused, however it is read, and counts as nothing.
+func TestReadsBeyondTheImage(t *testing.T) {
+	c := newCache(t, Options{})
+	o := &fakeOrigin{size: 2*64*kib + 100, chunk: 64 * kib}
+	v := open(t, c, o).Reader()
+	for _, r := range []readRange{{-1, 10}, {-1 << 63, 10}, {o.size, 1}, {o.size - 1, 2}, {0, int(o.size) + 1}, {3 * 64 * kib, 10}, {1<<63 - 1, 10}} {
+		p := make([]byte, r.len)
+		if v.TryRead(p, r.off) {
+			t.Errorf("%+v is in memory", r)
+		}
+		for name, read := range map[string]func(context.Context, []byte, int64) error{"read": v.Read, "read past": v.ReadPast} {
+			if err := read(within(t), p, r.off); err == nil || !strings.Contains(err.Error(), "beyond the image") {
+				t.Errorf("%s %+v: %v", name, r, err)
+			}
+		}
+	}
+	if s, asked := v.Stats(), o.asked(); s.Reads != 0 || s.Errors != 0 || len(asked) != 0 {
+		t.Errorf("%+v, and the origin was asked for %v", s, asked)
 	}
 }

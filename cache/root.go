@@ -194,25 +194,39 @@ func (v *Reader) TryRead(p []byte, off int64) bool {
 // range lies within the image. After an error, p holds anything.
 func (v *Reader) Read(ctx context.Context, p []byte, off int64) error {
 	r := v.root
-	if off < 0 || int64(len(p)) > r.size-off {
-		return fmt.Errorf("read %d bytes at %d: beyond the image of %d bytes", len(p), off, r.size)
+	if err := r.check(p, off); err != nil {
+		return err
 	}
 	began := time.Now()
 	v.reads.Add(1)
 	scan := r.cache.isScan(v.streams.note(off, int64(len(p))))
-	var err error
-	for len(p) > 0 && err == nil {
-		n := int(min(int64(len(p)), (off+windowBytes)>>r.shift<<r.shift-off))
-		err = v.readWindow(ctx, scan, p[:n], off)
-		p, off = p[n:], off+int64(n)
-	}
-	if err != nil {
-		v.fails.Add(1)
-	}
+	err := v.windows(p, off, func(p []byte, off int64) error { return v.readWindow(ctx, scan, p, off) })
 	took := time.Since(began)
 	v.fetch.add(took)
 	r.cache.fetch.add(took)
 	return err
+}
+
+// check fails for a range that the image does not have.
+func (r *Root) check(p []byte, off int64) error {
+	if off < 0 || int64(len(p)) > r.size-off {
+		return fmt.Errorf("read %d bytes at %d: beyond the image of %d bytes", len(p), off, r.size)
+	}
+	return nil
+}
+
+// windows reads p in parts, of which all but the last end with a chunk, and counts a failure.
+func (v *Reader) windows(p []byte, off int64, read func(p []byte, off int64) error) error {
+	shift := v.root.shift
+	for len(p) > 0 {
+		n := int(min(int64(len(p)), (off+windowBytes)>>shift<<shift-off))
+		if err := read(p[:n], off); err != nil {
+			v.fails.Add(1)
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
 }
 
 // want is what a read needs of one chunk.
