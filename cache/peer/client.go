@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,22 +102,22 @@ var (
 
 // New returns a client of peers that do not change.
 func New(urls []string, o Options) (*Client, error) {
-	for i, u := range urls {
-		canonical, err := ParseURL(u, o.Insecure)
+	canonical := make([]string, 0, len(urls))
+	for i, text := range urls {
+		u, err := ParseURL(text, o.Insecure)
 		if err != nil {
 			return nil, fmt.Errorf("peer %d: %w", i+1, err)
 		}
-		for _, before := range urls[:i] {
-			if other, _ := ParseURL(before, o.Insecure); other == canonical {
-				return nil, fmt.Errorf("peer %s is named twice: %w", canonical, ErrBadList)
-			}
+		if slices.Contains(canonical, u) {
+			return nil, fmt.Errorf("peer %s is named twice: %w", u, ErrBadList)
 		}
+		canonical = append(canonical, u)
 	}
 	c, err := newClient(o)
 	if err != nil {
 		return nil, err
 	}
-	c.take(urls)
+	c.take(canonical)
 	return c, nil
 }
 
@@ -222,7 +223,7 @@ func (c *Client) consider(s sight) {
 	c.listErr = err
 }
 
-// take makes a list the one that counts. Peers that were in the one before stay as they are.
+// take makes a list of URLs as [ParseURL] returns them the one that counts. Peers that were in the one before stay as they are.
 func (c *Client) take(urls []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -231,11 +232,7 @@ func (c *Client) take(urls []string) {
 		known[r.url] = r
 	}
 	c.list = make([]*remote, 0, len(urls))
-	for _, text := range urls {
-		url, err := ParseURL(text, c.o.Insecure)
-		if err != nil {
-			continue // they have been parsed before
-		}
+	for _, url := range urls {
 		r := known[url]
 		if delete(known, url); r == nil {
 			r = c.newRemote(url)
