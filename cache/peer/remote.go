@@ -101,7 +101,7 @@ func (r *remote) ask(ctx context.Context, chunk cache.Chunk, p []byte, held bool
 	began := time.Now()
 	err := r.c.web.get(ctx, alive, r.c.o.Silence, r.request(chunk, held, self), p)
 	gone := ctx.Err() != nil && !errors.Is(context.Cause(ctx), ErrSlow)
-	r.finish(suspect{chunk, held}, err, time.Since(began), gone)
+	r.finish(alive, suspect{chunk, held}, err, time.Since(began), gone)
 	return err
 }
 
@@ -120,8 +120,9 @@ func (r *remote) begin() (alive context.Context, self string) {
 	return r.ctx, self
 }
 
-// finish takes down what a request came to. gone says that who asked does not wait any more: then an error is not the peer's.
-func (r *remote) finish(about suspect, err error, took time.Duration, gone bool) {
+// finish takes down what a request came to. Where the peer was put aside meanwhile, which alive tells, an error is nothing new; gone says that who asked does not
+// wait any more: then it is not the peer's.
+func (r *remote) finish(alive context.Context, about suspect, err error, took time.Duration, gone bool) {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
 	switch {
@@ -130,12 +131,12 @@ func (r *remote) finish(about suspect, err error, took time.Duration, gone bool)
 	case isMiss(err):
 		r.count.misses++
 		r.heard(about, false)
-	case errors.Is(err, ErrAside) || gone:
+	case errors.Is(err, errSelf):
+		r.isSelf()
+	case alive.Err() != nil || gone:
 	case errors.Is(err, ErrBusy):
 		r.count.busy++
 		r.busy = time.Now().Add(busyTime)
-	case errors.Is(err, errSelf):
-		r.isSelf()
 	case errors.Is(err, ErrSlow):
 		if r.count.errors++; took >= r.c.o.Patience/2 { // else somebody before it took the time
 			r.aside(StateSlow, about, err)
