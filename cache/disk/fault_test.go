@@ -323,6 +323,29 @@ func TestScrub(t *testing.T) {
 	})
 }
 
+// Scrubbing reads nothing of a cache that was turned off while it waited for its turn.
+func TestScrubLeavesWhatIsOffAlone(t *testing.T) {
+	o := quiet()
+	f := &faulty{memory: make(memory, o.geometry.Blocks<<blockShift)}
+	d := openTest(t, f, o)
+	for n := range 5 {
+		d.Put(testChunk(n))
+	}
+	f.set(func(f *faulty) { f.readErr = syscall.EIO })
+	asked := 0
+	turnOff := func(int) bool {
+		asked++
+		d.turnOff(syscall.EIO)
+		return true
+	}
+	if !d.scrubPass(context.Background(), turnOff) || asked != 1 {
+		t.Errorf("asked %d times whether to go on", asked)
+	}
+	if s := d.Stats(); s.ReadErrors != 0 || s.Used != 5 || s.Scrub.DoneBytes != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // Whoever comes second finds a cache locked. What holds something else is left as it is.
 func TestOpenRefuses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")

@@ -69,7 +69,9 @@ func (d *Disk) scrubPass(ctx context.Context, pace func(n int) bool) bool {
 			if !pace(r.length) {
 				return false
 			}
-			d.scrubSlot(ctx, r)
+			if !d.off.Load() { // which it may have become while pace waited
+				d.scrubSlot(ctx, r)
+			}
 		}
 	}
 	d.mu.Lock()
