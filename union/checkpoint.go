@@ -48,8 +48,9 @@ func (s *Store) checkpointLocked() error {
 		err = s.writeState(start)
 	}
 	if err != nil {
-		s.fail(fmt.Errorf("checkpoint: %w", err))
-		return fmt.Errorf("checkpoint: %w", err)
+		err = fmt.Errorf("checkpoint: %w", err)
+		s.fail(err)
+		return err
 	}
 	s.releaseAll(old)
 	// Requests that found a map before it was given up may be loading parts of it still.
