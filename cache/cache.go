@@ -34,7 +34,7 @@ type Options struct {
 	// Policy decides which chunk goes when memory is full. "" means S3FIFO.
 	Policy Policy
 
-	// Tiers between memory and origin; nil where there is none. They stay the caller's, and are closed after the cache.
+	// Tiers between memory and origin; nil where there is none. They stay the caller's, and are closed after the cache. See [Cache.SetDisk].
 	Disk, Peers, Appliance Tier
 	// How long each may take for one chunk, before the next one is asked. 0 means 300 ms for the disk and 700 ms for others.
 	DiskTime, PeersTime, ApplianceTime time.Duration
@@ -67,14 +67,16 @@ func (o Options) withDefaults() (Options, error) {
 
 // Cache keeps chunks of images in memory, and asks the tiers behind it. It is safe for concurrent use.
 type Cache struct {
-	o                      Options
-	memory                 *memory
-	disk, peers, appliance *guard
-	near, far              stage
-	digests                digestPages
+	o                Options
+	memory           *memory
+	disk             atomic.Pointer[guard] // changes while the cache is used
+	peers, appliance *guard
+	near, far        stage
+	digests          digestPages
 
 	scanLimit atomic.Int64 // bytes of a stream that is a scan
 
+	asked  tierCounts // of all disk tiers, one after the other
 	fetch  histogram
 	origin originCounts
 	served servedCounts
@@ -96,11 +98,11 @@ func New(o Options) (*Cache, error) {
 	}
 	c := &Cache{
 		o:         o,
-		disk:      newGuard("disk", o.Disk, o.DiskTime, o.Log),
-		peers:     newGuard("peers", o.Peers, o.PeersTime, o.Log),
-		appliance: newGuard("appliance", o.Appliance, o.ApplianceTime, o.Log),
+		peers:     newGuard("peers", o.Peers, o.PeersTime, &tierCounts{}, o.Log),
+		appliance: newGuard("appliance", o.Appliance, o.ApplianceTime, &tierCounts{}, o.Log),
 		roots:     map[image.Digest][]*Root{},
 	}
+	c.SetDisk(o.Disk)
 	c.near, c.far = stage{c: c, run: c.fetchNear}, stage{c: c, run: c.fetchFar}
 	c.digests.charge = c.charge
 	if c.memory, err = newMemory(o.Policy, o.heap, o.Log); err != nil {
@@ -111,6 +113,10 @@ func New(o Options) (*Cache, error) {
 	}
 	return c, nil
 }
+
+// SetDisk replaces the disk tier; nil means that there is none. It does not wait for calls of the one before that are under way, or about to begin: that has to
+// bear being closed meanwhile, as a disk cache does.
+func (c *Cache) SetDisk(t Tier) { c.disk.Store(newGuard("disk", t, c.o.DiskTime, &c.asked, c.o.Log)) }
 
 // SetMemory changes the threshold of the memory tier, in bytes. 0 means what it means in [Options]. What is beyond a lower threshold is given back to the
 // system before it returns.
@@ -165,10 +171,11 @@ type Dropper interface {
 // Drop forgets the chunks in memory, and, where disk says so, those in the disk tier.
 func (c *Cache) Drop(disk bool) error {
 	c.memory.drop()
-	if !disk || c.o.Disk == nil {
+	g := c.disk.Load()
+	if !disk || g == nil {
 		return nil
 	}
-	d, ok := c.o.Disk.(Dropper)
+	d, ok := g.tier.(Dropper)
 	if !ok {
 		return errors.New("drop cache: the disk tier cannot forget what it holds")
 	}
@@ -218,7 +225,7 @@ func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
 	if c.memory.read(&chunk.Key, p, 0) {
 		return nil
 	}
-	if content := c.disk.get(ctx, chunk); content != nil {
+	if content := c.disk.Load().get(ctx, chunk); content != nil {
 		c.memory.insert(&chunk.Key, content, false)
 		copy(p, content)
 		return nil

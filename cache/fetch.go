@@ -130,8 +130,8 @@ func (s *stage) one(ctx context.Context, r *Root, c Chunk) (fetched, error) {
 
 // fetchNear asks disk and peers, and lets far fetch the rest.
 func (c *Cache) fetchNear(ctx context.Context, r *Root, all []*ticket) {
-	rest := c.ask(ctx, &c.near, c.disk, c.disk.get, FromDisk, all)
-	rest = c.ask(ctx, &c.near, c.peers, c.peers.get, FromPeers, rest)
+	rest := c.ask(ctx, &c.near, c.disk.Load(), (*guard).get, FromDisk, all)
+	rest = c.ask(ctx, &c.near, c.peers, (*guard).get, FromPeers, rest)
 	if len(rest) == 0 {
 		return
 	}
@@ -153,8 +153,8 @@ func (c *Cache) fetchNear(ctx context.Context, r *Root, all []*ticket) {
 
 // fetchFar asks peers what they have, which makes nobody wait for anybody, and the appliance, and reads the rest from the origin, neighbours in one go.
 func (c *Cache) fetchFar(ctx context.Context, r *Root, all []*ticket) {
-	rest := c.ask(ctx, &c.far, c.peers, c.peers.held, FromPeers, all)
-	rest = c.ask(ctx, &c.far, c.appliance, c.appliance.get, FromAppliance, rest)
+	rest := c.ask(ctx, &c.far, c.peers, (*guard).held, FromPeers, all)
+	rest = c.ask(ctx, &c.far, c.appliance, (*guard).get, FromAppliance, rest)
 	var reads sync.WaitGroup
 	for _, run := range neighbours(rest) {
 		reads.Go(func() { c.readOrigin(ctx, r, run) })
@@ -163,7 +163,7 @@ func (c *Cache) fetchFar(ctx context.Context, r *Root, all []*ticket) {
 }
 
 // ask lands the chunks that a tier has, and returns the others.
-func (c *Cache) ask(ctx context.Context, s *stage, g *guard, get func(context.Context, Chunk) []byte, from Source, all []*ticket) (rest []*ticket) {
+func (c *Cache) ask(ctx context.Context, s *stage, g *guard, get func(*guard, context.Context, Chunk) []byte, from Source, all []*ticket) (rest []*ticket) {
 	if g == nil {
 		return all
 	}
@@ -174,7 +174,7 @@ func (c *Cache) ask(ctx context.Context, s *stage, g *guard, get func(context.Co
 		lanes <- struct{}{}
 		asking.Go(func() {
 			defer func() { <-lanes }()
-			if content := get(ctx, t.Chunk); content != nil {
+			if content := get(g, ctx, t.Chunk); content != nil {
 				found[i] = true
 				c.arrived(s, t, fetched{content, from})
 			}
@@ -193,7 +193,7 @@ func (c *Cache) ask(ctx context.Context, s *stage, g *guard, get func(context.Co
 func (c *Cache) arrived(s *stage, t *ticket, got fetched) {
 	c.memory.insert(&t.Key, got.content, t.scan)
 	s.land(t, got, nil)
-	for i, g := range []*guard{c.disk, c.peers, c.appliance} {
+	for i, g := range []*guard{c.disk.Load(), c.peers, c.appliance} {
 		if FromDisk+Source(i) < got.from {
 			g.put(t.Chunk, got.content)
 		}

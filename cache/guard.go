@@ -31,8 +31,8 @@ type guard struct {
 	limit time.Duration // of one Get
 	log   *slog.Logger
 
+	counts    *tierCounts
 	abandoned atomic.Int64
-	counts    tierCounts
 
 	mu       sync.Mutex // guards what follows
 	silent   int        // calls in a row that did not answer in time
@@ -40,11 +40,11 @@ type guard struct {
 	asideTil time.Time
 }
 
-func newGuard(name string, t Tier, limit time.Duration, log *slog.Logger) *guard {
+func newGuard(name string, t Tier, limit time.Duration, counts *tierCounts, log *slog.Logger) *guard {
 	if t == nil {
 		return nil
 	}
-	return &guard{name: name, tier: t, limit: limit, log: log}
+	return &guard{name: name, tier: t, limit: limit, counts: counts, log: log}
 }
 
 // getter is a tier's Get or Held.

@@ -92,7 +92,7 @@ func (g *guard) stats() *TierStats {
 	if g == nil {
 		return nil
 	}
-	c := &g.counts
+	c := g.counts
 	return &TierStats{
 		Hits: c.hits.Load(), Misses: c.misses.Load(), Bytes: c.bytes.Load(), Errors: c.errors.Load(), Timeouts: c.timeouts.Load(),
 		Rejected: c.rejected.Load(), Skipped: c.skipped.Load(), Aside: g.isAside(), Latency: c.latency.stats(),
@@ -205,7 +205,7 @@ func (c *Cache) Stats() Stats {
 	s.Pages = c.digests.count()
 	s.Memory.ThresholdBytes = threshold
 	s.Memory.UsedBytes += digesting
-	s.Disk, s.Peers, s.Appliance = c.disk.stats(), c.peers.stats(), c.appliance.stats()
+	s.Disk, s.Peers, s.Appliance = c.disk.Load().stats(), c.peers.stats(), c.appliance.stats()
 	s.Origin = c.origin.stats()
 	s.Served = ServedStats{c.served.hits.Load(), c.served.misses.Load(), c.served.bytes.Load()}
 	return s

@@ -3,6 +3,9 @@ package node
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 
 	"coppice/cache"
 	"coppice/cache/disk"
@@ -15,15 +18,19 @@ import (
 type nodeCache struct {
 	*cache.Cache
 	cfg       CacheConfig
-	disk      *diskTier
+	log       *slog.Logger
 	peers     *cachepeer.Client // nil: none
 	appliance *cachepeer.Client // nil: none
 	server    *cachepeer.Server // nil: others are given nothing
 	handler   *cachepeer.Handler
+
+	changing sync.Mutex                // held while the disk tier comes or goes
+	disk     atomic.Pointer[disk.Disk] // nil: none just now
+	lender   *union.Store              // whose region the disk tier is in
 }
 
 func openCache(cfg Config) (*nodeCache, error) {
-	c := &nodeCache{cfg: cfg.Cache, disk: &diskTier{log: cfg.Log}}
+	c := &nodeCache{cfg: cfg.Cache, log: cfg.Log}
 	if err := c.open(cfg); err != nil {
 		return nil, errors.Join(fail(CodeBadRequest, "correct the section cache of the configuration", "open cache: %w", err), c.close())
 	}
@@ -31,16 +38,7 @@ func openCache(cfg Config) (*nodeCache, error) {
 }
 
 func (c *nodeCache) open(cfg Config) (err error) {
-	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Disk: c.disk, Log: cfg.Log}
-	if c.cfg.Disk != "" {
-		do := disk.Options{Log: cfg.Log}
-		if c.cfg.DiskSize != nil {
-			do.SizeBytes = int64(*c.cfg.DiskSize)
-		}
-		if err := c.disk.openOwn(c.cfg.Disk, do); err != nil {
-			return err
-		}
-	}
+	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Log: cfg.Log}
 	var files *certs.Files
 	if c.cfg.CA != "" {
 		if files, err = certs.Open(c.cfg.CA, c.cfg.TLSCert, c.cfg.TLSKey); err != nil {
@@ -63,8 +61,16 @@ func (c *nodeCache) open(cfg Config) (err error) {
 		}
 		o.Appliance = c.appliance
 	}
-	if c.Cache, err = cache.New(o); err != nil || c.cfg.Listen == "" {
+	if c.Cache, err = cache.New(o); err != nil {
 		return err
+	}
+	if c.cfg.Disk != "" {
+		if err := c.openDisk(); err != nil {
+			return err
+		}
+	}
+	if c.cfg.Listen == "" {
+		return nil
 	}
 	c.handler = cachepeer.NewHandler(c.Cache, cachepeer.HandlerOptions{ID: po.ID, Log: cfg.Log})
 	if c.cfg.Insecure {
@@ -88,7 +94,7 @@ func (c *nodeCache) close() error {
 			errs = append(errs, p.Close())
 		}
 	}
-	return errors.Join(append(errs, c.disk.close())...)
+	return errors.Join(append(errs, c.closeDisk())...)
 }
 
 // CacheReport is what the cache of a node holds and did.
@@ -113,8 +119,9 @@ type DeviceCache struct {
 // CacheStats reports on the cache.
 func (d *Daemon) CacheStats() CacheReport {
 	r := CacheReport{Stats: d.cache.Stats(), Prefetch: d.roots.prefetch.stats(), Devices: []DeviceCache{}}
-	if r.DiskTier = d.cache.disk.stats(); r.DiskTier == nil && r.Disk.Hits == 0 {
-		r.Disk = nil
+	if tier := d.cache.disk.Load(); tier != nil {
+		s := tier.Stats()
+		r.DiskTier = &s
 	}
 	if c := d.cache; c.peers != nil {
 		s := c.peers.Stats()

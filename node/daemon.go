@@ -73,7 +73,7 @@ func New(cfg Config) (*Daemon, error) {
 		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot, began: time.Now(),
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
-		stores:   newStores(cfg, cached.disk),
+		stores:   newStores(cfg, cached),
 		cache:    cached,
 		roots:    &roots{cfg: cfg.Images, log: cfg.Log, cache: cached},
 		restored: make(chan struct{}),

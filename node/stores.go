@@ -22,7 +22,7 @@ type stores struct {
 	scrub  *int64 // bytes per second; 0: never, nil: once a week
 	log    *slog.Logger
 	space  spaceConfig
-	cache  *diskTier // which may lie in one of them
+	cache  *nodeCache // whose disk tier may lie in one of them
 
 	mu   sync.Mutex // guards open and the users of each; taken after a sharedStore's
 	open map[storeKey]*sharedStore
@@ -44,7 +44,7 @@ type sharedStore struct {
 	scrubber     *scrubber  // with Store
 }
 
-func newStores(cfg Config, cache *diskTier) *stores {
+func newStores(cfg Config, cache *nodeCache) *stores {
 	return &stores{runDir: cfg.RunDir, scrub: cfg.ScrubBytesPerSecond, log: cfg.Log, cache: cache, space: spaceConfig{cfg.fullWait(), cfg.leaseOptions(), cfg.Log}, open: make(map[storeKey]*sharedStore)}
 }
 

@@ -79,7 +79,7 @@ func (d *Daemon) WarmCache(ctx context.Context, name string, r CacheWarmRequest,
 
 // roomToWarm is how many bytes can be brought into the cache without pushing out the first of them.
 func (d *Daemon) roomToWarm() int64 {
-	if d.cache.disk.stats() != nil {
+	if d.cache.disk.Load() != nil {
 		return math.MaxInt64
 	}
 	return d.cache.Stats().Memory.ThresholdBytes / 16 * 15 // what is known of the chunks takes some
