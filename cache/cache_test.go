@@ -193,7 +193,9 @@ func TestLostTiers(t *testing.T) {
 // loseTiers reads an image while all tiers are lost, in virtual time.
 func loseTiers(t *testing.T, lose func(*fakeTier), hang bool) {
 	tiers := []*fakeTier{newFakeTier(), newFakeTier(), newFakeTier()}
-	c := newCache(t, Options{Disk: tiers[0], Peers: fakePeers{tiers[1]}, Appliance: tiers[2]})
+	c := newCache(t, Options{
+		Disk: tiers[0], Peers: fakePeers{tiers[1]}, Appliance: tiers[2], DiskTime: defaultDiskTime, PeersTime: defaultPeersTime, ApplianceTime: defaultApplianceTime,
+	})
 	o := &fakeOrigin{size: 4 << 20, chunk: 64 * kib}
 	v := open(t, c, o).Reader()
 	mustRead(t, v, o, 0, 6*64*kib)
@@ -230,7 +232,9 @@ func loseTiers(t *testing.T, lose func(*fakeTier), hang bool) {
 }
 
 // A fetch ends when nobody waits for it any more, and one that is left by one of two goes on.
-func TestCalledOff(t *testing.T) {
+func TestCalledOff(t *testing.T) { synctest.Test(t, callOff) }
+
+func callOff(t *testing.T) {
 	c := newCache(t, Options{})
 	o := &fakeOrigin{size: 1 << 20, chunk: 64 * kib, gate: make(chan struct{})}
 	r := open(t, c, o)
@@ -239,7 +243,7 @@ func TestCalledOff(t *testing.T) {
 	go func() { first <- r.Reader().Read(ctx, make([]byte, 10), 0) }()
 	eventually(t, "the origin was asked", func() bool { return len(o.asked()) == 1 })
 	go func() { second <- r.Reader().Read(within(t), make([]byte, 10), 0) }()
-	eventually(t, "both wait", func() bool { return c.Stats().Readers.Reads == 2 })
+	synctest.Wait() // until both wait
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("one that was called off: %v", err)
@@ -261,7 +265,9 @@ func TestCalledOff(t *testing.T) {
 }
 
 // Who waits for a fetch that fails through somebody else's image fetches through their own.
-func TestOthersFail(t *testing.T) {
+func TestOthersFail(t *testing.T) { synctest.Test(t, failOthers) }
+
+func failOthers(t *testing.T) {
 	c := newCache(t, Options{})
 	bad := &fakeOrigin{size: 1 << 20, chunk: 64 * kib, gate: make(chan struct{})}
 	good := &fakeOrigin{size: 1 << 20, chunk: 64 * kib}
@@ -271,7 +277,7 @@ func TestOthersFail(t *testing.T) {
 	go func() { first <- r.Reader().Read(within(t), make([]byte, 10), 0) }()
 	eventually(t, "the origin was asked", func() bool { return len(bad.asked()) == 1 })
 	go func() { second <- v.Read(within(t), make([]byte, 10), 0) }()
-	eventually(t, "both wait", func() bool { return c.Stats().Readers.Reads == 2 })
+	synctest.Wait() // until both wait
 	r.Close()
 	if err := <-first; !errors.Is(err, image.ErrClosed) {
 		t.Errorf("read of a root that was closed: %v", err)

@@ -200,6 +200,12 @@ func (t *fakeTier) has(k Key) bool {
 	return t.chunks[k] != nil
 }
 
+func (t *fakeTier) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.chunks)
+}
+
 // newCache makes a cache that ends with the test.
 func newCache(t testing.TB, o Options) *Cache {
 	t.Helper()
@@ -217,6 +223,11 @@ func newCacheFor(t testing.TB, o Options) *Cache {
 	t.Helper()
 	if o.MemoryBytes == 0 {
 		o.MemoryBytes = 16 << 20
+	}
+	for _, limit := range []*time.Duration{&o.DiskTime, &o.PeersTime, &o.ApplianceTime} {
+		if *limit == 0 {
+			*limit = time.Hour // the machine that a test runs on may be busy
+		}
 	}
 	o.Log = slog.New(slog.DiscardHandler)
 	c, err := New(o)
@@ -237,7 +248,7 @@ func open(t testing.TB, c *Cache, o Origin) *Root {
 // within bounds what a test waits for.
 func within(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -257,7 +268,7 @@ func mustRead(t testing.TB, v *Reader, o *fakeOrigin, off int64, n int) {
 // eventually waits until something holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("it never happened that %s", what)
 		}

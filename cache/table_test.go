@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"coppice/cache"
 	"coppice/image"
@@ -78,7 +79,7 @@ func (c counted) Write(p []byte) (int, error) {
 // boot reads a little of what each page of the table is about through a cache of its own, and returns that.
 func (s *site) boot(t *testing.T, o cache.Options) *cache.Cache {
 	t.Helper()
-	o.MemoryBytes, o.Log = 32<<20, quiet
+	o.MemoryBytes, o.PeersTime, o.ApplianceTime, o.Log = 32<<20, time.Hour, time.Hour, quiet
 	c, err := cache.New(o)
 	if err != nil {
 		t.Fatal(err)
