@@ -146,6 +146,15 @@ func (b *backing) openLayer(r CreateRequest, how backingOptions) error {
 
 func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
 
+// image returns the root where it is an image, or nil; b may be nil.
+func (b *backing) image() *imageRoot {
+	if b == nil {
+		return nil
+	}
+	root, _ := b.base.(*imageRoot)
+	return root
+}
+
 // close closes all of it and keeps the layer.
 func (b *backing) close() error {
 	var errs []error

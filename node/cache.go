@@ -132,8 +132,9 @@ func (d *Daemon) CacheStats() CacheReport {
 		r.Given = &s
 	}
 	for _, v := range d.all() {
-		if root := v.imageRoot(); root != nil && root.reader != nil {
-			r.Devices = append(r.Devices, DeviceCache{v.record().Device.Name, root.set.ContentRoot().String(), root.reader.Stats()})
+		root := v.imageRoot()
+		if s := root.stats(); s != nil {
+			r.Devices = append(r.Devices, DeviceCache{v.record().Device.Name, root.set.ContentRoot().String(), *s})
 		}
 	}
 	return r
@@ -143,11 +144,7 @@ func (d *Daemon) CacheStats() CacheReport {
 func (v *device) imageRoot() *imageRoot {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if v.back == nil {
-		return nil
-	}
-	root, _ := v.back.base.(*imageRoot)
-	return root
+	return v.back.image()
 }
 
 // CacheDropRequest says what to forget.

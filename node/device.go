@@ -101,12 +101,9 @@ func (v *device) inspect(u usage) Device {
 	disk, back := v.disk, v.back
 	v.mu.RUnlock()
 	if back != nil && back.device != nil {
-		if root, ok := back.base.(*imageRoot); ok {
+		if root := back.image(); root != nil {
 			d.Root.Replicas, d.Root.Hydration = root.set.report()
-			if root.reader != nil {
-				stats := root.reader.Stats()
-				d.Cache = &stats
-			}
+			d.Cache = root.stats()
 		}
 		stats, info := back.device.Stats(), back.store.Info()
 		d.Stats, d.Leaf.Info = &stats, &info

@@ -214,10 +214,7 @@ func (v *device) measure() reading {
 	stats := v.back.device.Stats()
 	r.stats = &stats
 	r.space, _, _ = v.back.layer.Space()
-	if root, ok := v.back.base.(*imageRoot); ok && root.reader != nil {
-		cached := root.reader.Stats()
-		r.cached = &cached
-	}
+	r.cached = v.back.image().stats()
 	return r
 }
 

@@ -131,8 +131,8 @@ func (r slotReader) Read(ctx context.Context, p []byte, off int64) error {
 
 // prefetchRoot replays what an earlier device on the same content asked for, and records what a new one does.
 func (d *Daemon) prefetchRoot(b *backing) {
-	root, ok := b.base.(*imageRoot)
-	if !ok || root.reader == nil {
+	root := b.image()
+	if root == nil || root.reader == nil {
 		return
 	}
 	root.startRecord(d.cfg.Cache.record())

@@ -124,11 +124,11 @@ func (d *Daemon) holdRoot(name string) (*device, *rootSet, error) {
 	if v.back == nil || v.back.device == nil {
 		return nil, nil, fail(CodeBusy, "wait until it is live; `coppice list` shows it", "device %s is %s", name, v.state)
 	}
-	root, ok := v.back.base.(*imageRoot)
-	if !ok && v.back.base == nil {
+	root := v.back.image()
+	if v.back.base == nil {
 		return nil, nil, fail(CodeBadRequest, "there is nothing to do", "the layer of device %s is complete: it has no root", name)
 	}
-	if !ok {
+	if root == nil {
 		return nil, nil, fail(CodeBadRequest, "make an image of it (coppice image build), and a device on that", "the root of device %s is a raw disk, which can have no replicas", name)
 	}
 	d.roots.keep(root.set)
@@ -137,11 +137,8 @@ func (d *Daemon) holdRoot(name string) (*device, *rootSet, error) {
 
 // on tells whether the device stands on a root. The caller holds v.mu.
 func (v *device) on(s *rootSet) bool {
-	if v.back == nil {
-		return false
-	}
-	root, ok := v.back.base.(*imageRoot)
-	return ok && root.set == s && v.rec.Device.Root != ""
+	root := v.back.image()
+	return root != nil && root.set == s && v.rec.Device.Root != ""
 }
 
 func (d *Daemon) devicesOn(s *rootSet) (names []string) {
@@ -159,13 +156,9 @@ func (d *Daemon) devicesOn(s *rootSet) (names []string) {
 // was asked for.
 func (d *Daemon) shareRoot(v *device) {
 	v.mu.RLock()
-	var root *imageRoot
-	if v.back != nil { // else it was deleted meanwhile
-		root, _ = v.back.base.(*imageRoot)
-	}
-	hydrate := v.rec.Device.Hydrate
+	root, hydrate := v.back.image(), v.rec.Device.Hydrate
 	v.mu.RUnlock()
-	if root == nil {
+	if root == nil { // it may have been deleted meanwhile
 		return
 	}
 	if err := d.recordRoot(root.set); err != nil {

@@ -247,6 +247,15 @@ func (r *imageRoot) read(p []byte, off int64) error {
 	return r.reader.Read(r.ctx, p, off)
 }
 
+// stats returns what was read through the cache, or nil where nothing can be; r may be nil.
+func (r *imageRoot) stats() *cache.ReaderStats {
+	if r == nil || r.reader == nil {
+		return nil
+	}
+	s := r.reader.Stats()
+	return &s
+}
+
 func rootError(err error) error {
 	if err != nil {
 		return fmt.Errorf("read root: %w", err)
