@@ -33,7 +33,7 @@ type Options struct {
 	geometry *geometry     // of a cache that is made; nil: the usual one for the size
 	retry    time.Duration // until what failed is tried again for the first time; 0: firstRetry
 	inline   bool          // no goroutines in the background: Put writes
-	patient  bool          // ReadTimeout may be longer: the machine that a test runs on may be busy
+	patient  bool          // ReadTimeout may be longer, and Close waits as long: the machine that a test runs on may be busy
 }
 
 const (

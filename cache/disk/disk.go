@@ -287,16 +287,17 @@ func (d *Disk) Close() error {
 		return nil
 	}
 	close(d.stop)
+	patience := max(closePatience, d.o.ReadTimeout)
 	done := make(chan error, 1)
 	go func() {
 		d.workers.Wait()
-		d.gate.wait(nil, closePatience)
+		d.gate.wait(nil, patience)
 		done <- d.finish()
 	}()
 	var err error
 	select {
 	case err = <-done:
-	case <-time.After(closePatience):
+	case <-time.After(patience):
 		err = ErrHangs
 	}
 	if err = errors.Join(err, d.dev.Load().Close()); err != nil {
