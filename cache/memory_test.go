@@ -75,7 +75,7 @@ func TestNeverFilledUnderAReader(t *testing.T) {
 			m := newCache(t, o).memory
 			m.use(64*kib, 1)
 			const keys = 120 // of which about half have room
-			var hits atomic.Int64
+			var hits, tried atomic.Int64
 			var writers, readers sync.WaitGroup
 			stop := make(chan struct{})
 			worker := func(seed uint64, do func(rng *rand.Rand, p []byte)) func() {
@@ -90,6 +90,7 @@ func TestNeverFilledUnderAReader(t *testing.T) {
 				readers.Go(worker(i, func(rng *rand.Rand, p []byte) {
 					n := rng.Uint64N(keys)
 					k := numbered(n)
+					tried.Add(1)
 					if !m.read(&k, p, 0) {
 						fillNumbered(p, n)
 						m.insert(&k, p, n%3 == 0)
@@ -105,6 +106,8 @@ func TestNeverFilledUnderAReader(t *testing.T) {
 				}))
 			}
 			writers.Go(func() {
+				const life = 200 // chunks that are tried before all are dropped
+				dropped := int64(0)
 				for i := int64(0); ; i++ {
 					select {
 					case <-stop:
@@ -114,8 +117,9 @@ func TestNeverFilledUnderAReader(t *testing.T) {
 					if err := m.setLimit(MinMemory + i%3<<20); err != nil {
 						t.Error(err)
 					}
-					if i%20 == 0 {
+					if n := tried.Load(); n >= dropped+life {
 						m.drop()
+						dropped = n
 					}
 				}
 			})

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"coppice/cache"
@@ -104,7 +105,7 @@ func TestHostileAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			chunk := draw(20, 1, 4096).order[0]
-			client := dial(t, Options{}, raw(t, c.answer))
+			client := dial(t, prompt, raw(t, c.answer))
 			took := start()
 			_, err := take(client, chunk)
 			if errors.Is(err, ErrSlow) { // or the machine is
@@ -138,7 +139,7 @@ func TestSilentPeerIsPutAside(t *testing.T) {
 		}
 		h.ServeHTTP(w, r)
 	}))
-	c := dial(t, Options{Patience: time.Minute}, url)
+	c := dial(t, Options{Silence: defaultSilence}, url)
 	if _, err := take(c, pic.order[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func TestFetchesAreWaitedFor(t *testing.T) {
 	s := &shelf{picture: pic, held: never, delay: 400 * time.Millisecond}
 	h := NewHandler(s, HandlerOptions{Log: quiet})
 	url := serve(t, h)
-	c := dial(t, Options{Patience: time.Minute}, url)
+	c := dial(t, Options{Silence: defaultSilence}, url)
 	if _, err := take(c, pic.order[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +185,7 @@ func TestFetchesAreWaitedFor(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	s.delay = time.Hour
-	c = dial(t, Options{}, url)
+	c = dial(t, prompt, url)
 	took := start()
 	if _, err := take(c, pic.order[0]); !errors.Is(err, ErrSlow) || took() > 1500*time.Millisecond {
 		t.Errorf("%v after %s", err, took())
@@ -236,12 +237,22 @@ func TestBusyPeer(t *testing.T) {
 	if _, err := take(c, pic.order[0]); !errors.Is(err, ErrBusy) {
 		t.Fatal(err)
 	}
+	leave := func(alone time.Duration) (before time.Time) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		before, c.list[0].busy = c.list[0].busy, time.Now().Add(alone)
+		return before
+	}
+	if until := leave(time.Hour); until.IsZero() || time.Until(until) > busyTime {
+		t.Errorf("left alone until %s", until)
+	}
 	if _, err := take(c, pic.order[0]); !isMiss(err) {
 		t.Fatal(err)
 	}
 	h.mu.Lock()
 	h.o.MaxBytes = 1 << 20
 	h.mu.Unlock()
+	leave(busyTime)
 	eventually(t, "it is asked again", func() bool { _, err := take(c, pic.order[0]); return err == nil })
 	if p := only(t, c); p.State != StateReady || p.Busy != 1 || p.Errors != 0 {
 		t.Errorf("%+v", p)
@@ -278,6 +289,15 @@ func TestRootThatIsNotOpenThere(t *testing.T) {
 		if _, err := take(c, pic.order[0]); !isMiss(err) {
 			t.Fatal(err)
 		}
+		c.mu.Lock()
+		k := c.list[0].roots
+		p, known := k[pic.root]
+		p.until = p.until.Add(time.Hour) // however busy the machine is
+		k[pic.root] = p
+		c.mu.Unlock()
+		if !known || p.open {
+			t.Fatalf("%+v is known of it", p)
+		}
 	}
 	if p := only(t, c); p.Requests != 1 || p.Misses != 1 || p.State != StateReady {
 		t.Errorf("%+v", p)
@@ -287,7 +307,9 @@ func TestRootThatIsNotOpenThere(t *testing.T) {
 	}
 }
 
-func TestAbsenceIsAskedForSeldom(t *testing.T) {
+func TestAbsenceIsAskedForSeldom(t *testing.T) { synctest.Test(t, askForAbsence) }
+
+func askForAbsence(t *testing.T) {
 	k := roots{}
 	k.learn(cache.Key{1}, false)
 	if !k.lacks(cache.Key{1}) || k.has(cache.Key{1}) || k.lacks(cache.Key{2}) {

@@ -96,14 +96,13 @@ func node(t *testing.T, files *certs.Files) *member {
 // join makes the cache. The list has the node itself too.
 func (m *member) join(o Options, list ...string) {
 	m.t.Helper()
-	patience := o.Patience
 	o.ID = NewID()
 	if o.Self == "" {
 		o.Self = m.url
 	}
 	m.client = dial(m.t, o, list...)
 	var err error
-	m.cache, err = cache.New(cache.Options{MemoryBytes: 64 << 20, Peers: m.client, PeersTime: patience, Log: quiet})
+	m.cache, err = cache.New(cache.Options{MemoryBytes: 64 << 20, Peers: m.client, PeersTime: m.client.o.Patience + 100*time.Millisecond, Log: quiet})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -271,8 +270,8 @@ func badPeer(t *testing.T, fault faultproxy.Fault, when int) {
 	defer proxy.Close()
 	// A third peer that is gone from the beginning.
 	list := []string{good.url, proxy.URL(), "http://127.0.0.1:1"}
-	good.join(Options{}, list...)
-	bad.join(Options{Self: proxy.URL()}, list...)
+	good.join(prompt, list...)
+	bad.join(Options{Self: proxy.URL(), Silence: defaultSilence, Patience: defaultPatience}, list...)
 	bad.open(o)
 	v := good.open(o)
 	slowest, err := sweep(v, o, 0, func(percent int) {
@@ -351,7 +350,7 @@ func TestPeerIsLostAndComesBack(t *testing.T) {
 	a, b := node(t, ours("a", both())), node(t, ours("b", both()))
 	w := newWire(t, b.server.Addr().String())
 	list := []string{a.url, "https://" + w.l.Addr().String()}
-	a.join(Options{TLS: ours("client-a", ca.Options{})}, list...)
+	a.join(Options{TLS: ours("client-a", ca.Options{}), Silence: defaultSilence, Patience: defaultPatience}, list...)
 	b.join(Options{TLS: ours("client-b", ca.Options{}), Self: list[1]}, list...)
 	b.open(o)
 	v := a.open(o)
@@ -393,12 +392,12 @@ func TestClusterGrowsThroughTheFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte(a.url), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	client, err := Open(path, Options{Insecure: true, Self: a.url, Log: quiet, look: 5 * time.Millisecond})
+	client, err := Open(path, Options{Insecure: true, Self: a.url, Log: quiet, Silence: time.Minute, Patience: time.Minute, look: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	c, err := cache.New(cache.Options{MemoryBytes: 64 << 20, Peers: client, Log: quiet})
+	c, err := cache.New(cache.Options{MemoryBytes: 64 << 20, Peers: client, PeersTime: time.Minute, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,8 +429,8 @@ func TestListsThatDiffer(t *testing.T) {
 	a, b := node(t, nil), node(t, nil)
 	other := newWire(t, a.server.Addr().String())
 	alias := "http://" + other.l.Addr().String()
-	a.join(Options{}, b.url, alias) // a does not know that it is the second one
-	b.join(Options{}, a.url, alias) // b is not in its own list
+	a.join(prompt, b.url, alias) // a does not know that it is the second one
+	b.join(prompt, a.url, alias) // b is not in its own list
 	var work sync.WaitGroup
 	for i, v := range []*cache.Reader{a.open(o), b.open(o)} {
 		work.Go(func() {

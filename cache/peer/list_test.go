@@ -88,7 +88,7 @@ func TestListChangesWhileItIsUsed(t *testing.T) {
 	}
 	pic := draw(7, 1, 4096)
 	url := serve(t, NewHandler(&shelf{picture: pic}, HandlerOptions{Log: quiet}))
-	c, err := Open(path, Options{Insecure: true, Log: quiet, look: 5 * time.Millisecond})
+	c, err := Open(path, Options{Insecure: true, Log: quiet, Silence: time.Minute, Patience: time.Minute, look: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

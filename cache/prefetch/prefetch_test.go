@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -200,7 +201,9 @@ func TestJobReadsWhatIsNotThere(t *testing.T) {
 }
 
 // While somebody waits for what he reads, one range at a time is read.
-func TestJobStaysBehind(t *testing.T) {
+func TestJobStaysBehind(t *testing.T) { synctest.Test(t, stayBehind) }
+
+func stayBehind(t *testing.T) {
 	var busy atomic.Bool
 	busy.Store(true)
 	f := &fakeReader{}
