@@ -298,8 +298,8 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 	if pending != nil {
 		sources = append(sources, logSource{pending, s.sb.pendingBlocks(), true})
 	}
-	best := make(map[uint64][]byte)
-	copies := make(map[uint64]int)
+	best := logBlocks{s, s.sb.LogStart, make([][]byte, s.sb.LogBlocks)}
+	copies := make([]uint8, s.sb.LogBlocks) // of each of them, on the disk
 	durable := s.sb.LogStart - 1
 	var h logHeader
 	for _, src := range sources {
@@ -320,21 +320,22 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 			if !seeded(bugDurableIgnored) {
 				durable = max(durable, h.Durable)
 			}
-			if best[h.Seq] == nil && src.live {
+			at := h.Seq - s.sb.LogStart
+			if best.blocks[at] == nil && src.live {
 				s.recovery.FromProcess++
 			}
 			if !src.live {
-				copies[h.Seq]++
+				copies[at]++
 			}
-			best[h.Seq] = p
+			best.blocks[at] = p
 		}
 	}
 	for seq := s.sb.LogStart; seq <= durable; seq++ {
-		if best[seq] == nil {
+		if best.block(seq) == nil {
 			return 0, &CorruptError{"log", s.logOffset(s.sb.LogA, seq),
 				fmt.Sprintf("block %d is missing in both copies though a flush covered it; 'coppice store dump' shows what is left", seq)}
 		}
-		if copies[seq] == 1 {
+		if copies[seq-s.sb.LogStart] == 1 {
 			s.recovery.Repaired++
 		}
 	}
@@ -344,12 +345,11 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 		// not fall back to what it held before.
 		arrived = seen
 	}
-	blocks := logBlocks{s, best, s.sb.LogStart, seen}
-	p := s.newReplayer(blocks)
-	if err := s.loadForReplay(blocks, p.again()); err != nil {
+	p := s.newReplayer(best)
+	if err := s.loadForReplay(best, p.again()); err != nil {
 		return 0, err
 	}
-	return seen, s.applyLog(blocks, p, func(seq uint64) bool { return copies[seq] == 0 }, arrived)
+	return seen, s.applyLog(best, p, func(seq uint64) bool { return copies[seq-s.sb.LogStart] == 0 }, arrived)
 }
 
 // replayer applies the records of the log in their order, which the owners of slots depend on.
@@ -389,17 +389,24 @@ func (p *replayer) target(l *Layer) *sectorMap {
 
 // logBlocks are the blocks of the log to apply.
 type logBlocks struct {
-	s           *Store
-	best        map[uint64][]byte // by sequence number
-	first, last uint64
+	s      *Store
+	first  uint64   // sequence number
+	blocks [][]byte // from there on; nil: not there
+}
+
+// block returns a block, or nil where it is not there.
+func (b *logBlocks) block(seq uint64) []byte {
+	if i := seq - b.first; i < uint64(len(b.blocks)) {
+		return b.blocks[i]
+	}
+	return nil
 }
 
 // each calls f for each record, with what follows it in its block.
 func (b *logBlocks) each(f func(seq uint64, r *record, rest []byte) error) error {
 	var h logHeader
 	var r record
-	for seq := b.first; seq <= b.last; seq++ {
-		p := b.best[seq]
+	for i, p := range b.blocks {
 		if p == nil {
 			continue
 		}
@@ -411,7 +418,7 @@ func (b *logBlocks) each(f func(seq uint64, r *record, rest []byte) error) error
 			if r.Kind == kindText {
 				continue
 			}
-			if err := f(seq, &r, records); err != nil {
+			if err := f(b.first+uint64(i), &r, records); err != nil {
 				return err
 			}
 		}
@@ -609,7 +616,11 @@ func (s *Store) readBlocks(p []byte, off int64) {
 // applyLog applies the records of the blocks. Those that are pending are in the memory of a process that died, and nowhere else.
 func (s *Store) applyLog(blocks logBlocks, p *replayer, pending func(seq uint64) bool, durable uint64) error {
 	data := alignedBuffer(blockSize)
-	s.recovery.LogBlocks = len(blocks.best)
+	for _, p := range blocks.blocks {
+		if p != nil {
+			s.recovery.LogBlocks++
+		}
+	}
 	return blocks.each(func(seq uint64, r *record, rest []byte) error {
 		l := p.byNumber[r.Layer]
 		if l == nil { // removed since
