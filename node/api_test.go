@@ -212,7 +212,7 @@ func TestConnectionsPerUserAreBounded(t *testing.T) {
 	fifth, err := net.Dial("unix", path)
 	check(t, err)
 	defer fifth.Close()
-	check(t, fifth.SetReadDeadline(time.Now().Add(10*time.Second)))
+	check(t, fifth.SetReadDeadline(time.Now().Add(2*time.Minute)))
 	if n, err := fifth.Read(make([]byte, 1)); n != 0 || err == nil || os.IsTimeout(err) {
 		t.Errorf("fifth connection: %d bytes, %v", n, err)
 	}

@@ -39,7 +39,7 @@ func (r *rig) detach(q node.DetachRequest) node.DetachStatus {
 func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Helper()
 	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 2*time.Minute {
 			r.t.Fatalf("%s does not come", what)
 		}
 	}

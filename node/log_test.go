@@ -36,7 +36,7 @@ func (l *logBuffer) wait(t *testing.T, s string) {
 // waitFor waits until cond holds.
 func (l *logBuffer) waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); {
+	for deadline := time.Now().Add(2 * time.Minute); !cond(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain; log:\n%s", l)
 		}

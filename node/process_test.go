@@ -65,7 +65,7 @@ func TestRunLock(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		_ = l.release()
 	}()
-	again, err := takeRunLock(dir, 20*time.Second) // waits for the other to end
+	again, err := takeRunLock(dir, 2*time.Minute) // waits for the other to end
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func (r *rig) seen(words ...string) {
 				return
 			}
 		}
-		if time.Since(began) > 20*time.Second {
+		if time.Since(began) > 2*time.Minute {
 			r.t.Fatalf("no line with %q in the log:\n%s", words, r.log.String())
 		}
 	}

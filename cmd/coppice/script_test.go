@@ -87,7 +87,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	cfg := node.Config{
 		RunDir: m.runDir, Log: slog.New(slog.DiscardHandler), FullWait: "0",
-		Images: node.ImageConfig{LocalPath: m.images(), Patience: "10s"},
+		Images: node.ImageConfig{LocalPath: m.images(), Patience: "1m"},
 		Cache:  node.CacheConfig{TracesPath: filepath.Join(filepath.Dir(m.runDir), "traces")},
 	}
 	if len(args) > 1 {
@@ -100,7 +100,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdHydrated is "hydrated NAME": it waits until the root of a device is on this machine.
 func cmdHydrated(ts *testscript.TestScript, _ bool, args []string) {
-	for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 2*time.Minute; time.Sleep(20 * time.Millisecond) {
 		d, err := machineOf(ts).daemon.Inspect(args[0])
 		ts.Check(err)
 		if h := d.Root.Hydration; h != nil && h.State == node.HydrationComplete {
