@@ -6,11 +6,10 @@ import (
 	"io"
 	"os"
 	"sync"
-	"syscall"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/internal/directio"
 )
 
 // disk is what a store keeps its blocks on. Offsets and lengths are multiples of 4 KiB and buffers come
@@ -36,13 +35,8 @@ type growable interface {
 
 var _ growable = (*fileDisk)(nil)
 
-// alignedBuffer returns n zero bytes at a page boundary. It is a Go slice whose backing array is
-// garbage collected like any other.
-func alignedBuffer(n int) []byte {
-	b := make([]byte, n+blockSize)
-	skip := (blockSize - int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))%blockSize)) % blockSize
-	return b[skip : skip+n : skip+n]
-}
+// alignedBuffer is [directio.Buffer].
+func alignedBuffer(n int) []byte { return directio.Buffer(n) }
 
 // fileDisk is a regular file or a block device.
 type fileDisk struct {
@@ -63,23 +57,16 @@ func openDisk(path string, readOnly bool) (*fileDisk, error) {
 	if readOnly {
 		flags = os.O_RDONLY
 	}
-	block := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0
-	switch {
-	case st.IsDir():
-		return nil, &os.PathError{Op: "open", Path: path, Err: syscall.EISDIR}
-	case block:
-		if !readOnly {
-			flags |= os.O_EXCL
-		}
-	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("open %s: neither a block device nor a regular file", path)
+	block, err := directio.Kind(st)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	f, err := os.OpenFile(path, flags|unix.O_DIRECT, 0)
-	if errors.Is(err, syscall.EINVAL) {
-		f, err = os.OpenFile(path, flags, 0)
+	if block && !readOnly {
+		flags |= os.O_EXCL
 	}
-	if errors.Is(err, syscall.EBUSY) {
-		return nil, fmt.Errorf("open %s: %w", path, ErrInUse)
+	f, err := directio.Open(path, flags, 0)
+	if errors.Is(err, ErrInUse) {
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	if err != nil {
 		return nil, err
@@ -96,52 +83,18 @@ func (d *fileDisk) claim(readOnly bool) error {
 	if readOnly {
 		how = unix.LOCK_SH
 	}
-	if err := lockFile(d.f, how); err != nil {
-		return err
+	err := directio.Lock(d.f, how)
+	if err == nil {
+		d.size, err = directio.Size(d.f)
 	}
-	size, err := sizeOf(d.f)
-	d.size = size
 	return err
-}
-
-// sizeOf is the length of a file or block device now.
-func sizeOf(f *os.File) (int64, error) {
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return 0, fmt.Errorf("find size: %w", err)
-	}
-	return size, nil
-}
-
-// lockFile waits a second for the lock: udev holds it while it probes a device.
-func lockFile(f *os.File, how int) error {
-	for try := 0; ; try++ {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock: %w", err)
-		case try == 20:
-			return ErrInUse
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 func (d *fileDisk) ReadAt(p []byte, off int64) (int, error)  { return d.f.ReadAt(p, off) }
 func (d *fileDisk) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
 func (d *fileDisk) Size() int64                              { return d.size }
 func (d *fileDisk) File() *os.File                           { return d.f }
-
-func (d *fileDisk) Sync() error {
-	for {
-		err := unix.Fdatasync(int(d.f.Fd()))
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
+func (d *fileDisk) Sync() error                              { return directio.Sync(d.f) }
 
 func (d *fileDisk) Close() (err error) {
 	d.close.Do(func() { err = d.f.Close() })

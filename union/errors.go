@@ -3,6 +3,8 @@ package union
 import (
 	"errors"
 	"fmt"
+
+	"coppice/internal/directio"
 )
 
 // Causes that callers tell apart. They are wrapped with the path and with what to do.
@@ -10,7 +12,7 @@ var (
 	ErrNotFormatted = errors.New("not a coppice leaf store")
 	ErrNotEmpty     = errors.New("not empty")
 	ErrTooSmall     = errors.New("too small")
-	ErrInUse        = errors.New("in use by another process")
+	ErrInUse        = directio.ErrInUse
 	ErrCorrupt      = errors.New("corrupt")
 	ErrLayerInUse   = errors.New("layer in use")
 	ErrNoLayer      = errors.New("no such layer")

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/internal/directio"
 )
 
 // ExportOptions say how to export.
@@ -220,7 +222,7 @@ func createExportFile(path string) (*ExportFile, error) {
 		return nil, fmt.Errorf("export: %w", err)
 	}
 	// What an export that died left is written over; another one under way is left alone.
-	if err = lockFile(f, unix.LOCK_EX); err == nil {
+	if err = directio.Lock(f, unix.LOCK_EX); err == nil {
 		err = f.Truncate(0)
 	}
 	if err != nil {

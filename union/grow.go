@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+
+	"coppice/internal/directio"
 )
 
 // Grow takes up more of what the store lies on: all of a block device that has become larger, or a regular file that this
@@ -78,7 +80,7 @@ func (s *Store) takeUp(blocks uint64) error {
 // Grow extends a regular file to sizeBytes, durably, and returns how large the file or device is now. A block device
 // that is smaller than asked for is an error.
 func (d *fileDisk) Grow(sizeBytes int64) (int64, error) {
-	size, err := sizeOf(d.f)
+	size, err := directio.Size(d.f)
 	if err != nil {
 		return 0, err
 	}

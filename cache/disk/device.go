@@ -6,11 +6,10 @@ import (
 	"io"
 	"os"
 	"sync"
-	"syscall"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/internal/directio"
 )
 
 // device is what a cache lies on. Offsets and lengths are multiples of 4 KiB and buffers come from alignedBuffer, because a
@@ -66,13 +65,7 @@ type file struct {
 	block bool
 }
 
-func (f *file) Sync() error {
-	for {
-		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
+func (f *file) Sync() error { return directio.Sync(f.File) }
 
 // openFile opens path exclusively: O_EXCL on a block device, a lock on a regular file. O_DIRECT is used where the file system has it. A
 // regular file is made, and made sizeBytes long with its space taken, where that is more than it is.
@@ -87,20 +80,19 @@ func openFile(path string, sizeBytes int64) (*file, error) {
 	}
 	flags := os.O_RDWR
 	block := false
-	switch {
-	case created:
+	if created {
 		flags |= os.O_CREATE | os.O_EXCL
-	case st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0:
-		flags |= os.O_EXCL
-		block = true
-	case !st.Mode().IsRegular():
-		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("neither a block device nor a regular file")}
+	} else if block, err = directio.Kind(st); err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	f, err := openDirect(path, flags)
+	if block {
+		flags |= os.O_EXCL
+	}
+	direct, err := directio.Open(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	f.block = block
+	f := &file{File: direct, block: block}
 	if err := f.claim(sizeBytes); err != nil {
 		f.Close()
 		if created {
@@ -111,29 +103,12 @@ func openFile(path string, sizeBytes int64) (*file, error) {
 	return f, nil
 }
 
-func openDirect(path string, flags int) (*file, error) {
-	f, err := os.OpenFile(path, flags|unix.O_DIRECT, 0o600)
-	if errors.Is(err, syscall.EINVAL) {
-		if flags&os.O_CREATE != 0 {
-			flags &^= os.O_EXCL // the call that failed made the file
-		}
-		f, err = os.OpenFile(path, flags, 0o600)
-	}
-	if errors.Is(err, syscall.EBUSY) {
-		err = ErrInUse
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &file{File: f}, nil
-}
-
 func (f *file) claim(sizeBytes int64) (err error) {
-	if err := f.lock(); err != nil {
+	if err := directio.Lock(f.File, unix.LOCK_EX); err != nil {
 		return err
 	}
-	if f.size, err = f.Seek(0, io.SeekEnd); err != nil {
-		return fmt.Errorf("find size: %w", err)
+	if f.size, err = directio.Size(f.File); err != nil {
+		return err
 	}
 	if f.size >= sizeBytes {
 		return nil
@@ -142,22 +117,6 @@ func (f *file) claim(sizeBytes int64) (err error) {
 		return fmt.Errorf("%d bytes asked for, the device has %d: %w", sizeBytes, f.size, ErrTooSmall)
 	}
 	return f.extend(sizeBytes)
-}
-
-// lock waits a second for the lock: udev holds it while it probes a device.
-func (f *file) lock() error {
-	for try := 0; ; try++ {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock: %w", err)
-		case try == 20:
-			return ErrInUse
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 // extend makes the file longer and takes the space, where the file system can do that.
@@ -173,12 +132,8 @@ func (f *file) extend(sizeBytes int64) error {
 	return nil
 }
 
-// alignedBuffer returns n bytes at a page boundary.
-func alignedBuffer(n int) []byte {
-	b := make([]byte, n+blockSize)
-	skip := (blockSize - int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))%blockSize)) % blockSize
-	return b[skip : skip+n : skip+n]
-}
+// alignedBuffer is [directio.Buffer].
+func alignedBuffer(n int) []byte { return directio.Buffer(n) }
 
 // buffers has aligned buffers of each class.
 type buffers [classes]sync.Pool

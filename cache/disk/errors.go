@@ -3,11 +3,13 @@ package disk
 import (
 	"errors"
 	"fmt"
+
+	"coppice/internal/directio"
 )
 
 var (
 	// ErrInUse is for what somebody else has open.
-	ErrInUse = errors.New("in use by another process")
+	ErrInUse = directio.ErrInUse
 	// ErrForeign is for what holds neither a cache nor nothing.
 	ErrForeign = errors.New("holds something that is no cache; nothing was written")
 	// ErrTooSmall is for less than [MinBytes].
