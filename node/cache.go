@@ -38,14 +38,18 @@ func openCache(cfg Config) (*nodeCache, error) {
 }
 
 func (c *nodeCache) open(cfg Config) (err error) {
-	o := cache.Options{MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), Log: cfg.Log}
+	o := cache.Options{
+		MemoryBytes: int64(*c.cfg.Memory), Policy: cache.Policy(c.cfg.Policy), PeersTime: c.cfg.tierTime(), ApplianceTime: c.cfg.tierTime(), Log: cfg.Log,
+	}
 	var files *certs.Files
 	if c.cfg.CA != "" {
 		if files, err = certs.Open(c.cfg.CA, c.cfg.TLSCert, c.cfg.TLSKey); err != nil {
 			return err
 		}
 	}
-	po := cachepeer.Options{TLS: files, Insecure: c.cfg.Insecure, ID: cachepeer.NewID(), Log: cfg.Log}
+	po := cachepeer.Options{
+		TLS: files, Insecure: c.cfg.Insecure, ID: cachepeer.NewID(), Patience: c.cfg.patience(), Silence: c.cfg.silence(), Log: cfg.Log,
+	}
 	if c.cfg.Peers != "" {
 		po.Self = c.cfg.Self
 		if c.peers, err = cachepeer.Open(c.cfg.Peers, po); err != nil {

@@ -18,6 +18,10 @@ const (
 	// DefaultTracesPath is where it is kept which chunks devices asked for first.
 	DefaultTracesPath = "/var/lib/coppice/traces"
 
+	defaultCachePatience = 600 * time.Millisecond
+	minCachePatience     = 100 * time.Millisecond
+	maxCachePatience     = time.Minute
+
 	defaultRecord    = 3 * time.Minute
 	maxRecord        = time.Hour
 	defaultShare     = 50
@@ -43,6 +47,9 @@ type CacheConfig struct {
 	Listen string `toml:"listen"`
 	// Appliances are URLs that are asked for what peers do not have, before the origin.
 	Appliances []string `toml:"appliances"`
+	// Patience is how long peers together, and appliances together, may take for a chunk before the next tier is asked, and what decides how long one of them may be
+	// silent, as [time.ParseDuration] takes it. "" means 600ms.
+	Patience string `toml:"patience"`
 	// CA is the path of the certificate of the authority that peers and appliances have theirs of, TLSCert and TLSKey those of this node's own, all in
 	// PEM. They are read again when they change.
 	CA      string `toml:"ca"`
@@ -64,6 +71,7 @@ type CacheConfig struct {
 func (c CacheConfig) withDefaults() CacheConfig {
 	setDefault(&c.Policy, string(cache.S3FIFO))
 	setDefault(&c.Record, defaultRecord.String())
+	setDefault(&c.Patience, defaultCachePatience.String())
 	setDefault(&c.TracesPath, DefaultTracesPath)
 	if c.Memory == nil {
 		c.Memory = new(Bytes)
@@ -102,6 +110,9 @@ func (c CacheConfig) validate() error {
 	for name, path := range map[string]string{"disk": c.Disk, "peers": c.Peers, "ca": c.CA, "tls_cert": c.TLSCert, "tls_key": c.TLSKey} {
 		check(path == "" || filepath.IsAbs(path), "%s %q is not an absolute path", name, path)
 	}
+	patience, err := time.ParseDuration(c.Patience)
+	check(err == nil && patience >= minCachePatience && patience <= maxCachePatience, "patience %q is not a time from %s to %s, such as 2s",
+		c.Patience, minCachePatience, maxCachePatience)
 	record, err := time.ParseDuration(c.Record)
 	check(err == nil && record >= 0 && record <= maxRecord, "record %q is not a time such as 3m, up to %s, or 0", c.Record, maxRecord)
 	check(*c.PrefetchPercent >= 0 && *c.PrefetchPercent <= 100, "prefetch_percent %d is not between 0 and 100", *c.PrefetchPercent)
@@ -120,5 +131,13 @@ func validAddress(text string) bool {
 	return err == nil
 }
 
-// record is valid where c is.
+// patience and record are valid where c is.
+func (c CacheConfig) patience() time.Duration { return durationOr(c.Patience, defaultCachePatience) }
+
+// silence is how long one who is asked for a chunk may say nothing.
+func (c CacheConfig) silence() time.Duration { return c.patience() / 12 * 5 }
+
+// tierTime is how long a tier of others may take at most: they end by themselves before that.
+func (c CacheConfig) tierTime() time.Duration { return c.patience() / 6 * 7 }
+
 func (c CacheConfig) record() time.Duration { return durationOr(c.Record, defaultRecord) }

@@ -132,6 +132,10 @@ func TestCacheConfigIsChecked(t *testing.T) {
 		"insecure = true\nlisten = \"localhost:http\"": "HOST:PORT",
 		"record = \"soon\"":                            "record",
 		"record = \"2h\"":                              "record",
+		"patience = \"2s\"":                            "",
+		"patience = \"long\"":                          "patience",
+		"patience = \"10ms\"":                          "patience",
+		"patience = \"2m\"":                            "patience",
 		"prefetch_percent = 101":                       "prefetch_percent",
 		"readahead = \"1G\"":                           "readahead",
 		"traces = \"traces\"":                          "absolute",
@@ -146,7 +150,7 @@ func TestCacheConfigIsChecked(t *testing.T) {
 		}
 	}
 	c := Config{}.withDefaults().Cache
-	if *c.Memory != 0 || *c.PrefetchPercent != 50 || *c.Readahead != 4<<20 || c.record() != 3*time.Minute || c.TracesPath != DefaultTracesPath {
+	if *c.Memory != 0 || *c.PrefetchPercent != 50 || *c.Readahead != 4<<20 || c.record() != 3*time.Minute || c.patience() != 600*time.Millisecond || c.silence() != 250*time.Millisecond || c.tierTime() != 700*time.Millisecond || c.TracesPath != DefaultTracesPath {
 		t.Errorf("the defaults are %+v", c)
 	}
 }
