@@ -27,7 +27,10 @@
 // LC_ALL and COPPICE_VM=1 are set for every command.
 //
 // A guest has no network unless [Config.Network] gives it a card, on QEMU's user network: it then reaches servers on the host's loopback at
-// [HostAddr], and nobody reaches it.
+// [HostAddr], and nobody reaches it but through the ports of [Config.Forward].
+//
+// With [Config.System] or [Config.Union], PID 1 makes the disk of a whole system the root and becomes its init; there is no agent then. For a union, it brings the
+// network up, starts coppice's daemon, and has it make the disk, of an image on the network and a blank leaf. The daemon stays behind in the initramfs.
 //
 // # Failure model
 //

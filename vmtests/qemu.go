@@ -2,7 +2,9 @@ package vmtests
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -81,7 +83,7 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 	}
 	args = append(args, accel.args()...)
 	if cfg.Network {
-		args = append(args, "-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile=")
+		args = append(args, "-netdev", "user,id=net,ipv6=off"+forwards(cfg.Forward), "-device", "virtio-net-pci,netdev=net,romfile=")
 	}
 	for i, d := range cfg.Disks {
 		args = append(args, d.args(i)...)
@@ -89,10 +91,19 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 	return args
 }
 
+// forwards are the options of the network by which ports of the host lead to the guest, in the order of the host's.
+func forwards(ports map[int]int) (options string) {
+	for _, host := range slices.Sorted(maps.Keys(ports)) {
+		options += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, ports[host])
+	}
+	return options
+}
+
 func kernelCommandLine(cfg Config, accel Accel) string {
 	words := []string{"console=ttyS0", "quiet", "panic=-1", "oops=panic", "mitigations=off", "nokaslr", "log_buf_len=8M", "printk.devkmsg=on"}
 	if accel == TCG {
-		words = append(words, "clearcpuid=rep_good", "tsc=reliable", "clocksource=tsc")
+		// An emulator that waits for a processor fails the kernel's test of the timer, which then panics.
+		words = append(words, "clearcpuid=rep_good", "tsc=reliable", "clocksource=tsc", "no_timer_check")
 	}
 	if cfg.KernelArgs != "" {
 		words = append(words, cfg.KernelArgs)

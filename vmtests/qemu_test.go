@@ -7,7 +7,7 @@ import (
 )
 
 func TestCommandLine(t *testing.T) {
-	cfg := Config{Name: "x", CPUs: 2, MemMiB: 512, Network: true, KernelArgs: "more=1", Disks: []Disk{
+	cfg := Config{Name: "x", CPUs: 2, MemMiB: 512, Network: true, Forward: map[int]int{20001: 81, 20000: 80}, KernelArgs: "more=1", Disks: []Disk{
 		{Name: "root", Path: "/a,b", Snapshot: true},
 		{Name: "leaf", Path: "/leaf", BlockSize: 512, Cache: "none", ReadOnly: true},
 		{Name: "taped", Path: "/taped", WriteLog: "/a,log"},
@@ -19,14 +19,14 @@ func TestCommandLine(t *testing.T) {
 		"if=none,id=disk1,format=raw,discard=unmap,cache=none,file=/leaf,readonly=on",
 		"virtio-blk-pci,drive=disk1,serial=leaf,logical_block_size=512,physical_block_size=4096",
 		"driver=blklogwrites,node-name=disk2,discard=unmap,file.driver=file,file.discard=unmap,file.filename=/taped,log.driver=file,log.filename=/a,,log",
-		"user,id=net,ipv6=off", "virtio-blk-pci,drive=disk2,serial=taped,write-cache=on",
+		"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:20000-:80,hostfwd=tcp:127.0.0.1:20001-:81", "virtio-blk-pci,drive=disk2,serial=taped,write-cache=on",
 	} {
 		if !slices.Contains(args, want) {
 			t.Errorf("command line lacks %q:\n%s", want, shellQuote(args))
 		}
 	}
 	line := args[slices.Index(args, "-append")+1]
-	for _, want := range []string{"panic=-1", "clocksource=tsc", "clearcpuid=rep_good", "more=1"} {
+	for _, want := range []string{"panic=-1", "clocksource=tsc", "no_timer_check", "clearcpuid=rep_good", "more=1"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("kernel command line %q lacks %q", line, want)
 		}

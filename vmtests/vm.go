@@ -30,9 +30,21 @@ type Config struct {
 	Files      map[string]string // path in the guest → file or directory on the host; copied into the initramfs
 	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
 	System     string            // name of the ext4 disk whose system boots, until its login prompt; there is no agent then: only Close, Kill and Report are of use
+	Union      *Union            // instead of System: the system's disk is one that coppice makes in the guest; there is a Network then, and it is set up
 	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
+	Forward    map[int]int       // with Network: TCP port of this machine's loopback → port of the guest
 	KernelArgs string            // appended to the kernel command line
 }
+
+// Union is a disk of an image and a leaf. The guest has /usr/local/bin/coppice and what that needs in Files, starts its daemon in the initramfs, and makes the
+// disk before anything of the system runs.
+type Union struct {
+	Image string // reference as the guest reaches it
+	Leaf  string // name of the disk that becomes the leaf store, whatever is on it
+}
+
+// boots tells whether a whole system boots, and nobody answers.
+func (c Config) boots() bool { return c.System != "" || c.Union != nil }
 
 // VM is a running guest. Its methods may be called from any goroutine. Close it in the end.
 type VM struct {
@@ -139,13 +151,13 @@ func (vm *VM) launch(ctx context.Context, args []string, cfg Config, core int) e
 		return errors.Join(err, errors.New(stderr.String()))
 	}
 	limit := bootLimit
-	if cfg.System != "" {
+	if cfg.boots() {
 		limit = systemLimit
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ready := make(chan error, 2)
-	if cfg.System == "" {
+	if !cfg.boots() {
 		go func() { ready <- vm.greet(listener) }()
 	} else {
 		go func() { ready <- refused(listener) }()
@@ -239,6 +251,10 @@ func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
 	boot := wire.Boot{System: cfg.System, Modules: append([]string{"virtio_blk", "configfs"}, cfg.Modules...)}
 	if cfg.Network {
 		boot.Modules = append(boot.Modules, "virtio_net")
+	}
+	if u := cfg.Union; u != nil {
+		boot.Modules = append(boot.Modules, "ublk_drv")
+		boot.Union = &wire.Union{Address: GuestAddr, Image: u.Image, Leaf: u.Leaf}
 	}
 	for _, d := range cfg.Disks {
 		boot.Disks = append(boot.Disks, d.Name)

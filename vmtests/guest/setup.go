@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +70,10 @@ func setup() error {
 		return err
 	}
 	if boot.System != "" {
-		return startSystem(diskLink(boot.System))
+		return startSystem(diskLink(boot.System), unix.MS_MOVE)
+	}
+	if boot.Union != nil {
+		return startUnion(boot)
 	}
 	if boot.Userland != "" {
 		if err := enterUserland(diskLink(boot.Userland)); err != nil {
@@ -156,11 +160,12 @@ func enterUserland(disk string) error {
 	if err := unix.Mount("overlay", root, "overlay", 0, data); err != nil {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
-	return switchRoot(root, "/lib/modules", "/harness")
+	return switchRoot(root, unix.MS_MOVE, "/lib/modules", "/harness")
 }
 
-// switchRoot makes a directory the root, with the kernel's file systems in it and what is kept of the old root.
-func switchRoot(root string, kept ...string) error {
+// switchRoot makes a directory the root, with the kernel's file systems in it and what is kept of the old root. MS_MOVE takes the kernel's from the old
+// root, MS_BIND leaves them there too, for who goes on in it.
+func switchRoot(root string, how uintptr, kept ...string) error {
 	move := func(dir string, flags uintptr) error {
 		if err := os.MkdirAll(root+dir, 0o755); err != nil {
 			return err
@@ -171,7 +176,7 @@ func switchRoot(root string, kept ...string) error {
 		return nil
 	}
 	for _, m := range basics {
-		if err := move(m.target, unix.MS_MOVE); err != nil {
+		if err := move(m.target, how); err != nil {
 			return err
 		}
 	}
@@ -213,11 +218,16 @@ func tune() error {
 			return fmt.Errorf("set %s: %w", file, err)
 		}
 	}
-	return loopbackUp()
+	return interfaceUp("lo", "127.0.0.1/8")
 }
 
-func loopbackUp() error {
-	if ifi, err := net.InterfaceByName("lo"); err != nil || ifi.Flags&net.FlagUp != 0 {
+// interfaceUp gives a network interface an address, ADDRESS/BITS, and switches it on, unless it is.
+func interfaceUp(name, address string) error {
+	prefix, err := netip.ParsePrefix(address)
+	if err != nil {
+		return fmt.Errorf("address of %s: %w", name, err)
+	}
+	if ifi, err := net.InterfaceByName(name); err != nil || ifi.Flags&net.FlagUp != 0 {
 		return err
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -225,13 +235,17 @@ func loopbackUp() error {
 		return fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
+	set := func(what uint, value []byte) error {
+		return errors.Join(ifr.SetInet4Addr(value), unix.IoctlIfreq(fd, what, ifr))
+	}
+	err = errors.Join(set(unix.SIOCSIFADDR, prefix.Addr().AsSlice()), set(unix.SIOCSIFNETMASK, net.CIDRMask(prefix.Bits(), 32)))
 	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
+	if err = errors.Join(err, unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)); err != nil {
+		return fmt.Errorf("bring %s up: %w", name, err)
 	}
 	return nil
 }

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startSystem makes the file system on a disk the root and hands this process over to the init that lies there, which does not come back. Where it
-// fails after the change of roots, the agent still can say so.
-func startSystem(disk string) error {
+// startSystem makes the file system on a disk the root, as [switchRoot] does, and hands this process over to the init that lies there, which does not come
+// back. Where it fails after the change of roots, the agent still can say so.
+func startSystem(disk string, how uintptr) error {
 	const root = "/newroot"
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
@@ -17,7 +17,7 @@ func startSystem(disk string) error {
 	if err := unix.Mount(disk, root, "ext4", 0, ""); err != nil {
 		return fmt.Errorf("mount system %s: %w", disk, err)
 	}
-	if err := switchRoot(root, "/lib/modules"); err != nil {
+	if err := switchRoot(root, how, "/lib/modules"); err != nil {
 		return err
 	}
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=linux"}

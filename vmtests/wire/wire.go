@@ -25,6 +25,14 @@ type Boot struct {
 	Disks    []string `json:"disks,omitempty"`    // serials to wait for; linked as /dev/disk/by-id/virtio-SERIAL
 	Links    []Link   `json:"links,omitempty"`    // symbolic links to make in the final root
 	System   string   `json:"system,omitempty"`   // serial of an ext4 disk: its /sbin/init takes over, and there is no hello
+	Union    *Union   `json:"union,omitempty"`    // instead of System: the disk of the system is made in the guest
+}
+
+// Union is a disk that coppice makes of an image and a leaf before the system starts. Program and configuration are where coppice looks for them.
+type Union struct {
+	Address string `json:"address"` // of eth0, as ADDRESS/BITS
+	Image   string `json:"image"`   // reference of the root
+	Leaf    string `json:"leaf"`    // serial of the disk that becomes the leaf store
 }
 
 // Link is one symbolic link in the guest's final root.
