@@ -76,7 +76,7 @@ func (c *nodeCache) open(cfg Config) (err error) {
 	if c.cfg.Listen == "" {
 		return nil
 	}
-	c.handler = cachepeer.NewHandler(c.Cache, cachepeer.HandlerOptions{ID: po.ID, Log: cfg.Log})
+	c.handler = cachepeer.NewHandler(c.Cache, cachepeer.HandlerOptions{ID: po.ID, MaxTime: max(cachepeer.DefaultMaxTime, c.cfg.patience()), Log: cfg.Log})
 	if c.cfg.Insecure {
 		files = nil
 	}

@@ -150,7 +150,7 @@ func newClient(o Options) (*Client, error) {
 	} else if !o.Insecure {
 		return nil, errors.New("peers: certificates are needed")
 	}
-	c.web = newWeb(o.TLS)
+	c.web = newWeb(o.TLS, c.o.Patience)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.given, _ = simplelru.NewLRU[cache.Key, giver](remembered, nil) // fails for sizes below 1
 	return c, nil

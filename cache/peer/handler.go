@@ -30,6 +30,9 @@ func NewID() string {
 	return hex.EncodeToString(id[:])
 }
 
+// DefaultMaxTime is how long a fetch for others may take unless [HandlerOptions.MaxTime] says otherwise.
+const DefaultMaxTime = 10 * time.Second
+
 // HandlerOptions says how much is done for others. The zero value is complete.
 type HandlerOptions struct {
 	// ID is that of this node's client: what it asks itself for is refused.
@@ -38,7 +41,7 @@ type HandlerOptions struct {
 	MaxRequests int
 	// MaxBytes is about how much memory the answers that are being made may take. 0 means 64 MiB.
 	MaxBytes int64
-	// MaxTime is how long a fetch may take. 0 means 10 s.
+	// MaxTime is how long a fetch may take. 0 means [DefaultMaxTime].
 	MaxTime time.Duration
 	// Log is told of fetches that fail. nil means [slog.Default].
 	Log *slog.Logger
@@ -52,7 +55,7 @@ func (o HandlerOptions) withDefaults() HandlerOptions {
 		o.MaxBytes = 64 << 20
 	}
 	if o.MaxTime == 0 {
-		o.MaxTime = 10 * time.Second
+		o.MaxTime = DefaultMaxTime
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

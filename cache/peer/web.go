@@ -22,17 +22,21 @@ type web struct {
 	transport *certs.Derived[*http.Transport]
 }
 
-// newWeb returns what uses files, nil without TLS.
-func newWeb(files *certs.Files) *web {
+// minSetup is the least that it may take until there is a connection, and until both sides know each other.
+const minSetup = 5 * time.Second
+
+// newWeb returns what uses files, nil without TLS. A connection may take as long as patience, or minSetup: who waits for it may give up before.
+func newWeb(files *certs.Files, patience time.Duration) *web {
+	setup := max(minSetup, patience)
 	// Connections of the transport before that are in use end when they have been idle for long enough.
-	return &web{certs.Derive(files, newTransport, (*http.Transport).CloseIdleConnections)}
+	return &web{certs.Derive(files, func(c *certs.Content) *http.Transport { return newTransport(c, setup) }, (*http.Transport).CloseIdleConnections)}
 }
 
 // newTransport follows no proxy, and speaks HTTP/1.1: chunks one after the other over several connections are faster than over one.
-func newTransport(content *certs.Content) *http.Transport {
+func newTransport(content *certs.Content, setup time.Duration) *http.Transport {
 	t := &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout:    5 * time.Second,
+		DialContext:            (&net.Dialer{Timeout: setup, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    setup,
 		MaxIdleConnsPerHost:    lanes,
 		IdleConnTimeout:        idleTime - headerTime, // before the server ends them
 		DisableCompression:     true,
