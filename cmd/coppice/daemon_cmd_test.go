@@ -57,22 +57,7 @@ func TestSecondSignalIsOnlyLogged(t *testing.T) {
 
 // SIGHUP ends nothing, and has the configuration read again, also where that could not be done the last time.
 func TestHangupReloads(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	t.Setenv("NOTIFY_SOCKET", path)
-	told := func() string {
-		t.Helper()
-		buf := make([]byte, 256)
-		n, err := l.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(buf[:n])
-	}
+	told := asSystemd(t)
 	log := &lockedBuffer{}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -109,6 +94,16 @@ func TestHangupReloads(t *testing.T) {
 }
 
 func TestSystemdIsTold(t *testing.T) {
+	told := asSystemd(t)
+	notifyReady("2 devices served, 0 failed")
+	if got := told(); got != "READY=1\nSTATUS=2 devices served, 0 failed" {
+		t.Errorf("told %q", got)
+	}
+}
+
+// asSystemd stands in for systemd, and returns what gives the next thing that it is told.
+func asSystemd(t *testing.T) func() string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -116,10 +111,13 @@ func TestSystemdIsTold(t *testing.T) {
 	}
 	t.Cleanup(func() { l.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
-	notifyReady("2 devices served, 0 failed")
-	buf := make([]byte, 256)
-	n, err := l.Read(buf)
-	if got := string(buf[:n]); err != nil || got != "READY=1\nSTATUS=2 devices served, 0 failed" {
-		t.Errorf("told %q, %v", got, err)
+	return func() string {
+		t.Helper()
+		buf := make([]byte, 256)
+		n, err := l.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
 	}
 }
