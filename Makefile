@@ -55,7 +55,7 @@ test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant,
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
 	$(TESTSUM) total $(RESULTS) unit crash mutants race vm && [ -z "$$failed" ]
 
-unit: $(TESTSUM) ## unit tests, but for those of crash: no root, no VM
+unit: $(TESTSUM) ## unit tests, but for those of crash: no VM, and root for network namespaces only
 	$(GO) -C tools test ./testsum
 	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 10m -skip '^TestCrash' $(PKGS)
 
@@ -80,10 +80,11 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
 	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
 
-figures: ## measure leaf, images and cache natively (write amplification, recovery, builds, …); writes docs/figures*.md
+figures: ## measure leaf, images, cache and fleets of nodes natively (write amplification, recovery, builds, …); writes docs/figures*.md
 	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md
 	$(GO) test ./image -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-images.md
 	$(GO) test ./cache/trace -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-cache.md
+	$(GO) test ./node/fleet -run '^TestFleet$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-fleet.md
 
 bench-cache: ## measure a hit of the cache beside golang-lru and otter (a module of its own)
 	cd bench/cachepeers && $(GO) test -run '^$$' -bench Hit -cpu 1,2 -count 6

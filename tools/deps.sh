@@ -9,6 +9,7 @@ packages=(
 	mmdebstrap e2fsprogs xfsprogs gdisk                 # real root images
 	fio dmsetup                                         # load, and the peers of the benchmark
 	nbdkit nbd-client                                   # remote block devices
+	iproute2                                            # networks of nodes, in namespaces
 	nginx-light docker-registry skopeo                  # servers of images, and who copies between them
 )
 

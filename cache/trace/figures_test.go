@@ -29,7 +29,7 @@ type section struct {
 type figures struct {
 	full   bool
 	traces []*trace.Trace
-	disk   *made // of the first trace
+	disk   *trace.Disk // of the first trace
 	page   strings.Builder
 }
 
@@ -40,8 +40,6 @@ var sections = []section{
 		"a chunk, the fewer requests, and the more bytes; as no size is better in both, that of 64 KiB stays the default.",
 		(*figures).chunkSizes},
 	{"Second device on a node", "Two devices on one root boot one after the other through one cache. Times are medians of three rounds. A third device opens the image anew.", (*figures).second},
-	{"Many nodes at once", "Each node is a process with a cache in memory, a replica set and mutual TLS of its own, and all of them are on this machine, with its CPUs between them; all begin to boot " +
-		"when all are ready. A device of theirs is a reader of the cache: there is no driver, real or made up, and they share one network. An appliance is one more such process, whose cache is empty at first. Nodes that have peers all have the same list.", (*figures).twenty},
 	{"Scans", "Boots through a cache in memory that has room for two of them, then another image is read from beginning to end, four times as much as the cache has room for, and then it is counted how " +
 		"many of the parts of requests the next boot finds in memory. All policies of the cache, and those of golang-lru as bare indexes over the same chunks.", (*figures).scans},
 	{"A cache smaller than the root", "Two boots, one after the other, through caches in memory of different sizes.", (*figures).tenth},
@@ -62,11 +60,11 @@ func TestFigures(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !f.full {
-			tr = shrunk(tr, smallReads)
+			tr = tr.Beginning(smallReads, chunk)
 		}
 		f.traces = append(f.traces, tr)
 	}
-	f.disk = madeFor(f.traces[0])
+	f.disk = trace.NewDisk(f.traces[0])
 	f.head()
 	for _, s := range sections {
 		if !strings.Contains(s.title, *figuresOnly) {

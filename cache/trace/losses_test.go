@@ -10,6 +10,7 @@ import (
 	"coppice/cache"
 	"coppice/cache/disk"
 	"coppice/cache/peer"
+	"coppice/cache/trace"
 	"coppice/image"
 	"coppice/image/faultproxy"
 )
@@ -120,9 +121,9 @@ func scribble(t *testing.T, path string) {
 		t.Error(err)
 		return
 	}
-	noise := &made{size: info.Size() &^ (1<<20 - 1), stored: 100, seed: 3}
+	noise := &trace.Disk{Bytes: info.Size() &^ (1<<20 - 1), Stored: 100, Seed: 3}
 	p := make([]byte, 1<<20)
-	for off := int64(0); off < noise.size; off += int64(len(p)) {
+	for off := int64(0); off < noise.Bytes; off += int64(len(p)) {
 		if _, err := noise.ReadAt(p, off); err != nil {
 			t.Error(err)
 		}

@@ -19,9 +19,9 @@ type network struct {
 // networks are those of a full run, or the first alone.
 func (f *figures) networks() []network {
 	if f.full {
-		return []network{{"LAN", lan}, {"WAN", wan}}
+		return []network{{"LAN", faultproxy.LAN}, {"WAN", faultproxy.WAN}}
 	}
-	return []network{{"LAN", lan}}
+	return []network{{"LAN", faultproxy.LAN}}
 }
 
 // boot is the first trace.
@@ -46,9 +46,8 @@ func (f *figures) chunkSizes(t *testing.T) {
 		dir := buildImage(t, f.disk, size)
 		for _, net := range f.networks() {
 			o := serveImage(t, dir, net.Fault)
-			y := replay(newNode(t, o.ref, cache.Options{}).root.Reader(), f.boot(), f.disk, nil)
-			y.good(t, fmt.Sprintf("%d KiB, %s", size>>10, net.name))
-			rows = append(rows, []string{fmt.Sprintf("%d KiB", size>>10), net.name, millis(y.Sum), fmt.Sprint(o.Requests()), mib(o.sent.Load())})
+			y := replay(t, fmt.Sprintf("%d KiB, %s", size>>10, net.name), newNode(t, o.ref, cache.Options{}).root.Reader(), f.boot(), f.disk, nil)
+			rows = append(rows, []string{fmt.Sprintf("%d KiB", size>>10), net.name, millis(y.Sum), fmt.Sprint(o.Requests()), mib(o.Sent())})
 		}
 	}
 	f.table(rows...)
@@ -64,16 +63,13 @@ func (f *figures) second(t *testing.T) {
 		for range f.rounds(3) {
 			o := serveImage(t, dir, net.Fault)
 			n := newNode(t, o.ref, cache.Options{})
-			var y [3]tally
-			y[0] = replay(n.root.Reader(), f.boot(), f.disk, nil)
-			bytes[0] = o.sent.Load()
-			y[1] = replay(n.root.Reader(), f.boot(), f.disk, nil)
-			bytes[1] = o.sent.Load() - bytes[0]
-			y[2] = replay(n.open(t, o.ref).Reader(), f.boot(), f.disk, nil)
-			bytes[2] = o.sent.Load() - bytes[0] - bytes[1]
-			for i := range y {
-				y[i].good(t, fmt.Sprintf("%s, device %d", net.name, i+1))
-			}
+			var y [3]trace.Tally
+			y[0] = replay(t, net.name+", device 1", n.root.Reader(), f.boot(), f.disk, nil)
+			bytes[0] = o.Sent()
+			y[1] = replay(t, net.name+", device 2", n.root.Reader(), f.boot(), f.disk, nil)
+			bytes[1] = o.Sent() - bytes[0]
+			y[2] = replay(t, net.name+", device 3", n.open(t, o.ref).Reader(), f.boot(), f.disk, nil)
+			bytes[2] = o.Sent() - bytes[0] - bytes[1]
 			first, second = append(first, y[0].Sum), append(second, y[1].Sum)
 		}
 		if bytes[1]*100 > bytes[0] {
@@ -87,7 +83,7 @@ func (f *figures) second(t *testing.T) {
 }
 
 // scannedDisk is the disk that is read from beginning to end: data everywhere, and none of it in the disk of the boot.
-func scannedDisk(size int64) *made { return &made{size: size, stored: 10, seed: 2} }
+func scannedDisk(size int64) *trace.Disk { return &trace.Disk{Bytes: size, Stored: 10, Seed: 2} }
 
 // scan reads all of an image in pieces of 128 KiB.
 func scan(t *testing.T, r *cache.Root, size int64) {
@@ -104,7 +100,7 @@ func scan(t *testing.T, r *cache.Root, size int64) {
 func (f *figures) bootFrom(t *testing.T, r *cache.Root) share {
 	t.Helper()
 	v := r.Reader()
-	replay(v, f.boot(), f.disk, nil).good(t, "boot")
+	replay(t, "boot", v, f.boot(), f.disk, nil)
 	return hits(v.Stats())
 }
 
@@ -199,77 +195,6 @@ func (f *figures) tenth(t *testing.T) {
 	f.table(rows...)
 }
 
-// twenty lets many nodes boot at once.
-func (f *figures) twenty(t *testing.T) {
-	many := 20
-	switch {
-	case testing.Short():
-		many = 2
-	case !f.full:
-		many = 3
-	}
-	dir := buildImage(t, f.disk, chunk)
-	rows := [][]string{{"", "network", "origin bytes", "of one node's, goal ≤ 1.05", "until all have booted", "of one node's", "reads of a node's root together, median", "longest read"}}
-	for _, net := range f.networks() {
-		alone, aloneWall := int64(0), time.Duration(0)
-		for _, way := range []struct {
-			name             string
-			nodes            int
-			peers, appliance bool
-		}{
-			{"1 node", 1, false, false}, {fmt.Sprintf("%d nodes, each for itself", many), many, false, false},
-			{fmt.Sprintf("%d nodes with peers", many), many, true, false}, {fmt.Sprintf("%d nodes through an appliance", many), many, false, true},
-		} {
-			o := serveImage(t, dir, net.Fault)
-			fl := newFleet(t, f.boot())
-			wall, results := fl.bootAll(t, o.ref.String(), way.nodes, way.peers, way.appliance)
-			fl.end(t)
-			if way.nodes == 1 {
-				alone, aloneWall = o.sent.Load(), wall
-			}
-			ratio := float64(o.sent.Load()) / float64(alone)
-			// The beginning of a boot is little, next to what describes an image.
-			if (way.peers || way.appliance) && ratio > 1.5 {
-				t.Errorf("%s, %s: %.3f of one node's origin bytes", way.name, net.name, ratio)
-			}
-			var sums []time.Duration
-			longest := time.Duration(0)
-			for _, r := range results {
-				sums, longest = append(sums, r.Sum), max(longest, r.Longest)
-			}
-			rows = append(rows, []string{way.name, net.name, mib(o.sent.Load()), fmt.Sprintf("%.3f", ratio), millis(wall), fmt.Sprintf("%.2f", float64(wall)/float64(aloneWall)), millis(median(sums)), millis(longest)})
-		}
-	}
-	f.table(rows...)
-}
-
-// bootAll starts nodes, and lets them boot at once.
-func (f *fleet) bootAll(t *testing.T, root string, nodes int, peers, appliance bool) (time.Duration, []memberResult) {
-	t.Helper()
-	var addrs, urls []string
-	if peers {
-		addrs = freeAddrs(t, nodes)
-		for _, a := range addrs {
-			urls = append(urls, url(a))
-		}
-	}
-	through := ""
-	if appliance {
-		at := freeAddrs(t, 1)[0]
-		through = url(at)
-		f.start(t, memberConfig{Root: root, Listen: at})
-	}
-	first := len(f.run)
-	for i := range nodes {
-		o := memberConfig{Root: root, Peers: urls, Appliance: through}
-		if peers {
-			o.Listen = addrs[i]
-		}
-		f.start(t, o)
-	}
-	return boot(t, f.run[first:])
-}
-
 // lossPoints are when something is lost, in percent of the boot's reads.
 func (f *figures) lossPoints() []int {
 	if f.full {
@@ -288,7 +213,7 @@ type loss struct {
 // losses boots devices whose tiers go away meanwhile.
 func (f *figures) losses(t *testing.T) {
 	dir := buildImage(t, f.disk, chunk)
-	o := serveImage(t, dir, lan)
+	o := serveImage(t, dir, faultproxy.LAN)
 	warm := newNode(t, o.ref, cache.Options{})
 	f.bootFrom(t, warm.root)
 	rows := [][]string{{"lost", "at", "errors, goal 0", "longest read, goal ≤ 2 s", "chunks from the tier", "from the origin"}}
@@ -297,12 +222,11 @@ func (f *figures) losses(t *testing.T) {
 			options, lose := l.make(t, f, warm)
 			n := newNode(t, o.ref, options)
 			v, when := n.root.Reader(), len(f.boot().Reads)*at/100
-			y := replay(v, f.boot(), f.disk, func(i int) {
+			y := replay(t, fmt.Sprintf("%s lost at %d %%", l.name, at), v, f.boot(), f.disk, func(i int) {
 				if i == when {
 					lose()
 				}
 			})
-			y.good(t, fmt.Sprintf("%s lost at %d %%", l.name, at))
 			s := v.Stats()
 			if s.Disk.Chunks+s.Peers.Chunks+s.Appliance.Chunks == 0 {
 				t.Errorf("%s: the tier gave nothing: %+v", l.name, s)

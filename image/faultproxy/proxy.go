@@ -37,6 +37,12 @@ type Fault struct {
 	Paths    map[string]string // requests for one path are answered with what another one has: an older version
 }
 
+// Networks between a server and its clients, of which all figures are.
+var (
+	LAN = Fault{Delay: 200 * time.Microsecond}
+	WAN = Fault{Delay: 20 * time.Millisecond, Link: 100_000_000 / 8}
+)
+
 // shift is how far away the range lies that is answered instead of the one that was asked for.
 const shift = 512
 
@@ -45,6 +51,7 @@ type Proxy struct {
 	server   *http.Server
 	url      string
 	requests atomic.Int64
+	sent     atomic.Int64
 
 	mu    sync.Mutex // guards what follows
 	fault Fault
@@ -92,6 +99,9 @@ func (p *Proxy) Addr() string { return p.url[len("http://"):] }
 
 // Requests returns how many requests came.
 func (p *Proxy) Requests() int64 { return p.requests.Load() }
+
+// Sent returns how many bytes of answers, without headers, were sent.
+func (p *Proxy) Sent() int64 { return p.sent.Load() }
 
 // Set changes what goes wrong, from now on.
 func (p *Proxy) Set(f Fault) {
@@ -250,6 +260,7 @@ func (b *body) Read(p []byte) (int, error) {
 		p[at] ^= 1
 	}
 	b.sent += int64(n)
+	b.p.sent.Add(int64(n))
 	if f.Link > 0 && !pause(b.r.Context(), b.p.carry(n, f.Link)) {
 		return n, b.r.Context().Err()
 	}
