@@ -76,7 +76,7 @@ type Cache struct {
 
 	scanLimit atomic.Int64 // bytes of a stream that is a scan
 
-	asked  tierCounts // of all disk tiers, one after the other
+	disks  tierCounts // what was asked of all disk tiers that there were
 	fetch  histogram
 	origin originCounts
 	served servedCounts
@@ -116,7 +116,7 @@ func New(o Options) (*Cache, error) {
 
 // SetDisk replaces the disk tier; nil means that there is none. It does not wait for calls of the one before that are under way, or about to begin: that has to
 // bear being closed meanwhile, as a disk cache does.
-func (c *Cache) SetDisk(t Tier) { c.disk.Store(newGuard("disk", t, c.o.DiskTime, &c.asked, c.o.Log)) }
+func (c *Cache) SetDisk(t Tier) { c.disk.Store(newGuard("disk", t, c.o.DiskTime, &c.disks, c.o.Log)) }
 
 // SetMemory changes the threshold of the memory tier, in bytes. 0 means what it means in [Options]. What is beyond a lower threshold is given back to the
 // system before it returns.
