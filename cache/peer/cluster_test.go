@@ -192,7 +192,7 @@ func TestNodesThatComeLaterReadWhatIsThere(t *testing.T) {
 
 // Nodes that begin one after the other, while those before are still reading, read the origin little more than once.
 func TestNodesThatBeginOneAfterTheOther(t *testing.T) {
-	o := newOrigin(58, 200)
+	o := newOrigin(58, 300)
 	all := cluster(t, 5)
 	begin := make([]chan struct{}, len(all)+1)
 	for i := range begin {
