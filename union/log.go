@@ -267,6 +267,13 @@ func (l *opList) push(o *op) {
 	l.tail = o
 }
 
+func (l *opList) pushFront(o *op) {
+	o.next = l.head
+	if l.head = o; l.tail == nil {
+		l.tail = o
+	}
+}
+
 func (l *opList) pop() *op {
 	o := l.head
 	if o != nil {

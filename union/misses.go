@@ -12,7 +12,7 @@ import (
 // A request that the kernel has sent holds its tag until it is answered, whatever it waits for, and the kernel asks nobody which one to
 // send next. So tags cannot be kept for the leaf beforehand: they can only be given back, by an answer. Reads beyond the bound stand in
 // line, and nobody has seen their buffers yet, so they can be answered at any time. While the root answers, the line moves, however slowly. Where not one read
-// has ended for as long as the first in line has waited ([DeviceOptions.RootWait]), the root has stalled: all in line get EIO, and so does
+// has ended for a time ([DeviceOptions.RootWait]) that somebody has been in line, the root has stalled: all in line get EIO, and so does
 // at once, until the root answers again, whoever would stand in line. The reads within the bound go on to wait, for as long as the root has patience.
 //
 // It all belongs to the queue's thread, but for the tickets.
@@ -24,6 +24,7 @@ type misses struct {
 	tickets uint64 // given so far
 	moving  bool   // the line is
 	stalled bool
+	ended   time.Time // when a read of the root ended last
 }
 
 // ask is a range that a request needs of a root that is no file.
@@ -36,6 +37,7 @@ type ask struct {
 type ticket struct {
 	number atomic.Uint64 // 0: not in line
 	timer  *time.Timer
+	called bool // it was its turn when the timer had taken it
 }
 
 // expired is the number of a ticket that the timer has taken.
@@ -60,22 +62,29 @@ func (o *op) askRoot() {
 	default:
 		o.left++
 		o.q.d.stats.rootWaits.Add(1)
-		m.tickets++
-		number := m.tickets
-		o.ticket.number.Store(number)
-		o.ticket.timer = time.AfterFunc(m.wait, func() {
-			if o.ticket.number.CompareAndSwap(number, expired) {
-				o.r.Post(cookieWake, 0)
-			}
-		})
+		o.takeTicket(m.wait)
 		m.line.push(o)
 	}
+}
+
+// takeTicket has the request woken after a time, unless it leaves the line before.
+func (o *op) takeTicket(wait time.Duration) {
+	m := &o.q.misses
+	m.tickets++
+	number := m.tickets
+	o.ticket.number.Store(number)
+	o.ticket.timer = time.AfterFunc(wait, func() {
+		if o.ticket.number.CompareAndSwap(number, expired) {
+			o.r.Post(cookieWake, 0)
+		}
+	})
 }
 
 // leaveLine reports false where the timer has been faster, and has the request woken.
 func (o *op) leaveLine() bool {
 	number := o.ticket.number.Load()
 	if number == expired || !o.ticket.number.CompareAndSwap(number, 0) {
+		o.ticket.called = true
 		return false
 	}
 	o.ticket.timer.Stop()
@@ -108,6 +117,7 @@ func (o *op) rootDone(err error) {
 func (o *op) rootsDone() {
 	m := &o.q.misses
 	m.reading--
+	m.ended = time.Now()
 	if o.failed.Load() {
 		o.note(-int32(syscall.EIO))
 	} else {
@@ -139,14 +149,33 @@ func (m *misses) move() {
 // rootWoken goes on when the reads of the root have ended, or when the time in line has.
 func (o *op) rootWoken() {
 	if o.ticket.number.Load() == expired {
-		o.q.misses.stall() // with the ticket still expired: this request is in line too
-		o.ticket.number.Store(0)
-		o.left--
-		o.refuseRoot()
+		o.waitedInLine()
 	} else {
 		o.rootsDone()
 	}
 	o.goOn()
+}
+
+// waitedInLine decides what becomes of a request whose ticket has expired: it waits on where the root answers.
+func (o *op) waitedInLine() {
+	m := &o.q.misses
+	still := time.Since(m.ended)
+	switch {
+	case still >= m.wait:
+		m.stall() // with the ticket still expired: this request may be in line too
+		o.ticket.number.Store(0)
+		o.left--
+		o.refuseRoot()
+	case !o.ticket.called:
+		o.takeTicket(m.wait - still)
+	case m.reading < m.most:
+		o.ticket.number.Store(0)
+		o.startRoot()
+	default:
+		o.takeTicket(m.wait - still)
+		m.line.pushFront(o)
+	}
+	o.ticket.called = false
 }
 
 // stall refuses all in line. Those whose time is over too are woken by themselves.

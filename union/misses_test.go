@@ -67,6 +67,20 @@ func (b *gatedBase) shut() {
 	b.closed = true
 }
 
+// answerOne lets one answer through, if there is one.
+func (b *gatedBase) answerOne() bool {
+	b.mu.Lock()
+	if len(b.held) == 0 {
+		b.mu.Unlock()
+		return false
+	}
+	answer := b.held[0]
+	b.held = b.held[1:]
+	b.mu.Unlock()
+	answer()
+	return true
+}
+
 func (b *gatedBase) open() {
 	b.mu.Lock()
 	b.closed = false
@@ -303,6 +317,34 @@ func TestSlowRootRefusesNothing(t *testing.T) {
 				t.Errorf("%d reads at once", b.most)
 			}
 		})
+	}
+}
+
+// A line that moves is no stall, however long somebody is in it.
+func TestRootThatAnswersOneAfterTheOther(t *testing.T) {
+	const depth, wait, pause = 64, 3 * time.Second, time.Second
+	for try := range 5 {
+		b, dev, fake := gatedRig(t, depth, wait)
+		b.shut()
+		r := readMany(t, b, fake, depth-1)
+		longest, last := time.Duration(0), time.Now()
+		for range 6 {
+			time.Sleep(pause)
+			for !b.answerOne() { // the first is on its way
+				time.Sleep(time.Millisecond)
+			}
+			longest, last = max(longest, time.Since(last)), time.Now()
+		}
+		b.open()
+		r.all.Wait()
+		if longest > wait*2/3 && try < 4 {
+			t.Logf("the machine was too busy: %v between two answers", longest)
+			continue
+		}
+		if s := dev.Stats(); r.fail.Load() > 0 || s.RootWaits != depth-1-uint64(maxMisses(depth)) {
+			t.Errorf("%d of %d reads refused, %d waited in line", r.fail.Load(), depth-1, s.RootWaits)
+		}
+		return
 	}
 }
 
