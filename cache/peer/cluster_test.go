@@ -215,7 +215,9 @@ func TestNodesThatBeginOneAfterTheOther(t *testing.T) {
 		})
 	}
 	work.Wait()
-	if times := o.times(); times < 1 || times > 1.10 {
+	// Who asks before a peer has opened the image takes it that the peer has not for a while, and reads the origin: with five nodes on a busy machine that
+	// has come to 0.12 of it.
+	if times := o.times(); times < 1 || times > 1.3 {
 		t.Errorf("the origin was read %.2f times", times)
 	}
 }
