@@ -1,0 +1,293 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"coppice/ca"
+	"coppice/image"
+)
+
+const (
+	// chunksPort is where a guest gives chunks to its peers, numbersPort where its daemon tells what it did.
+	chunksPort, numbersPort = 8441, 9488
+
+	// bootsAtOnce is how many systems boot together, and mostOfOne how much of what one of them takes from the origin they may take together.
+	bootsAtOnce = 3
+	mostOfOne   = 1.10
+
+	// peersPatience is what the nodes have with each other. A guest under emulation shares a core with others, and what it does takes ten times as long as it
+	// would.
+	peersPatience = 30 * time.Second
+
+	// leastOfOne is less than any boot reads, in bytes.
+	leastOfOne = 4 << 20
+)
+
+// TestBootsFromOneOrigin boots Debian from a web server's image: a daemon in the initramfs makes the root disk, and systemd starts from it. One system for itself
+// shows what a boot takes from the origin. Three at once, which give chunks to each other, take little more. All four boot side by side, from an origin for the
+// one and another for the three: an emulated processor keeps one core busy, and there are two.
+func TestBootsFromOneOrigin(t *testing.T) {
+	lab := newBootLab(t)
+	ports := freePorts(t, 2*(1+bootsAtOnce))
+	var alone, together int64
+	var booting sync.WaitGroup
+	booting.Go(func() { alone = lab.boot(t, "alone", ports[:2]) })
+	booting.Go(func() { together = lab.boot(t, "together", ports[2:]) })
+	booting.Wait()
+	if t.Failed() {
+		return
+	}
+	ratio := float64(together) / float64(alone)
+	t.Logf("origin: %.2f MiB for one system, %.2f MiB for %d at once: %.3f of it", mib(alone), mib(together), bootsAtOnce, ratio)
+	if alone < leastOfOne {
+		t.Errorf("a boot that takes %d bytes from the origin is none", alone)
+	}
+	if ratio > mostOfOne {
+		t.Errorf("%d systems took %.3f of what one takes from the origin, want at most %.2f", bootsAtOnce, ratio, mostOfOne)
+	}
+}
+
+// bootLab is a directory of images for web servers, and an authority for those that boot from them.
+type bootLab struct {
+	b       *Build
+	dir     string
+	coppice string
+}
+
+func newBootLab(t *testing.T) *bootLab {
+	t.Helper()
+	l := &bootLab{b: newBuild(t), dir: t.TempDir()}
+	var err error
+	if l.coppice, err = l.b.Binary(t.Context(), "./cmd/coppice"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Init(filepath.Join(l.dir, "ca"), ca.Options{Name: "nodes"}); err != nil {
+		t.Fatal(err)
+	}
+	l.buildImage(t, filepath.Join(l.dir, "web", "root"))
+	return l
+}
+
+// serve starts a web server that counts the bytes of the bodies that it sends. image is where the guests find the root.
+func (l *bootLab) serve(t *testing.T) (image string, sent *atomic.Int64) {
+	t.Helper()
+	sent = new(atomic.Int64)
+	files := http.FileServer(http.Dir(filepath.Join(l.dir, "web")))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		files.ServeHTTP(countedWriter{w, sent}, r)
+	}))
+	t.Cleanup(server.Close)
+	return "http://" + inGuest(server.Listener.Addr().String()) + "/root:debian:1", sent
+}
+
+func (l *bootLab) buildImage(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.Mkdir(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path, err := l.b.Image(t.Context(), ImageExt4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	layout, err := image.CreateLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer layout.Close()
+	if _, err := image.Build(t.Context(), layout, "debian:1", disk, rootSizeBytes, image.BuildOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// countedWriter counts the bytes of an answer's body.
+type countedWriter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+// Write passes on and counts.
+func (w countedWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.n.Add(int64(n))
+	return n, err
+}
+
+// bootNode is a machine that boots.
+type bootNode struct {
+	name            string
+	image           string
+	chunks, numbers int // ports of this machine that lead to chunksPort and numbersPort of the guest
+}
+
+// peer is the node as all of them know it.
+func (n bootNode) peer() string { return fmt.Sprintf("https://%s:%d", HostAddr, n.chunks) }
+
+// boot boots systems at once, one for each two ports, each with empty caches and a blank leaf, and returns how many bytes they took from their origin until all of
+// them asked for a login. It may be called from any goroutine, and fails the test without ending it.
+func (l *bootLab) boot(t *testing.T, name string, ports []int) (originBytes int64) {
+	t.Helper()
+	image, sent := l.serve(t)
+	nodes := make([]bootNode, len(ports)/2)
+	var list strings.Builder
+	for i := range nodes {
+		nodes[i] = bootNode{fmt.Sprintf("%s%d", name, i+1), image, ports[2*i], ports[2*i+1]}
+		fmt.Fprintln(&list, nodes[i].peer())
+	}
+	vms, began := make([]*VM, len(nodes)), time.Now()
+	var booting sync.WaitGroup
+	for i, n := range nodes {
+		booting.Go(func() {
+			cfg, err := l.node(n, list.String())
+			if err == nil {
+				vms[i], err = l.b.Boot(t.Context(), cfg)
+			}
+			if err != nil {
+				t.Errorf("%s: %v", n.name, err)
+				return
+			}
+			t.Logf("%s: login prompt after %.1f s", n.name, time.Since(began).Seconds())
+		})
+	}
+	booting.Wait()
+	originBytes = sent.Load()
+	for i, n := range nodes {
+		if vms[i] != nil {
+			n.examine(t, vms[i])
+			if err := vms[i].Kill(); err != nil {
+				t.Error(err)
+			}
+			t.Logf("%s: %.1f s of processor", n.name, (vms[i].cmd.ProcessState.UserTime() + vms[i].cmd.ProcessState.SystemTime()).Seconds())
+		}
+	}
+	return originBytes
+}
+
+// node describes the machine of a node. Its leaf is a blank disk.
+func (l *bootLab) node(n bootNode, peers string) (Config, error) {
+	files := map[string]string{"/usr/local/bin/coppice": l.coppice, "/etc/coppice/ca.crt": filepath.Join(l.dir, "ca", "ca.crt")}
+	pair, err := ca.Issue(filepath.Join(l.dir, "ca"), ca.Options{Name: n.name, Hosts: []string{HostAddr}, Client: true})
+	files["/etc/coppice/node.crt"], files["/etc/coppice/node.key"] = pair.Cert, pair.Key
+	for name, text := range map[string]string{"peers": peers, "coppice.toml": n.config()} {
+		path := filepath.Join(l.dir, n.name+"."+name)
+		files["/etc/coppice/"+name] = path
+		err = errors.Join(err, os.WriteFile(path, []byte(text), 0o600))
+	}
+	leaf := filepath.Join(l.dir, n.name+".leaf")
+	return Config{
+		Name: n.name, CPUs: 1, MemMiB: 1024, Files: files, KernelArgs: bootArgs, Network: true,
+		Forward: map[int]int{n.chunks: chunksPort, n.numbers: numbersPort},
+		Disks:   []Disk{{Name: "leaf", Path: leaf}}, Union: &Union{Image: n.image, Leaf: "leaf"},
+	}, errors.Join(err, SparseFile(leaf, 1<<30))
+}
+
+// config is the node's coppice.toml.
+func (n bootNode) config() string {
+	return fmt.Sprintf(`metrics = ":%d"
+[cache]
+peers = "/etc/coppice/peers"
+self = %q
+listen = ":%d"
+patience = %q
+ca = "/etc/coppice/ca.crt"
+tls_cert = "/etc/coppice/node.crt"
+tls_key = "/etc/coppice/node.key"
+`, numbersPort, n.peer(), chunksPort, peersPatience)
+}
+
+// examine looks at a system that has booted: it is one that runs from a disk of coppice's, whose daemon goes on in it.
+func (n bootNode) examine(t *testing.T, vm *VM) {
+	t.Helper()
+	console := vm.console()
+	if !strings.Contains(console, "root is /dev/ublkb0, of "+n.image) || !strings.Contains(console, "login: ") {
+		t.Errorf("%s has not booted from a disk of coppice's", n.name)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s: console\n%s", n.name, console)
+		}
+	})
+	numbers, err := n.told(t.Context())
+	if err != nil {
+		t.Errorf("%s: its daemon does not answer: %v", n.name, err)
+		return
+	}
+	mib := func(name string) float64 { return numbers[name] / (1 << 20) }
+	from := func(tier string) float64 {
+		return mib(`coppice_device_cache_bytes_total{device="root",tier="` + tier + `"}`)
+	}
+	read := from("memory") + from("peers") + from("origin")
+	if written := mib(`coppice_device_written_bytes_total{device="root"}`); read < float64(leastOfOne>>20) || written == 0 {
+		t.Errorf("%s: its daemon has read %.1f MiB and written %.1f MiB: no system has booted from that", n.name, read, written)
+	}
+	t.Logf("%s: its disk read %.1f MiB of the root, %.1f from memory, %.1f from peers, %.1f from the origin; peers took %.1f MiB, and the origin gave %.1f MiB, of content",
+		n.name, read, from("memory"), from("peers"), from("origin"), mib("coppice_cache_served_bytes_total"), mib("coppice_cache_origin_bytes_total"))
+}
+
+var numberLine = regexp.MustCompile(`^(coppice_[^ ]+) ([0-9.e+-]+)$`)
+
+// told asks a node's daemon for its numbers.
+func (n bootNode) told(ctx context.Context) (map[string]float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", n.numbers), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	numbers := make(map[string]float64)
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if m := numberLine.FindStringSubmatch(lines.Text()); m != nil {
+			if numbers[m[1]], err = strconv.ParseFloat(m[2], 64); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return numbers, lines.Err()
+}
+
+// freePorts returns TCP ports of the loopback that nobody listens at, below those that the kernel gives to whoever asks for any.
+func freePorts(t *testing.T, count int) (ports []int) {
+	t.Helper()
+	const first, last, tries = 20000, 29999, 1000
+	for n := 0; len(ports) < count; n++ {
+		if n == tries {
+			t.Fatalf("of %d ports of the loopback, %d are free", tries, len(ports))
+		}
+		port := first + rand.IntN(last-first+1)
+		listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer listener.Close() // those found stay taken until all are
+		ports = append(ports, port)
+	}
+	return ports
+}
