@@ -39,7 +39,7 @@ var sections = []section{
 	{"Size of a chunk", "The first boot, from images of different chunk sizes, through a cache that is empty. Requests are those to the web server, neighbouring chunks in one. The larger " +
 		"a chunk, the fewer requests, and the more bytes; as no size is better in both, that of 64 KiB stays the default.",
 		(*figures).chunkSizes},
-	{"Second device on a node", "Two devices on one root boot one after the other through one cache. Times are medians of three rounds. A third device opens the image anew.", (*figures).second},
+	{"Second device on a node", "Two devices on one root boot one after the other through one cache. Times are medians of ten rounds, in each of which the first is followed by the second. A third device opens the image anew.", (*figures).second},
 	{"Scans", "Boots through a cache in memory that has room for two of them, then another image is read from beginning to end, four times as much as the cache has room for, and then it is counted how " +
 		"many of the parts of requests the next boot finds in memory. All policies of the cache, and those of golang-lru as bare indexes over the same chunks.", (*figures).scans},
 	{"A cache smaller than the root", "Two boots, one after the other, through caches in memory of different sizes.", (*figures).tenth},

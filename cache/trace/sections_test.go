@@ -2,6 +2,7 @@ package trace_test
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -56,11 +57,12 @@ func (f *figures) chunkSizes(t *testing.T) {
 // second boots a second device on a node.
 func (f *figures) second(t *testing.T) {
 	dir := buildImage(t, f.disk, chunk)
-	rows := [][]string{{"network", "first device: its reads together", "second device", "first / second, goal ≥ 10", "origin bytes of the first", "of the second", "of the second on an image opened anew"}}
+	rows := [][]string{{"network", "first device: its reads together", "second device", "first / second, goal ≥ 10", "lowest of a round", "origin bytes of the first", "of the second", "of the second on an image opened anew"}}
 	for _, net := range f.networks() {
 		var first, second []time.Duration
 		var bytes [3]int64
-		for range f.rounds(3) {
+		lowest := math.Inf(1)
+		for range f.rounds(10) {
 			o := serveImage(t, dir, net.Fault)
 			n := newNode(t, o.ref, cache.Options{})
 			var y [3]trace.Tally
@@ -71,13 +73,14 @@ func (f *figures) second(t *testing.T) {
 			y[2] = replay(t, net.name+", device 3", n.open(t, o.ref).Reader(), f.boot(), f.disk, nil)
 			bytes[2] = o.Sent() - bytes[0] - bytes[1]
 			first, second = append(first, y[0].Sum), append(second, y[1].Sum)
+			lowest = min(lowest, float64(y[0].Sum)/float64(y[1].Sum))
 		}
 		if bytes[1]*100 > bytes[0] {
 			t.Errorf("%s: the second device takes %d bytes from the origin, the first %d", net.name, bytes[1], bytes[0])
 		}
 		a, b := median(first), median(second)
 		of := func(n int64) string { return fmt.Sprintf("%s, %.2f %%", mib(n), 100*float64(n)/float64(bytes[0])) }
-		rows = append(rows, []string{net.name, millis(a), millis(b), fmt.Sprintf("%.0f", float64(a)/float64(b)), mib(bytes[0]), of(bytes[1]) + ", goal ≤ 1 %", of(bytes[2])})
+		rows = append(rows, []string{net.name, millis(a), millis(b), fmt.Sprintf("%.0f", float64(a)/float64(b)), fmt.Sprintf("%.0f", lowest), mib(bytes[0]), of(bytes[1]) + ", goal ≤ 1 %", of(bytes[2])})
 	}
 	f.table(rows...)
 }
