@@ -321,8 +321,11 @@ func (s *Store) replay(pending []byte) (seen uint64, err error) {
 				durable = max(durable, h.Durable)
 			}
 			at := h.Seq - s.sb.LogStart
-			if best.blocks[at] == nil && src.live {
-				s.recovery.FromProcess++
+			if best.blocks[at] == nil {
+				s.recovery.LogBlocks++
+				if src.live {
+					s.recovery.FromProcess++
+				}
 			}
 			if !src.live {
 				copies[at]++
@@ -616,11 +619,6 @@ func (s *Store) readBlocks(p []byte, off int64) {
 // applyLog applies the records of the blocks. Those that are pending are in the memory of a process that died, and nowhere else.
 func (s *Store) applyLog(blocks logBlocks, p *replayer, pending func(seq uint64) bool, durable uint64) error {
 	data := alignedBuffer(blockSize)
-	for _, p := range blocks.blocks {
-		if p != nil {
-			s.recovery.LogBlocks++
-		}
-	}
 	return blocks.each(func(seq uint64, r *record, rest []byte) error {
 		l := p.byNumber[r.Layer]
 		if l == nil { // removed since
