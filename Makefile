@@ -13,7 +13,7 @@ CRASH_STATES_LONG ?= 1000000
 # TestCrashThreads has real ones.
 SEQUENTIAL := ^Test(CrashSimulator|CrashSmallScope|LogWraps|Paging|Tidy|MoveCut|HostileStructures|GoldenStore|DepthCostsNothing|$\
 NoAllocations|Figures|HostileImagesAreRefused|RebuiltTreeCostsLittle|ScanLeavesABoot|ClassesGiveWay|FlipsOfStructures|$\
-CLIPageHasEveryCommand|BootstrapCoverage)$$
+CLIPageHasEveryCommand|BootstrapCoverage|Package.*)$$
 
 # Benchmark knobs: paired rounds, and seconds per job.
 ROUNDS  ?= 12
@@ -27,10 +27,11 @@ GOBUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 TESTSUM   := $(TOOLS)/testsum
 LINTER    := $(TOOLS)/golangci-lint
 VULNCHECK := $(TOOLS)/govulncheck
+NFPM      := $(TOOLS)/nfpm
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build demo test long unit crash mutants vm race lint fmt generate bench bench-cache figures \
+.PHONY: help deps build deb demo test long unit crash mutants vm race lint fmt generate bench bench-cache figures \
         checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -44,6 +45,9 @@ build: ## build bin/coppice, static, and prove that arm64 compiles
 	$(GOBUILD) -o bin/coppice ./cmd/coppice
 	GOARCH=arm64 $(GOBUILD) -o $(BUILD)/arm64/coppice ./cmd/coppice
 
+deb: $(NFPM) ## build the Debian packages, build/deb/coppice_VERSION_{amd64,arm64}.deb
+	GO=$(GO) NFPM=$(NFPM) tools/deb.sh amd64 arm64
+
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh
 
@@ -55,8 +59,8 @@ test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant,
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
 	$(TESTSUM) total $(RESULTS) unit crash mutants race vm && [ -z "$$failed" ]
 
-unit: $(TESTSUM) ## unit tests, but for those of crash: no VM, and root for network namespaces only
-	$(GO) -C tools test ./testsum
+unit: $(TESTSUM) $(NFPM) ## unit tests, but for those of crash: no VM, and root for network namespaces only
+	$(GO) -C tools test ./testsum ./sbom
 	$(TESTSUM) run $(RESULTS)/unit.json -- $(GO) test -count=1 -timeout 10m -skip '^TestCrash' $(PKGS)
 
 crash: $(TESTSUM) ## the crash simulator: power cuts and deaths of the process, in memory
@@ -93,7 +97,7 @@ lint: checks vuln ## vet, golangci-lint and govulncheck
 
 checks: fmt-check vet $(LINTER)
 	$(LINTER) run $(PKGS)
-	cd tools && ../$(LINTER) run ./testsum
+	cd tools && ../$(LINTER) run ./testsum ./sbom
 
 fmt: ## format every Go file
 	gofmt -w $$(git ls-files -co --exclude-standard '*.go')
@@ -124,3 +128,7 @@ $(LINTER): tools/go.mod
 
 $(VULNCHECK): tools/go.mod
 	$(GO) -C tools build -o ../$@ golang.org/x/vuln/cmd/govulncheck
+
+# A module of its own: what nfpm needs would change what the linter is built with.
+$(NFPM): tools/nfpm/go.mod
+	$(GO) -C tools/nfpm build -o ../../$@ github.com/goreleaser/nfpm/v2/cmd/nfpm
