@@ -32,6 +32,10 @@
 // With [Config.System] or [Config.Union], PID 1 makes the disk of a whole system the root and becomes its init; there is no agent then. For a union, it brings the
 // network up, starts coppice's daemon, and has it make the disk, of an image on the network and a blank leaf. The daemon stays behind in the initramfs.
 //
+// With [Config.Own], a system boots by itself, as it would on any machine: with its own kernel and the initramfs that its own tools made ([Build.System]), or from
+// the network. The agent is a service in it, and answers when the boot is done. [VM.PowerOff] shuts such a system down, [VM.Kill] cuts its power; a
+// machine that is booted with the same disks goes on with what they have. [Config.Until] lets a test see how a boot fails, on the console.
+//
 // # Failure model
 //
 // A command that outlives its time-out gets SIGQUIT (a Go program prints its goroutines), five seconds later SIGKILL;

@@ -75,20 +75,36 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 		"-name", "coppice-" + cfg.Name + ",debug-threads=on", "-uuid", machineID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-m", strconv.Itoa(cfg.MemMiB), "-smp", strconv.Itoa(cfg.CPUs),
-		"-kernel", kernel.Image, "-initrd", filepath.Join(dir, "initrd"), "-append", kernelCommandLine(cfg, accel),
 		"-serial", "file:" + filepath.Join(dir, "console"),
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,path=" + filepath.Join(dir, "agent"),
 		"-device", "virtserialport,chardev=agent,name=" + wire.PortName,
 	}
 	args = append(args, accel.args()...)
+	network, card := "user,id=net,ipv6=off"+forwards(cfg.Forward), "virtio-net-pci,netdev=net"
+	if own := cfg.Own; own != nil && own.Netboot != "" {
+		network += ",bootfile=" + escapeCommas(own.Netboot)
+		card += ",bootindex=0"
+	} else {
+		card += ",romfile="
+		args = append(args, directBoot(cfg, kernel, accel, dir)...)
+	}
 	if cfg.Network {
-		args = append(args, "-netdev", "user,id=net,ipv6=off"+forwards(cfg.Forward), "-device", "virtio-net-pci,netdev=net,romfile=")
+		args = append(args, "-netdev", network, "-device", card)
 	}
 	for i, d := range cfg.Disks {
 		args = append(args, d.args(i)...)
 	}
-	return args
+	return append(args, cfg.QEMUArgs...)
+}
+
+// directBoot are the arguments by which QEMU itself loads the kernel, where the firmware does not.
+func directBoot(cfg Config, kernel Kernel, accel Accel, dir string) []string {
+	image, initrd := kernel.Image, filepath.Join(dir, "initrd")
+	if cfg.Own != nil {
+		image, initrd = cfg.Own.Image, cfg.Own.Initrd
+	}
+	return []string{"-kernel", image, "-initrd", initrd, "-append", kernelCommandLine(cfg, accel)}
 }
 
 // forwards are the options of the network by which ports of the host lead to the guest, in the order of the host's.

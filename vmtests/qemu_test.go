@@ -47,3 +47,24 @@ func TestLastLines(t *testing.T) {
 		t.Errorf("last lines %q", got)
 	}
 }
+
+func TestDirectBoot(t *testing.T) {
+	harness := strings.Join(qemuArgs(Config{Name: "x", Network: true}, Kernel{Image: "/k"}, TCG, "/dir"), " ")
+	own := strings.Join(qemuArgs(Config{Name: "x", Network: true, Own: &OwnKernel{Image: "/own", Initrd: "/initrd"}, QEMUArgs: []string{"-smbios", "type=11"}}, Kernel{Image: "/k"}, TCG, "/dir"), " ")
+	network := strings.Join(qemuArgs(Config{Name: "x", Network: true, Own: &OwnKernel{Netboot: "http://10.0.2.2:80/a,b"}}, Kernel{Image: "/k"}, TCG, "/dir"), " ")
+	for _, c := range []struct{ args, want string }{
+		{harness, "-kernel /k -initrd /dir/initrd -append "},
+		{harness, "netdev=net,romfile= "},
+		{own, "-kernel /own -initrd /initrd -append "},
+		{own, " -smbios type=11"},
+		{network, ",bootfile=http://10.0.2.2:80/a,,b "},
+		{network, "netdev=net,bootindex=0"},
+	} {
+		if !strings.Contains(c.args+" ", c.want) {
+			t.Errorf("%q is not in %s", c.want, c.args)
+		}
+	}
+	if strings.Contains(network, "-kernel") || strings.Contains(network, "romfile=") {
+		t.Errorf("a machine that boots from the network gets a kernel or no firmware: %s", network)
+	}
+}

@@ -31,9 +31,18 @@ type Config struct {
 	Userland   bool              // run in the Debian userland with its tools; false: a bare initramfs
 	System     string            // name of the ext4 disk whose system boots, until its login prompt; there is no agent then: only Close, Kill and Report are of use
 	Union      *Union            // instead of System: the system's disk is one that coppice makes in the guest; there is a Network then, and it is set up
+	Own        *OwnKernel        // a system boots by itself, and the agent is one of its services; Modules, Files and Userland mean nothing then
+	Until      string            // with Own: Boot returns when the console has this text, and VM.Greet waits for the agent
 	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
 	Forward    map[int]int       // with Network: TCP port of this machine's loopback → port of the guest
 	KernelArgs string            // appended to the kernel command line
+	QEMUArgs   []string          // more arguments of QEMU, such as "-smbios" or "-fw_cfg" and their values
+}
+
+// OwnKernel is what a machine starts that has not the kernel and the initramfs of the harness.
+type OwnKernel struct {
+	Image, Initrd string // files on this machine
+	Netboot       string // instead of both: URL of the script that the firmware (iPXE) gets by the network's DHCP and follows; KernelArgs are in it then
 }
 
 // Union is a disk of an image and a leaf. The guest has /usr/local/bin/coppice and what that needs in Files, starts its daemon in the initramfs, and makes the
@@ -48,14 +57,16 @@ func (c Config) boots() bool { return c.System != "" || c.Union != nil }
 
 // VM is a running guest. Its methods may be called from any goroutine. Close it in the end.
 type VM struct {
-	cmd    *exec.Cmd
-	dir    string
-	conn   *wire.Conn
-	stream net.Conn
-	hello  wire.Hello
-	exited chan struct{} // closed when QEMU has ended
-	unlock func()
-	close  sync.Once
+	cmd     *exec.Cmd
+	dir     string
+	own     bool         // the system has booted by itself
+	port    net.Listener // where QEMU reaches the harness for the agent; nil: QEMU was not started
+	greeted chan greeting
+	conn    *wire.Conn // nil: the agent has not said hello
+	hello   wire.Hello
+	exited  chan struct{} // closed when QEMU has ended
+	unlock  func()
+	close   sync.Once
 
 	mu   sync.Mutex // guards the fields below
 	next uint64
@@ -113,8 +124,14 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 	if err != nil {
 		return nil, err
 	}
-	vm := &VM{dir: dir, exited: make(chan struct{}), runs: make(map[uint64]chan wire.Event), next: 1}
-	if err := writeInitrd(filepath.Join(dir, "initrd"), cfg, kernel, guest); err != nil {
+	vm := &VM{
+		dir: dir, own: cfg.Own != nil, greeted: make(chan greeting, 1), exited: make(chan struct{}),
+		runs: make(map[uint64]chan wire.Event), next: 1,
+	}
+	if !vm.own {
+		err = writeInitrd(filepath.Join(dir, "initrd"), cfg, kernel, guest)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write initramfs: %w", err), os.RemoveAll(dir))
 	}
 	unlock, beside, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
@@ -131,11 +148,11 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 
 // launch starts QEMU, pins its CPU threads to the cores from the given one on, and waits for the agent.
 func (vm *VM) launch(ctx context.Context, args []string, cfg Config, core int) error {
-	listener, err := net.Listen("unix", filepath.Join(vm.dir, "agent"))
-	if err != nil {
+	var err error
+	if vm.port, err = net.Listen("unix", filepath.Join(vm.dir, "agent")); err != nil {
 		return fmt.Errorf("listen for agent: %w", err)
 	}
-	defer listener.Close()
+	go func() { vm.greeted <- greet(vm.port) }() // ends when QEMU is gone and the port is closed
 	vm.cmd = exec.Command("qemu-system-x86_64", args...)
 	var stderr strings.Builder
 	vm.cmd.Stderr = &stderr
@@ -151,36 +168,49 @@ func (vm *VM) launch(ctx context.Context, args []string, cfg Config, core int) e
 		return errors.Join(err, errors.New(stderr.String()))
 	}
 	limit := bootLimit
-	if cfg.boots() {
+	if cfg.boots() || vm.own {
 		limit = systemLimit
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	ready := make(chan error, 2)
-	if !cfg.boots() {
-		go func() { ready <- vm.greet(listener) }()
-	} else {
-		go func() { ready <- refused(listener) }()
-		go func() { ready <- vm.prompted(ctx) }()
+	switch {
+	case cfg.boots():
+		err = vm.prompted(ctx)
+	case cfg.Until != "":
+		err = vm.Says(ctx, cfg.Until)
+	default:
+		err = vm.Greet(ctx)
 	}
+	if said := stderr.String(); err != nil && vm.ended() {
+		err = fmt.Errorf("%w: QEMU: %s %s", err, vm.cmd.ProcessState, said)
+	}
+	return err
+}
+
+// ended tells whether QEMU has.
+func (vm *VM) ended() bool {
 	select {
-	case err := <-ready:
-		return err
 	case <-vm.exited:
-		return fmt.Errorf("QEMU ended before the agent answered: %s %s", vm.cmd.ProcessState, stderr.String())
-	case <-ctx.Done():
-		return fmt.Errorf("wait for agent: %w", ctx.Err())
+		return true
+	default:
+		return false
 	}
 }
 
-// prompted waits until the console asks for a login.
+// prompted waits until the console asks for a login. Until then the guest speaks only where it cannot boot the system, and then it is gone.
 func (vm *VM) prompted(ctx context.Context) error {
-	for !strings.Contains(vm.console(), "login: ") {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
 		select {
-		case <-time.After(20 * time.Millisecond):
+		case g := <-vm.greeted:
+			vm.greeted <- g // for Kill
+			cancel(g.err)
 		case <-ctx.Done():
-			return fmt.Errorf("wait for login prompt: %w", ctx.Err())
 		}
+	}()
+	if err := vm.Says(ctx, "login: "); err != nil {
+		return err
 	}
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -188,37 +218,61 @@ func (vm *VM) prompted(ctx context.Context) error {
 	return nil
 }
 
-// refused waits until the guest says why the system does not boot, which it does only then, or is gone.
-func refused(listener net.Listener) error {
-	stream, err := listener.Accept()
-	if err != nil {
-		return fmt.Errorf("accept agent: %w", err)
+// Says waits until the console has a text, which it may have already.
+func (vm *VM) Says(ctx context.Context, text string) error {
+	for !strings.Contains(vm.console(), text) {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-vm.exited:
+			return fmt.Errorf("wait for %q on the console: %w", text, ErrGuestGone)
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %q on the console: %w", text, context.Cause(ctx))
+		}
 	}
-	defer stream.Close()
-	var first wire.Event
-	if err := wire.NewConn(stream).Receive(&first); err != nil {
-		return fmt.Errorf("wait for login prompt: %w", err)
-	}
-	return fmt.Errorf("prepare guest: %s", first.Fatal)
+	return nil
+}
+
+// greeting is the begin of an agent's connection.
+type greeting struct {
+	stream net.Conn // nil: there is none
+	conn   *wire.Conn
+	hello  wire.Hello
+	err    error
 }
 
 // greet accepts QEMU's connection and reads the agent's first event.
-func (vm *VM) greet(listener net.Listener) error {
-	stream, err := listener.Accept()
+func greet(port net.Listener) greeting {
+	stream, err := port.Accept()
 	if err != nil {
-		return fmt.Errorf("accept agent: %w", err)
+		return greeting{err: fmt.Errorf("accept agent: %w", err)}
 	}
-	vm.stream, vm.conn = stream, wire.NewConn(stream)
+	g := greeting{stream: stream, conn: wire.NewConn(stream)}
 	var first wire.Event
-	if err := vm.conn.Receive(&first); err != nil {
-		return fmt.Errorf("receive hello: %w", err)
+	switch err := g.conn.Receive(&first); {
+	case err != nil:
+		g.err = fmt.Errorf("receive hello: %w", err)
+	case first.Hello == nil:
+		g.err = fmt.Errorf("prepare guest: %s", first.Fatal)
+	default:
+		g.hello = *first.Hello
 	}
-	if first.Hello == nil {
-		return fmt.Errorf("prepare guest: %s", first.Fatal)
+	return g
+}
+
+// Greet waits until the agent answers. Boot has done so, unless there was a text to wait for. It may be called once.
+func (vm *VM) Greet(ctx context.Context) error {
+	select {
+	case g := <-vm.greeted:
+		vm.greeted <- g // for Kill
+		if g.err != nil {
+			return g.err
+		}
+		vm.conn, vm.hello = g.conn, g.hello
+		go vm.receive()
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for agent: %w", ctx.Err())
 	}
-	vm.hello = *first.Hello
-	go vm.receive()
-	return nil
 }
 
 // receive hands events to the runs they belong to until the agent is gone.

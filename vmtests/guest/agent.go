@@ -48,9 +48,10 @@ func (p port) Write(b []byte) (int, error) {
 
 // runs are the commands under way, by request id.
 type runs struct {
-	conn *wire.Conn
-	mu   sync.Mutex // guards pids
-	pids map[uint64]int
+	conn      *wire.Conn
+	switchOff func() error // nil: who started the agent does that when it ends
+	mu        sync.Mutex   // guards pids
+	pids      map[uint64]int
 }
 
 // agent serves the host. A machine that could not be prepared is only reported.
@@ -63,6 +64,20 @@ func agent(setupFailure string) error {
 	if setupFailure != "" {
 		return errors.Join(errors.New(setupFailure), conn.Send(wire.Event{Fatal: setupFailure}))
 	}
+	return serve(conn, nil)
+}
+
+// service serves the host from a system that has booted by itself.
+func service() error {
+	fd, err := openPort()
+	if err != nil {
+		return err
+	}
+	return serve(wire.NewConn(port(fd)), func() error { return exec.Command("poweroff").Run() })
+}
+
+// serve says hello and handles requests. Where it cannot switch the machine off itself, it returns when it is asked to.
+func serve(conn *wire.Conn, switchOff func() error) error {
 	release, err := kernelRelease()
 	if err != nil {
 		return err
@@ -72,7 +87,7 @@ func agent(setupFailure string) error {
 	if err := conn.Send(wire.Event{Hello: &hello}); err != nil {
 		return err
 	}
-	r := &runs{conn: conn, pids: make(map[uint64]int)}
+	r := &runs{conn: conn, switchOff: switchOff, pids: make(map[uint64]int)}
 	return r.serve()
 }
 
@@ -84,8 +99,12 @@ func (r *runs) serve() error {
 			return fmt.Errorf("receive request: %w", err)
 		}
 		switch {
-		case req.Shutdown != nil:
+		case req.Shutdown != nil && r.switchOff == nil:
 			return nil
+		case req.Shutdown != nil:
+			if err := r.switchOff(); err != nil {
+				return fmt.Errorf("switch the machine off: %w", err)
+			}
 		case req.Dump != nil:
 			go func() { r.reply(wire.Event{ID: req.ID, Dump: r.dump()}) }()
 		case req.Signal != nil:

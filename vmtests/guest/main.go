@@ -1,5 +1,5 @@
 // Command guest is everything the harness runs in a VM: as PID 1 it starts itself again as the agent and reaps
-// orphans; as the agent it prepares the machine and runs what the host asks for.
+// orphans; as the agent it prepares the machine and runs what the host asks for. As a service of a system that boots by itself it is the agent, and prepares nothing.
 package main
 
 import (
@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const agentArg = "agent"
+// The first argument: for the agent that PID 1 starts, and for one that is a service of a system.
+const agentArg, serviceArg = "agent", "service"
 
 func main() {
 	switch {
@@ -21,10 +22,15 @@ func main() {
 			fmt.Fprintln(os.Stderr, "guest agent:", err)
 			os.Exit(1)
 		}
+	case len(os.Args) == 2 && os.Args[1] == serviceArg:
+		if err := service(); err != nil {
+			fmt.Fprintln(os.Stderr, "guest agent:", err)
+			os.Exit(1)
+		}
 	case os.Getpid() == 1:
 		firstProcess()
 	default:
-		fmt.Fprintln(os.Stderr, "guest: runs only inside a VM of the harness")
+		fmt.Fprintln(os.Stderr, "guest: runs only inside a VM of the harness, as its first process or as a service")
 		os.Exit(2)
 	}
 }
