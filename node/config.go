@@ -241,7 +241,7 @@ func (c Config) operationTime() time.Duration {
 // SocketPath returns the path of the socket of the daemon that has runDir.
 func SocketPath(runDir string) string { return filepath.Join(runDir, socketName) }
 
-// NewLog returns a log to standard error as c says.
+// NewLog returns a log to standard error as c says; where that is /dev/kmsg, in the form that the kernel takes.
 func (c Config) NewLog() *slog.Logger {
 	c = c.withDefaults()
 	opts := &slog.HandlerOptions{Level: c.level()}
@@ -249,7 +249,10 @@ func (c Config) NewLog() *slog.Logger {
 		c.Level.Set(c.level())
 		opts.Level = c.Level
 	}
-	if c.LogFormat == "json" {
+	switch {
+	case isKmsg(os.Stderr):
+		return slog.New(newKmsgHandler(os.Stderr, opts))
+	case c.LogFormat == "json":
 		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opts))

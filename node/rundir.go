@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDirNames are what may be in a run directory: the daemon's own, and what package union keeps.
-var runDirNames = []string{lockName, socketName, devicesName, detachesName, "stores"}
+// runDirNames are what may be in a run directory: the daemon's own, and what packages union and supervise keep.
+var runDirNames = []string{lockName, socketName, devicesName, detachesName, "stores", "supervisor"}
 
 // makeRunDir makes the directories, closed to others. One that is there is taken only if it is ours
 // alone: the modes of, say, /tmp are not to be changed, and nobody may plant files in it.

@@ -43,7 +43,8 @@ type cli struct {
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 
-	ThawWatchdog watchdogCmd `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`
+	Supervise    superviseCmd `cmd:"" hidden:"" help:"Keep the daemon of the root file system running; for coppice itself."`
+	ThawWatchdog watchdogCmd  `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`
 }
 
 const description = `Writable disks over shared read-only root images.

@@ -11,7 +11,9 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"coppice/internal/resident"
 	"coppice/node"
+	"coppice/supervise"
 )
 
 type daemonCmd struct {
@@ -57,6 +59,20 @@ func (l *leaseTime) UnmarshalText(text []byte) error {
 
 // Run serves until a signal, then stops or leaves every device.
 func (c *daemonCmd) Run(env *environment) error {
+	flusher := resident.BecomeFlusher() // executes this program again: nothing may have been begun
+	link, err := supervise.OpenLink()
+	if err != nil {
+		return err
+	}
+	if err := c.serve(env, link, flusher); err != nil {
+		e := node.Explain(err)
+		return errors.Join(err, link.Failed(e.Message+"\n  to do: "+e.Hint))
+	}
+	return nil
+}
+
+// serve is Run of a process whose threads are I/O flushers, or cannot be, as flusher says.
+func (c *daemonCmd) serve(env *environment, link *supervise.Link, flusher error) error {
 	cfg, err := c.config(env)
 	if err != nil {
 		return err
@@ -65,10 +81,16 @@ func (c *daemonCmd) Run(env *environment) error {
 	cfg.Level = new(slog.LevelVar)
 	log := cfg.NewLog()
 	slog.SetDefault(log)
-	cfg.Log, cfg.Version, cfg.Ready = log, env.version(), notifyReady
+	cfg.Log, cfg.Version = log, env.version()
+	cfg.Ready = func(status string) {
+		notifyReady(status)
+		if err := link.Ready(); err != nil {
+			log.Warn("supervisor not told that the daemon is ready", "error", err)
+		}
+	}
 	// A log that nobody reads any more must not end the daemon.
 	signal.Ignore(syscall.SIGPIPE)
-	if err := node.SetUpProcess(); err != nil {
+	if err := errors.Join(flusher, node.SetUpProcess(), resident.LockMemory(), resident.SetName("coppice")); err != nil {
 		log.Warn("process not set up as wished; going on", "error", err)
 	}
 	driver, err := node.OpenUblk(log)
@@ -80,8 +102,9 @@ func (c *daemonCmd) Run(env *environment) error {
 	if err != nil {
 		return errors.Join(err, driver.Close())
 	}
-	ctx, stop := untilSignal(log)
+	ctx, stop := untilSignal(log, endSignals(link)...)
 	defer stop()
+	go tellOfSupervisor(ctx, link, log)
 	go reloadAt(ctx, hangups, log, func() error {
 		again, err := c.config(env)
 		if err != nil {
@@ -147,12 +170,31 @@ func reloadAt(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger, r
 	}
 }
 
-// untilSignal returns a context that the first of SIGTERM and SIGINT ends. Later ones are
+// endSignals are the signals that end the daemon. One that is supervised serves the root file system, which ends with the power: what
+// ends all processes of a machine must not end it.
+func endSignals(link *supervise.Link) []os.Signal {
+	if link == nil {
+		return []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	}
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	return []os.Signal{supervise.StopSignal}
+}
+
+// tellOfSupervisor says once that the supervisor has ended, if it does before ctx.
+func tellOfSupervisor(ctx context.Context, link *supervise.Link, log *slog.Logger) {
+	select {
+	case <-ctx.Done():
+	case <-link.Gone():
+		log.Error("THE SUPERVISOR HAS ENDED: the daemon goes on, but nobody starts it again if it dies")
+	}
+}
+
+// untilSignal returns a context that the first of some signals ends. Later ones are
 // only logged: cutting the stop short would lose data.
-func untilSignal(log *slog.Logger) (context.Context, func()) {
+func untilSignal(log *slog.Logger, signals ...os.Signal) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(ch, signals...)
 	go func() {
 		for s := range ch {
 			if ctx.Err() != nil {
