@@ -47,6 +47,8 @@ type CreateRequest struct {
 	Roots []string `json:"roots,omitempty"`
 	// Hydrate has the image copied to this machine in the background.
 	Hydrate bool `json:"hydrate,omitempty"`
+	// Save has the device declared, so that it is there whenever the daemon runs.
+	Save bool `json:"save,omitempty"`
 }
 
 // State is where a device is in its life.
@@ -84,8 +86,9 @@ type Device struct {
 	Created     time.Time          `json:"created"`
 	CreateMS    float64            `json:"create_ms"` // how long the creation took, in milliseconds
 	Restored    *time.Time         `json:"restored,omitempty"`
-	Holders     []string           `json:"holders,omitempty"` // what has the device in use, where it can be found out
-	Stats       *union.DeviceStats `json:"stats,omitempty"`   // inspect only
+	Declared    string             `json:"declared,omitempty"` // path of the file that declares it; inspect, and after a creation or deletion
+	Holders     []string           `json:"holders,omitempty"`  // what has the device in use, where it can be found out
+	Stats       *union.DeviceStats `json:"stats,omitempty"`    // inspect only
 	// Cache tells where the bytes of the root came from, where that is an image; inspect only.
 	Cache    *cache.ReaderStats `json:"cache,omitempty"`
 	InFlight *InFlight          `json:"in_flight,omitempty"` // inspect only

@@ -56,6 +56,8 @@ type Config struct {
 	Lease string `toml:"lease"`
 	// NodeID is the UUID by which this machine holds leases. "" means that of /etc/machine-id.
 	NodeID string `toml:"node_id"`
+	// DevicesPath is the directory of declared devices, which [Daemon.Run] makes. "" means [DefaultDevicesPath] for the daemon of [DefaultRunDir], and none for others.
+	DevicesPath string `toml:"devices"`
 	// Device has the defaults of new devices.
 	Device DeviceConfig `toml:"device"`
 	// Images says which roots are taken.
@@ -139,6 +141,9 @@ func dotted(key toml.Key) string {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.RunDir, DefaultRunDir)
+	if c.RunDir == DefaultRunDir {
+		setDefault(&c.DevicesPath, DefaultDevicesPath)
+	}
 	setDefault(&c.LogLevel, "info")
 	setDefault(&c.LogFormat, "text")
 	setDefault(&c.MaxConnections, 64)
@@ -183,6 +188,7 @@ func (c Config) Validate() error {
 		}
 	}
 	check(filepath.IsAbs(c.RunDir), "run_dir %q is not an absolute path", c.RunDir)
+	check(c.DevicesPath == "" || filepath.IsAbs(c.DevicesPath), "devices %q is not an absolute path", c.DevicesPath)
 	var level slog.Level
 	check(level.UnmarshalText([]byte(c.LogLevel)) == nil, "log_level %q is not debug, info, warn or error", c.LogLevel)
 	check(c.LogFormat == "text" || c.LogFormat == "json", "log_format %q is not text or json", c.LogFormat)

@@ -3,8 +3,8 @@ package node
 import (
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
+	"os"
 	"time"
 
 	"coppice/ublk"
@@ -22,6 +22,7 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.operationTime())
 	defer cancel()
 
+	asked := r
 	r, err := d.cfg.Device.resolve(r)
 	if err != nil {
 		return Device{}, err
@@ -30,23 +31,45 @@ func (d *Daemon) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	if err := d.build(ctx, v, began); err != nil {
+	if err := d.buildSaved(ctx, v, asked, began); err != nil {
 		d.forget(r.Name)
 		d.log.Warn("create failed", "device", r.Name, "error", oneLine(err))
 		return Device{}, err
 	}
 	rep := v.inspect(readUsage())
+	rep.Declared = d.declared(r.Name)
 	d.log.Info("device created", "device", rep.Name, "path", rep.Path, "root", rep.Root.Path,
 		"leaf", rep.Leaf.Store, "layer", rep.Leaf.Layer, "size_bytes", rep.SizeBytes, "ms", rep.CreateMS)
 	return rep, nil
 }
 
+// buildSaved is build, with a declaration of the device where that is asked for.
+func (d *Daemon) buildSaved(ctx context.Context, v *device, asked CreateRequest, began time.Time) error {
+	if !asked.Save {
+		return d.build(ctx, v, began)
+	}
+	if err := d.declare(asked); err != nil {
+		return err
+	}
+	err := d.build(ctx, v, began)
+	if err != nil {
+		err = errors.Join(err, os.Remove(d.declarationPath(asked.Name)))
+	}
+	return err
+}
+
+// newRecord is the record of a device that is to be made.
+func newRecord(r CreateRequest, boot string) record {
+	r.Save = false
+	return record{
+		Version: recordVersion, Phase: phaseCreating, BootID: boot, Token: rand.Uint64(),
+		Device: r, Created: time.Now().UTC().Truncate(time.Millisecond),
+	}
+}
+
 // reserve puts the device into the table, so that the name is taken from now on.
 func (d *Daemon) reserve(r CreateRequest) (*device, error) {
-	v := &device{state: StateCreating, rec: record{
-		Version: recordVersion, Phase: phaseCreating, BootID: d.bootID, Token: rand.Uint64(),
-		Device: r, Created: time.Now().UTC().Truncate(time.Millisecond),
-	}}
+	v := &device{state: StateCreating, rec: newRecord(r, d.bootID)}
 	if err := d.refuseOwn(append(rootPaths(r.roots()), r.Store)...); err != nil {
 		return nil, err
 	}
@@ -81,9 +104,24 @@ func (d *Daemon) refuseOwn(paths ...string) error {
 
 func (d *Daemon) forget(name string) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	delete(d.devices, name)
-	maps.DeleteFunc(d.ids, func(_ int, of string) bool { return of == name })
+	d.mu.Unlock()
+	d.dropIDs(name)
+}
+
+// dropIDs gives back the numbers of a device that the kernel does not have any more.
+func (d *Daemon) dropIDs(name string) {
+	d.mu.Lock()
+	var ids []int
+	for id, of := range d.ids {
+		if of == name {
+			ids = append(ids, id)
+		}
+	}
+	d.mu.Unlock()
+	for _, id := range ids {
+		d.dropID(id)
+	}
 }
 
 // build opens what lies below the device, makes the kernel device and puts the
@@ -140,7 +178,7 @@ func (d *Daemon) makeDisk(ctx context.Context, v *device, rec *record, back *bac
 		}
 		rec.Device.ID = id
 		v.setID(id)
-		if err := d.records.save(*rec); err != nil {
+		if err := errors.Join(d.records.save(*rec), d.names.set(id, rec.Device.Name)); err != nil {
 			return nil, err
 		}
 		disk, err := d.driver.Create(ctx, rec.params(), back.device)
@@ -178,6 +216,9 @@ func (d *Daemon) claimID(name string, wanted int, taken map[int]bool) (int, erro
 
 // dropID gives a number back that the kernel turned out to have.
 func (d *Daemon) dropID(id int) {
+	if err := d.names.clear(id); err != nil {
+		d.log.Warn("name of a device not taken back from udev", "id", id, "error", err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.ids, id)

@@ -20,6 +20,7 @@ type Daemon struct {
 	driver  Driver
 	lock    *runLock
 	records records
+	names   udevNames
 	stores  *stores
 	cache   *nodeCache
 	roots   *roots
@@ -73,6 +74,7 @@ func New(cfg Config) (*Daemon, error) {
 		quit: quit, stopWork: stopWork, cuts: cuts{open: make(map[string]*cut)}, detaches: detaches{jobs: make(map[detachKey]*detachJob)},
 		cfg: cfg, log: cfg.Log, driver: cfg.Driver, lock: lock, bootID: boot, began: time.Now(),
 		records:  records{filepath.Join(cfg.RunDir, devicesName)},
+		names:    udevNames{filepath.Join(cfg.RunDir, namesName)},
 		stores:   newStores(cfg, cached),
 		cache:    cached,
 		roots:    &roots{cfg: cfg.Images, log: cfg.Log, cache: cached},
@@ -101,6 +103,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
 	d.restoreAll(ctx)
 	close(d.restored)
+	d.makeDeclared()
+	go d.retryDeclared()
 	go d.resumeDetaches()
 	go d.retryRestores()
 	go d.renewLeases()
@@ -183,7 +187,7 @@ func (d *Daemon) Inspect(name string) (Device, error) {
 		return Device{}, err
 	}
 	rep := v.inspect(readUsage())
-	rep.Detach = d.detachOf(v)
+	rep.Detach, rep.Declared = d.detachOf(v), d.declared(name)
 	return rep, nil
 }
 

@@ -25,6 +25,7 @@ func (d *Daemon) Delete(ctx context.Context, name string) (Device, error) {
 		return Device{}, err
 	}
 	was := v.report(readUsage())
+	was.Declared = d.declared(name)
 	if err := d.delete(ctx, v); err != nil {
 		d.log.Warn("delete failed", "device", name, "error", oneLine(err))
 		return Device{}, err

@@ -26,6 +26,7 @@ type device struct {
 	disk     Disk     // set while live, deleting or stopping
 	back     *backing // with disk, and where a recovery failed: see serveAgain
 	restored *time.Time
+	declared *CreateRequest // what a declaration asks for, with no name where its file is wrong; nil where there is none. Never changes
 }
 
 // enter moves the device from one of the states in from to the state to, and fails with

@@ -10,7 +10,8 @@ import (
 // reloaded are the keys that [Daemon.Reload] takes. Certificates and lists of peers are read again by themselves, when their files change.
 var reloaded = []string{"cache.memory", "log_level"}
 
-// Reload takes from cfg what can change while devices are served: how much memory the cache may take, and what is logged. The log names what else has changed,
+// Reload takes from cfg what can change while devices are served: how much memory the cache may take, and what is logged; and makes what has been declared
+// in the meantime. The log names what else has changed,
 // which is for the next start. Where cfg cannot be used nothing of it is.
 func (d *Daemon) Reload(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
@@ -24,6 +25,7 @@ func (d *Daemon) Reload(ctx context.Context, cfg Config) error {
 		d.cfg.Level.Set(cfg.level())
 	}
 	d.log.Info("configuration read again", "taken", reloaded)
+	d.makeDeclared()
 	later := slices.DeleteFunc(differing("", reflect.ValueOf(d.cfg), reflect.ValueOf(cfg)), func(key string) bool { return slices.Contains(reloaded, key) })
 	if len(later) > 0 {
 		d.log.Warn("what else has changed in the configuration is used when the daemon is started again", "keys", later)

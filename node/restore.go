@@ -38,7 +38,7 @@ func (d *Daemon) loadRecords() error {
 			d.ids[id] = l.name
 		}
 	}
-	return nil
+	return d.names.keep(d.ids)
 }
 
 // restoreAll takes up every device that the table has from an earlier daemon, until ctx ends; what
@@ -96,7 +96,7 @@ func (d *Daemon) retryRestores() {
 func (v *device) lacksRoot() bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.state == StateFailed && v.back == nil && CodeOf(v.err) == CodeBadRoot
+	return v.state == StateFailed && v.declared == nil && v.back == nil && CodeOf(v.err) == CodeBadRoot
 }
 
 // outcome tells how a record was acted on.

@@ -11,19 +11,21 @@ import (
 )
 
 // runDirNames are what may be in a run directory: the daemon's own, and what packages union and supervise keep.
-var runDirNames = []string{lockName, socketName, devicesName, detachesName, "stores", "supervisor"}
+var runDirNames = []string{lockName, socketName, devicesName, detachesName, namesName, "stores", "supervisor"}
 
 // makeRunDir makes the directories, closed to others. One that is there is taken only if it is ours
 // alone: the modes of, say, /tmp are not to be changed, and nobody may plant files in it.
 func makeRunDir(cfg Config) error {
-	devices := filepath.Join(cfg.RunDir, devicesName)
+	devices, names := filepath.Join(cfg.RunDir, devicesName), filepath.Join(cfg.RunDir, namesName)
 	if err := checkRunDir(cfg.RunDir); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(devices, 0o750); err != nil {
-		return fmt.Errorf("make run directory: %w", err)
+	for _, dir := range []string{devices, names} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return fmt.Errorf("make run directory: %w", err)
+		}
 	}
-	for _, dir := range []string{cfg.RunDir, devices} {
+	for _, dir := range []string{cfg.RunDir, devices, names} {
 		if err := checkOwner(dir); err != nil {
 			return err
 		}

@@ -59,6 +59,9 @@ func (d *Daemon) stopDevice(v *device) {
 		stopped, detached := d.tryStop(v.disk)
 		switch {
 		case stopped == nil:
+			if err := d.names.clear(v.record().Device.ID); err != nil {
+				log.Warn("name of the device not taken back from udev", "error", err)
+			}
 			log.Info("device stopped; it comes back with the next start of the daemon")
 			return
 		case detached == nil:

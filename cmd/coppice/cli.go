@@ -76,7 +76,7 @@ func run(args []string, out, errOut io.Writer) int {
 	exit := -1
 	parser, err := kong.New(&c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
-		kong.Vars{"config": node.DefaultConfigPath},
+		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
 		kong.Exit(func(code int) { exit = code }))
 	if err != nil {
 		panic(err) // the struct above is wrong

@@ -24,6 +24,7 @@ type createCmd struct {
 	BlockSize blockSize `placeholder:"512|4096" help:"Logical block size in bytes (default: 512, or as the daemon is configured)."`
 	ReadOnly  bool      `help:"Make a device that cannot be written."`
 	Hydrate   bool      `help:"Copy the image to this machine in the background, behind what the device reads."`
+	Save      bool      `help:"Declare the device in a file, so that it is there again after each boot (default directory: ${devices})."`
 	ID        int       `name:"id" default:"-1" placeholder:"N" help:"Number N of /dev/ublkbN (default: the lowest free one)."`
 }
 
@@ -52,6 +53,9 @@ func (c *createCmd) Run(env *environment) error {
 	}
 	return c.print(env.out, d, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s, %s, ready in %.1f ms\n", d.Name, d.Path, showBytes(d.SizeBytes), d.CreateMS)
+		if c.Save {
+			fmt.Fprintf(w, "  declared in %s: it is there again after each boot\n", d.Declared)
+		}
 		for _, r := range d.Root.Replicas {
 			if r.State != image.StateReady && r.State != image.StateSlow {
 				fmt.Fprintf(w, "  warning: replica %s is %s, and joins when it can: %s\n", r.Ref, r.State, r.Error)
@@ -76,7 +80,7 @@ func (c *createCmd) request() (node.CreateRequest, error) {
 	}
 	return node.CreateRequest{
 		Name: c.Name, Roots: roots, Hydrate: c.Hydrate, Store: store, Layer: layer, From: c.From, SizeBytes: int64(c.Size),
-		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID, QuotaBytes: int64(c.Quota),
+		Queues: c.Queues, Depth: c.Depth, BlockSize: int(c.BlockSize), ReadOnly: c.ReadOnly, ID: c.ID, Save: c.Save, QuotaBytes: int64(c.Quota),
 	}, nil
 }
 

@@ -24,7 +24,7 @@ func cliPage(t *testing.T) string {
 // Every flag of a command is in the command's section of docs/cli.md, and every flag there is one of it.
 func TestPageHasEveryFlag(t *testing.T) {
 	var c cli
-	parser, err := kong.New(&c, kong.Vars{"config": "x"})
+	parser, err := kong.New(&c, kong.Vars{"config": "x", "devices": "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestRunbookHasCommandsThatCanBeRun(t *testing.T) {
 	commands := regexp.MustCompile("(?m)^ {4,}coppice (.*)$|`coppice ([^`]*)`").FindAllStringSubmatch(string(page), -1)
 	for _, m := range commands {
 		var c cli
-		parser, err := kong.New(&c, kong.Vars{"config": "x"})
+		parser, err := kong.New(&c, kong.Vars{"config": "x", "devices": "x"})
 		if err != nil {
 			t.Fatal(err)
 		}
