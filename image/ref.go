@@ -121,6 +121,14 @@ func (r Ref) Path() string {
 	return ""
 }
 
+// Sibling returns the reference of another image in the same place, by the name that [List] gives it.
+func (r Ref) Sibling(name string) string {
+	if r.Kind == KindLayout {
+		return layoutPrefix + r.Place + ":" + name
+	}
+	return r.Place + ":" + name
+}
+
 // ParsePlace parses a reference without name and tag: oci:DIR, http(s)://HOST/DIR or HOST[:PORT]/REPO.
 func ParsePlace(text string) (Ref, error) {
 	switch {

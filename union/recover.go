@@ -99,6 +99,20 @@ func (s *Store) recover(o StoreOptions) error {
 }
 
 // readSuperblock is the newest superblock of the store on a disk, which it leaves as it is.
+// Identify returns the UUID of the store at path, of which it reads the superblocks alone. It fails with [ErrNotFormatted] where no store is,
+// and with another error where one is that cannot be used.
+func Identify(path string) (uuid.UUID, error) {
+	d, err := openDisk(path, true)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("identify store: %w", err)
+	}
+	sb, err := readSuperblock(d)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return uuid.Nil, fmt.Errorf("identify store %s: %w", path, err)
+	}
+	return sb.UUID, nil
+}
+
 func readSuperblock(d disk) (superblock, error) {
 	s := Store{disk: d}
 	err := s.readSuperblocks()

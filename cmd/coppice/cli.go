@@ -41,6 +41,7 @@ type cli struct {
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
+	Boot    bootCmd    `cmd:"" help:"Bring this machine up on a root device; for the initramfs."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 
 	Supervise    superviseCmd `cmd:"" hidden:"" help:"Keep the daemon of the root file system running; for coppice itself."`
