@@ -101,7 +101,7 @@ func givePersonality(dir string, traits []trait) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it was only a way to files
 	var before given
 	data, err := root.ReadFile(personalityPath)
 	if err == nil {

@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"syscall"
 	"time"
 
 	"coppice/boot"
 	"coppice/node"
+	"coppice/supervise"
 )
 
 type bootCmd struct {
@@ -31,6 +30,9 @@ func (c *bootStartCmd) Run(env *environment) error {
 	if !given.Wanted() {
 		return nil
 	}
+	if err := os.Setenv("DOCKER_CONFIG", dockerConfig); err != nil { // of this process, which looks at the root first
+		return err
+	}
 	d, err := boot.Start(env.ctx, boot.Options{Given: given, Console: env.err, Version: env.version(), StartDaemon: startRootDaemon(env)})
 	if err != nil {
 		return err
@@ -48,8 +50,13 @@ func badParameters(err error) error {
 // rootDaemonLimit is how long the root's daemon may take until it answers.
 const rootDaemonLimit = 2 * time.Minute
 
-// startRootDaemon starts the daemon that serves the machine's root. Its name begins with the sign by which systemd knows processes that the
-// root file system depends on, and does not end them (https://systemd.io/ROOT_STORAGE_DAEMONS).
+// rootFiles are what the root's daemon needs of the initramfs, which is removed while it runs.
+var rootFiles = []string{"/etc/coppice", "/etc/ssl/certs/ca-certificates.crt", "/etc/resolv.conf", "/etc/hosts", "/etc/machine-id"}
+
+// dockerConfig is where the initramfs has credentials for registries, as config.json of docker.
+const dockerConfig = "/etc/coppice/docker"
+
+// startRootDaemon starts the daemon that serves the machine's root, where it does not run already.
 func startRootDaemon(env *environment) func(context.Context) error {
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, rootDaemonLimit)
@@ -59,27 +66,9 @@ func startRootDaemon(env *environment) func(context.Context) error {
 		if _, err := client.Version(ctx); err == nil {
 			return nil
 		}
-		cmd := &exec.Cmd{
-			Path: "/proc/self/exe", Args: []string{"@coppice", "--run-dir", boot.RunDir, "daemon"},
-			Stdout: os.Stdout, Stderr: os.Stderr, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-		}
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		for {
-			if _, err := client.Version(ctx); err == nil {
-				return nil
-			}
-			select {
-			case err := <-ended:
-				return fmt.Errorf("it has ended (%v), and the lines above say why", err)
-			case <-ctx.Done():
-				return fmt.Errorf("no answer after %s", rootDaemonLimit)
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
+		return supervise.Start(ctx, supervise.Options{
+			RunDir: boot.RunDir, Args: []string{"daemon"}, Files: rootFiles, Env: []string{"DOCKER_CONFIG=" + dockerConfig},
+		})
 	}
 }
 
