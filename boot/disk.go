@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/google/uuid"
 
 	"coppice/node"
+	"coppice/union"
 )
 
 // poll is how often it is looked whether a disk has appeared.
@@ -46,6 +48,10 @@ func (s *starter) waitDisk(ctx context.Context, what, device string, wait time.D
 	began := time.Now()
 	for told := false; ; {
 		st, err := os.Stat(path)
+		if store := s.storeOf(device); err != nil && store != "" {
+			path = store
+			continue
+		}
 		if err == nil {
 			if st.Mode()&os.ModeDevice == 0 || st.Mode()&os.ModeCharDevice != 0 {
 				return "", problem(node.CodeBadRequest, "give the path of a disk or partition", "%s %s is no block device", what, device)
@@ -70,11 +76,31 @@ func (s *starter) waitDisk(ctx context.Context, what, device string, wait time.D
 	}
 }
 
-const maxDisksShown = 16
+// storeOf returns the path of the disk with the leaf store that UUID= names, or "": udev knows no stores.
+func (s *starter) storeOf(device string) string {
+	text, ok := strings.CutPrefix(device, "UUID=")
+	id, err := uuid.Parse(text)
+	if !ok || err != nil {
+		return ""
+	}
+	entries, _ := os.ReadDir(filepath.Join(s.root, sysBlock)) // without it, there is none
+	for _, e := range entries {
+		path := filepath.Join(s.root, "dev", e.Name())
+		if found, err := union.Identify(path); err == nil && found == id {
+			return path
+		}
+	}
+	return ""
+}
+
+const (
+	sysBlock      = "sys/class/block"
+	maxDisksShown = 16
+)
 
 // disksHere says which disks and partitions the kernel knows.
 func (s *starter) disksHere() string {
-	dir := filepath.Join(s.root, "sys/class/block")
+	dir := filepath.Join(s.root, sysBlock)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return "what disks there are cannot be found out: " + err.Error()

@@ -20,44 +20,67 @@ import (
 // swapped out to a file on the disk that it serves, as those of a tmpfs could be.
 const ramDisk = "/dev/ram0"
 
-// openLeaf returns the path of the store, which is one.
-func (s *starter) openLeaf(ctx context.Context) (string, error) {
+// findLeaf returns the path of the leaf disk, which is a store or may become one.
+func (s *starter) findLeaf(ctx context.Context) (string, error) {
 	if s.params.Leaf.RAM {
-		return s.ramLeaf(ctx)
+		return s.findRAM(ctx)
 	}
 	path, err := s.waitDisk(ctx, "leaf disk", s.params.Leaf.Device, s.params.Leaf.Wait)
 	if err != nil {
 		return "", err
 	}
-	return path, s.formatLeaf(path)
+	return path, s.checkLeaf(path)
 }
 
-// formatLeaf makes a store on a disk on which nothing is, where that is allowed. One that is there already is never touched, damaged or not.
-func (s *starter) formatLeaf(path string) error {
+// checkLeaf refuses a disk that is no store and may not become one, or holds something.
+func (s *starter) checkLeaf(path string) error {
 	l := s.params.Leaf
 	formatted, err := isStore(path)
 	if err != nil || formatted {
 		return err
 	}
 	holds, err := identify(path)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if !l.Format {
+	case !l.Format:
 		return problem(node.CodeNotFormatted,
 			"if nothing on it is needed, make a store there: give "+keyLeaf+"="+l.Device+",format once, or run coppice store format "+path,
 			"leaf disk %s is no leaf store%s, and nothing allows to make one on it", l, holding(holds))
+	case holds != "":
+		return s.notEmpty(path, holds)
 	}
-	info, err := union.Format(path, union.FormatOptions{CacheBytes: l.CacheBytes})
-	switch {
-	case errors.Is(err, union.ErrNotEmpty):
-		return problem(node.CodeNotFormatted,
-			"give another disk; or, if nothing on this one is needed, empty it: blkdiscard -f "+path+", or write zeros over its first and last MiB",
-			"leaf disk %s is not formatted: it is not empty%s", l, holding(holds))
-	case err != nil:
+	return nil
+}
+
+func (s *starter) notEmpty(path, holds string) error {
+	return problem(node.CodeNotFormatted,
+		"give another disk; or, if nothing on this one is needed, empty it: blkdiscard -f "+path+", or write zeros over its first and last MiB",
+		"leaf disk %s is not formatted: it is not empty%s", s.params.Leaf, holding(holds))
+}
+
+// formatLeaf makes a store on a disk that was found, and on which nothing is. One that is there already is never touched, damaged or not.
+func (s *starter) formatLeaf(path string) error {
+	l := s.params.Leaf
+	formatted, err := isStore(path)
+	if err != nil || formatted {
 		return err
 	}
-	s.console.say("leaf disk %s was empty: formatted, %s", l, humanize.IBytes(uint64(info.SizeBytes)))
+	info, err := union.Format(path, union.FormatOptions{CacheBytes: l.CacheBytes})
+	size := ""
+	if err == nil {
+		size = humanize.IBytes(uint64(info.SizeBytes))
+	}
+	switch {
+	case errors.Is(err, union.ErrNotEmpty):
+		return s.notEmpty(path, "")
+	case err != nil:
+		return err
+	case l.RAM:
+		s.console.say("leaf is %s of memory: what is written is gone when the machine is switched off", size)
+	default:
+		s.console.say("leaf disk %s was empty: formatted, %s", l, size)
+	}
 	return nil
 }
 
@@ -80,8 +103,8 @@ func isStore(path string) (bool, error) {
 	return true, nil
 }
 
-// ramLeaf makes a store in memory.
-func (s *starter) ramLeaf(ctx context.Context) (string, error) {
+// findRAM makes a disk of memory.
+func (s *starter) findRAM(ctx context.Context) (string, error) {
 	want := cmp.Or(s.params.Leaf.RAMBytes, memoryBytes()/2)
 	if want > memoryBytes() {
 		return "", problem(node.CodeBadLeaf, "give less, or nothing for half of it",
@@ -92,20 +115,7 @@ func (s *starter) ramLeaf(ctx context.Context) (string, error) {
 			return "", problem(node.CodeBadLeaf, "give a disk for the leaf, or add the module brd to the initramfs", "no memory for the leaf: %v", err)
 		}
 	}
-	path, err := s.waitDisk(ctx, "RAM disk", ramDisk, defaultWait)
-	if err != nil {
-		return "", err
-	}
-	formatted, err := isStore(path)
-	if err != nil || formatted {
-		return path, err
-	}
-	info, err := union.Format(path, union.FormatOptions{CacheBytes: s.params.Leaf.CacheBytes})
-	if err != nil {
-		return "", err
-	}
-	s.console.say("leaf is %s of memory: what is written is gone when the machine is switched off", humanize.IBytes(uint64(info.SizeBytes)))
-	return path, nil
+	return s.waitDisk(ctx, "RAM disk", ramDisk, defaultWait)
 }
 
 func memoryBytes() int64 {

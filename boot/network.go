@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// lease is what ipconfig of klibc writes to /run/net-INTERFACE.conf of what it has set up, as lines of a shell.
+// lease is what the initramfs has set up an interface with.
 type lease struct {
 	Device     string
 	NameServer []string
@@ -21,27 +21,48 @@ type lease struct {
 
 const maxLease = 64 << 10
 
-// readLeases returns what was set up, in the order of the names of the files.
+// readLeases returns what was set up by ipconfig of klibc, which writes it to /run/net-INTERFACE.conf as lines of a shell, and by systemd-networkd, which writes
+// its DHCP leases to /run/systemd/netif/leases/INDEX.
 func readLeases(root string) ([]lease, error) {
-	files, err := filepath.Glob(filepath.Join(root, "run/net-*.conf"))
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(files)
 	var all []lease
-	for _, path := range files {
-		data, err := readBounded(path, maxLease)
+	for _, from := range []struct {
+		pattern string
+		device  func(path string, l lease) string
+	}{
+		{"run/net-*.conf", func(_ string, l lease) string { return l.Device }},
+		{"run/systemd/netif/leases/*", func(path string, _ lease) string { return interfaceOf(root, filepath.Base(path)) }},
+	} {
+		files, err := filepath.Glob(filepath.Join(root, from.pattern))
 		if err != nil {
-			return nil, fmt.Errorf("read what the network was set up with: %w", err)
+			return nil, err
 		}
-		if l := parseLease(data); validInterface(l.Device) {
-			all = append(all, l)
+		slices.Sort(files)
+		for _, path := range files {
+			data, err := readBounded(path, maxLease)
+			if err != nil {
+				return nil, fmt.Errorf("read what the network was set up with: %w", err)
+			}
+			l := parseLease(data)
+			if l.Device = from.device(path, l); validInterface(l.Device) {
+				all = append(all, l)
+			}
 		}
 	}
 	return all, nil
 }
 
-// parseLease reads lines NAME='VALUE'.
+// interfaceOf returns the name of the interface with an index, or "".
+func interfaceOf(root, index string) string {
+	files, _ := filepath.Glob(filepath.Join(root, "sys/class/net/*/ifindex")) // it fails on bad patterns alone
+	for _, path := range files {
+		if data, err := readBounded(path, 64); err == nil && strings.TrimSpace(string(data)) == index {
+			return filepath.Base(filepath.Dir(path))
+		}
+	}
+	return ""
+}
+
+// parseLease reads lines NAME='VALUE' of the one, and NAME=VALUE of the other.
 func parseLease(data []byte) (l lease) {
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for lines.Scan() {
@@ -54,8 +75,14 @@ func parseLease(data []byte) (l lease) {
 			l.NameServer = append(l.NameServer, value)
 		case name == "DNSDOMAIN":
 			l.Domain = value
+		case name == "DNS":
+			l.NameServer = append(l.NameServer, strings.Fields(value)...)
+		case name == "DOMAINNAME":
+			l.Domain = value
 		case name == "PROTO":
 			l.DHCP = value == "dhcp"
+		case name == "SERVER_ADDRESS":
+			l.DHCP = true
 		}
 	}
 	return l

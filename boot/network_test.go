@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,6 +33,18 @@ func TestResolvConf(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantFile(t, filepath.Join(root, "etc/resolv.conf"), "search lab.example\nnameserver 10.0.2.3\n", 0o644)
+	root = networked(t, map[string]string{
+		"run/systemd/netif/leases/2": "# This is private data. Do not parse.\nADDRESS=10.0.2.15\nSERVER_ADDRESS=10.0.2.2\nDNS=10.0.2.3 10.0.2.4\nDOMAINNAME=lab.example\n",
+		"sys/class/net/lo/ifindex":   "1\n",
+		"sys/class/net/eth0/ifindex": "2\n",
+	})
+	if err := errors.Join(writeResolvConf(root), keepNetwork(root)); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, filepath.Join(root, "etc/resolv.conf"), "search lab.example\nnameserver 10.0.2.3\nnameserver 10.0.2.4\n", 0o644)
+	if data, err := os.ReadFile(filepath.Join(root, "run/systemd/network/05-coppice-eth0.network")); err != nil || !strings.Contains(string(data), "DHCP=ipv4") {
+		t.Errorf("%q, %v", data, err)
+	}
 	const own = "nameserver 192.0.2.1\n"
 	root = networked(t, map[string]string{"run/net-enp0s1.conf": exampleLease, "etc/resolv.conf": own})
 	if err := writeResolvConf(root); err != nil {

@@ -54,6 +54,9 @@ func (s *starter) waitRoot(ctx context.Context) (union.Pin, error) {
 			return pin, problem(node.CodeBadRoot, rootHint(err), "%v", err)
 		}
 		waited = true
+		if err := writeResolvConf(s.root); err != nil { // of a network that came up meanwhile
+			return pin, err
+		}
 		s.console.repeat("no server of the root answers; trying again until one does (%v)", err)
 		select {
 		case <-ctx.Done():

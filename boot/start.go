@@ -60,12 +60,15 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	if err := s.loadDriver(ctx); err != nil {
 		return node.Device{}, err
 	}
-	leaf, err := s.openLeaf(ctx)
+	leaf, err := s.findLeaf(ctx)
 	if err != nil {
 		return node.Device{}, err
 	}
 	pin, err := s.waitRoot(ctx)
 	if err != nil {
+		return node.Device{}, err
+	}
+	if err := s.formatLeaf(leaf); err != nil {
 		return node.Device{}, err
 	}
 	if err := s.begin(ctx); err != nil {

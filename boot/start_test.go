@@ -104,12 +104,12 @@ func disk(t *testing.T, begin string) string {
 func TestFormatLeaf(t *testing.T) {
 	path := disk(t, "")
 	s, out := newStarter(t, Params{Leaf: Leaf{Device: path}})
-	wantProblem(t, s.formatLeaf(path), node.CodeNotFormatted, "is no leaf store,", path+",format")
+	wantProblem(t, s.checkLeaf(path), node.CodeNotFormatted, "is no leaf store,", path+",format")
 	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, make([]byte, 32<<20)) {
 		t.Fatalf("the disk was written to without consent (%v)", err)
 	}
 	s.params.Leaf.Format = true
-	if err := s.formatLeaf(path); err != nil {
+	if err := errors.Join(s.checkLeaf(path), s.formatLeaf(path)); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out.String(), "was empty: formatted") {
@@ -134,7 +134,7 @@ func TestFormatLeafKeeps(t *testing.T) {
 		{strings.Repeat("\x00", 510) + "\x55\xaa" + "EFI PART", "GPT partition table"},
 		{"XFSB", "xfs file system"},
 		{"LUKS\xba\xbe", "encrypted volume"},
-		{"just some text", "is not empty;"},
+		{"just some text", ""},
 	} {
 		path := disk(t, c.begin)
 		before, err := os.ReadFile(path)
@@ -142,8 +142,10 @@ func TestFormatLeafKeeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, _ := newStarter(t, Params{Leaf: Leaf{Device: path, Format: true}})
-		what := strings.TrimSuffix(c.what, ";")
-		wantProblem(t, s.formatLeaf(path), node.CodeNotFormatted, what, "blkdiscard")
+		if c.what != "" {
+			wantProblem(t, s.checkLeaf(path), node.CodeNotFormatted, c.what, "blkdiscard")
+		}
+		wantProblem(t, s.formatLeaf(path), node.CodeNotFormatted, "is not empty", "blkdiscard")
 		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
 			t.Errorf("%s: the disk was changed (%v)", c.what, err)
 		}
@@ -199,6 +201,32 @@ func TestWaitDisk(t *testing.T) {
 	cancel()
 	if _, err := s.waitDisk(ctx, "leaf disk", "/dev/gone", time.Hour); !errors.Is(err, context.Canceled) {
 		t.Errorf("called off: %v", err)
+	}
+}
+
+// A store is found by its own UUID.
+func TestStoreOf(t *testing.T) {
+	s, _ := newStarter(t, Params{})
+	for _, name := range []string{"vda", "vdb"} {
+		if err := writeFile(filepath.Join(s.root, sysBlock, name, "size"), []byte("65536\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(filepath.Join(s.root, "dev", name), make([]byte, 32<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(s.root, "dev/vdb")
+	info, err := union.Format(path, union.FormatOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.storeOf("UUID=" + strings.ToUpper(info.UUID)); got != path {
+		t.Errorf("found %q, want %q", got, path)
+	}
+	for _, device := range []string{"UUID=1234-ABCD", "UUID=" + strings.Repeat("0", 32), "LABEL=" + info.UUID, path} {
+		if got := s.storeOf(device); got != "" {
+			t.Errorf("%s: found %q", device, got)
+		}
 	}
 }
 
