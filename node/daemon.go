@@ -82,7 +82,7 @@ func New(cfg Config) (*Daemon, error) {
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),
 	}
-	if err := d.loadRecords(); err != nil {
+	if err := errors.Join(d.forgetEnding(), d.loadRecords()); err != nil {
 		return nil, errors.Join(err, cached.close(), lock.release())
 	}
 	return d, nil

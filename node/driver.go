@@ -56,6 +56,9 @@ type Disk interface {
 	// Drop is Stop for a device that takes no writes any more: what is dirty is lost.
 	Drop(ctx context.Context) error
 
+	// Abort removes the device at once, whoever uses it and whatever is dirty.
+	Abort(ctx context.Context) error
+
 	// Detach ends the service and leaves the device quiesced in the kernel for
 	// [Driver.Recover]. It fails where the kernel cannot do that.
 	Detach(ctx context.Context) error

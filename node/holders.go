@@ -55,6 +55,19 @@ func (u usage) holders(path string) []string {
 	return found
 }
 
+// mountsOf returns where the block device at path and its partitions are mounted.
+func (u usage) mountsOf(path string) (points []string) {
+	disk := filepath.Base(path)
+	dir := filepath.Join(u.sys, "class/block", disk)
+	parts, _ := filepath.Glob(filepath.Join(dir, disk+"*", "dev"))
+	for _, file := range append(parts, filepath.Join(dir, "dev")) {
+		if number, err := os.ReadFile(file); err == nil {
+			points = append(points, u.mounts[string(bytes.TrimSpace(number))]...)
+		}
+	}
+	return points
+}
+
 // holdersOf is about one disk or partition, whose number is in a file.
 func (u usage) holdersOf(name, numberFile string) []string {
 	number, err := os.ReadFile(numberFile)

@@ -55,8 +55,9 @@ func (d *Daemon) stopDevice(v *device) {
 		log.Warn("still stopping device; waiting for its data to be written", "seconds", int(waited.Seconds()))
 	})
 	defer quiet()
-	for first := true; ; first = false {
-		stopped, detached := d.tryStop(v.disk)
+	for first, until := true, time.Now().Add(d.cfg.LastWait); ; first = false {
+		last := d.ending()
+		stopped, detached := d.tryStop(v.disk, last)
 		switch {
 		case stopped == nil:
 			if err := d.names.clear(v.record().Device.ID); err != nil {
@@ -68,6 +69,12 @@ func (d *Daemon) stopDevice(v *device) {
 			log.Warn("DEVICE IN USE IS LEFT QUIESCED: its I/O waits until the daemon is started again",
 				"reason", oneLine(stopped), "users", users(v.disk.Path()))
 			return
+		case last && first:
+			log.Warn("the machine goes down, and the device is in use: it is served until it is released", "reason", oneLine(stopped), "users", users(v.disk.Path()))
+		case last && time.Now().After(until):
+			d.dropInUse(v, log)
+			return
+		case last:
 		case first:
 			log.Error("DEVICE CAN NEITHER BE STOPPED NOR LEFT: the daemon goes on serving it until it is released; unmount it",
 				"reason", oneLine(stopped), "detach", oneLine(detached), "users", users(v.disk.Path()))
@@ -76,9 +83,9 @@ func (d *Daemon) stopDevice(v *device) {
 	}
 }
 
-// tryStop returns how the stop ended and, where it failed, how the detachment did. A device that a process has open is
-// not stopped: that process would get errors, and its next daemon comes soon.
-func (d *Daemon) tryStop(disk Disk) (stopped, detached error) {
+// tryStop returns how the stop ended and, where it failed, how the detachment did, which is not tried if there will be no next daemon. A device that a process has
+// open is not stopped: that process would get errors, and its next daemon comes soon.
+func (d *Daemon) tryStop(disk Disk, last bool) (stopped, detached error) {
 	ctx := context.Background() // never cut short: data would be lost
 	if who := lastingOpeners(disk.Path()); len(who) > 0 {
 		stopped = fmt.Errorf("%s: %w", strings.Join(who, ", "), ublk.ErrInUse)
@@ -87,6 +94,9 @@ func (d *Daemon) tryStop(disk Disk) (stopped, detached error) {
 	}
 	if !errors.Is(stopped, ublk.ErrInUse) {
 		stopped = fmt.Errorf("stop: %w", stopped)
+	}
+	if last {
+		return stopped, errEnding
 	}
 	return stopped, disk.Detach(ctx)
 }

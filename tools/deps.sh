@@ -10,6 +10,7 @@ packages=(
 	fio dmsetup                                         # load, and the peers of the benchmark
 	nbdkit nbd-client                                   # remote block devices
 	iproute2                                            # networks of nodes, in namespaces
+	systemd git gzip man-db groff                       # units and pages of the package
 	nginx-light docker-registry skopeo                  # servers of images, and who copies between them
 )
 

@@ -105,6 +105,7 @@ func (c *daemonCmd) serve(env *environment, link *supervise.Link, flusher error)
 	ctx, stop := untilSignal(log, endSignals(link)...)
 	defer stop()
 	go tellOfSupervisor(ctx, link, log)
+	go feedWatchdog(ctx, log, d.Answers)
 	go reloadAt(ctx, hangups, log, func() error {
 		again, err := c.config(env)
 		if err != nil {

@@ -253,6 +253,14 @@ func (s *servedDisk) Stop(ctx context.Context) error { return s.stop(ctx, s.disk
 // Drop removes a device that is not held.
 func (s *servedDisk) Drop(ctx context.Context) error { return s.stop(ctx, func() error { return nil }) }
 
+// Abort removes a device, whoever holds it.
+func (s *servedDisk) Abort(ctx context.Context) error {
+	s.d.k.mu.Lock()
+	s.disk.held = false
+	s.d.k.mu.Unlock()
+	return s.Drop(ctx)
+}
+
 func (s *servedDisk) stop(ctx context.Context, flush func() error) error {
 	s.d.k.mu.Lock()
 	held := s.disk.held
