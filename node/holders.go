@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,8 +32,12 @@ func readUsage() usage { return readUsageAt("/proc", "/sys") }
 func readUsageAt(proc, sys string) usage {
 	u := usage{proc: proc, sys: sys, mounts: make(map[string][]string), swaps: make(map[string]bool)}
 	eachLine(filepath.Join(proc, "self/mountinfo"), func(fields []string) {
-		if len(fields) >= 5 {
-			u.mounts[fields[2]] = append(u.mounts[fields[2]], unescapeOctal(fields[4]))
+		if len(fields) < 5 {
+			return
+		}
+		// In a sandbox of systemd some are there twice: below a path that is bound to itself, and above.
+		if point := unescapeOctal(fields[4]); !slices.Contains(u.mounts[fields[2]], point) {
+			u.mounts[fields[2]] = append(u.mounts[fields[2]], point)
 		}
 	})
 	eachLine(filepath.Join(proc, "swaps"), func(fields []string) {
