@@ -1,0 +1,112 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+)
+
+// BootPlan is what a machine is to boot from.
+type BootPlan struct {
+	BootState
+	// Replaced is the layer whose place Layer takes from this boot on, as too many boots from it have failed; "" mostly.
+	Replaced string
+	// Exhausted tells that too many boots from Layer have failed, and that there is nothing before it.
+	Exhausted bool
+}
+
+// CountBoot counts an attempt to boot from a layer of the store at path, which nobody has open for writing, and returns what the
+// machine is to boot from. When that many tries in a row have not been good, see [BootGood], the place of the layer is taken by a
+// fresh one, over the sealed layer that it stands on or, where there is none, over its root; if that fails as well, over what is below that. The layers that failed stay.
+// tries of 0 means that no layer is ever replaced, but attempts are counted. A layer that does not exist yet cannot be replaced.
+func CountBoot(path, layer string, tries int) (BootPlan, error) {
+	layers, err := layersOf(path)
+	if err != nil {
+		return BootPlan{}, fmt.Errorf("count boot: %w", err)
+	}
+	var plan BootPlan
+	err = ChangeBoots(path, layer, func(s *BootState) error {
+		if tries > 0 && s.Attempts >= tries {
+			plan.Replaced, plan.Exhausted = s.replace(layer, layers)
+		}
+		s.Attempts++
+		plan.BootState = *s
+		return nil
+	})
+	if err != nil {
+		return BootPlan{}, fmt.Errorf("count boot: %w", err)
+	}
+	return plan, nil
+}
+
+func layersOf(path string) (map[string]LayerInfo, error) {
+	s, err := OpenStore(path, StoreOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	layers := make(map[string]LayerInfo)
+	for _, l := range s.Info().Layers {
+		layers[l.Name] = l
+	}
+	return layers, s.Close()
+}
+
+// replace gives the place of layer to a fresh one, and returns which one had it, or that there is nothing to replace it by.
+func (s *BootState) replace(layer string, layers map[string]LayerInfo) (replaced string, exhausted bool) {
+	failed, ok := layers[s.Layer]
+	if !ok {
+		return "", true
+	}
+	from := failed.Parent
+	if s.Number > 0 && from == s.From { // a fresh one over that has failed, too
+		if from == "" {
+			return "", true
+		}
+		from = layers[from].Parent
+	}
+	replaced = s.Layer
+	for taken := true; taken; _, taken = layers[s.Layer] {
+		s.Number++
+		suffix := fmt.Sprintf(".boot%d", s.Number)
+		s.Layer = layer[:min(len(layer), MaxLayerName-len(suffix))] + suffix
+	}
+	s.From, s.Attempts = from, 0
+	s.Failed = append(s.Failed, replaced)
+	return replaced, false
+}
+
+// errNotBooted keeps a record as it is.
+var errNotBooted = errors.New("nothing was booted from it")
+
+// BootGood says that the machine which booted from a layer of the store at path, also in the place of another one, is up. It reports whether that boot
+// had been counted. The store may be open elsewhere.
+func BootGood(path, layer string) (counted bool, err error) {
+	key, err := bootedAs(path, layer)
+	if err != nil || key == "" {
+		return false, err
+	}
+	err = ChangeBoots(path, key, func(s *BootState) error {
+		if s.Attempts == 0 {
+			return errNotBooted
+		}
+		s.Attempts = 0
+		return nil
+	})
+	if errors.Is(err, errNotBooted) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// bootedAs returns the layer that the machine was told to boot from when it booted from layer, or "".
+func bootedAs(path, layer string) (string, error) {
+	r, err := ReadBoots(path)
+	if err != nil {
+		return "", err
+	}
+	for key, s := range r.Layers {
+		if s.Layer == layer {
+			return key, nil
+		}
+	}
+	return "", nil
+}
