@@ -25,6 +25,8 @@ type VersionInfo struct {
 	Version string `json:"version"`
 	API     string `json:"api"`
 	PID     int    `json:"pid"`
+	// Upgrade tells of the last upgrade; nil where the daemon was started otherwise.
+	Upgrade *Upgrade `json:"upgrade,omitempty"`
 }
 
 // CreateRequest asks for one device. The zero values of SizeBytes, Queues,

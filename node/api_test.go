@@ -134,11 +134,14 @@ func TestSocketPermissions(t *testing.T) {
 
 const helperSocket = "COPPICE_TEST_SOCKET"
 
-// TestMain makes the test binary a client when it is started as one.
+// TestMain makes the test binary a client, or the program, when it is started as one.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(helperSocket); path != "" {
 		rawClient(path)
 		os.Exit(0)
+	}
+	if os.Args[0] == programName {
+		os.Exit(beProgram())
 	}
 	os.Exit(m.Run())
 }

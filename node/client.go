@@ -79,6 +79,13 @@ func (c *Client) Version(ctx context.Context) (VersionInfo, error) {
 	return v, c.send(ctx, http.MethodGet, "version", nil, &v, false)
 }
 
+// Upgrade has the daemon, of whatever version, hand its devices over to the program in a sealed file that this process has open as
+// r.FD says, and returns before that is done: Version tells.
+func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error) {
+	var u Upgrade
+	return u, about("upgrade daemon", c.send(ctx, http.MethodPost, "upgrade", r, &u, false))
+}
+
 // Create makes a device.
 func (c *Client) Create(ctx context.Context, r CreateRequest) (Device, error) {
 	var d Device

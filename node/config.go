@@ -79,6 +79,10 @@ type Config struct {
 	LastWait time.Duration `toml:"-"`
 	// Ready is called once all devices have been taken over, with a line about them.
 	Ready func(status string) `toml:"-"`
+	// MayHandOver tells what keeps another program from starting with the same arguments as this one; nil: nothing.
+	MayHandOver func() error `toml:"-"`
+	// BeforeHandOver is called before devices are handed over to another program, with the name of the attempt.
+	BeforeHandOver func(id string) error `toml:"-"`
 }
 
 // DeviceConfig has the defaults for what a [CreateRequest] leaves at zero.
@@ -170,6 +174,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Ready == nil {
 		c.Ready = func(string) {}
+	}
+	if c.MayHandOver == nil {
+		c.MayHandOver = func() error { return nil }
+	}
+	if c.BeforeHandOver == nil {
+		c.BeforeHandOver = func(string) error { return nil }
 	}
 	return c
 }

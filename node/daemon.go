@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -35,12 +36,17 @@ type Daemon struct {
 	quit     context.Context // ends when the daemon begins to stop
 	stopWork context.CancelFunc
 	restored chan struct{}  // closed once the records have been acted on
+	handOver chan struct{}  // closed once there is a successor
+	follows  *handover      // what this daemon took its devices over by; nil: none
 	ops      sync.WaitGroup // operations under way; grows under mu, and not once stopping
 
 	mu       sync.Mutex // guards what follows; no device's lock is taken under it
 	devices  map[string]*device
 	ids      map[int]string // whose number each is, served or not
 	stopping bool
+	upgraded *Upgrade
+	// successor is set once, before handOver is closed.
+	successor *successor
 }
 
 // New claims the run directory of cfg, which it makes where there is none, and reads the
@@ -79,17 +85,19 @@ func New(cfg Config) (*Daemon, error) {
 		cache:    cached,
 		roots:    &roots{cfg: cfg.Images, log: cfg.Log, cache: cached},
 		restored: make(chan struct{}),
+		handOver: make(chan struct{}),
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),
 	}
-	if err := errors.Join(d.forgetEnding(), d.loadRecords()); err != nil {
+	if err := errors.Join(d.forgetEnding(), d.loadUpgrade(), d.loadRecords()); err != nil {
 		return nil, errors.Join(err, cached.close(), lock.release())
 	}
 	return d, nil
 }
 
 // Run serves until ctx ends, then stops or leaves every device as the package's
-// documentation says, closes the driver and gives the run directory back. It is called once.
+// documentation says, closes the driver and gives the run directory back; or until an upgrade, when it leaves every device for
+// [Daemon.Successor]. It is called once.
 func (d *Daemon) Run(ctx context.Context) error {
 	srv, err := d.listen()
 	if err == nil {
@@ -101,7 +109,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return errors.Join(err, d.driver.Close(), d.cache.close(), d.lock.release())
 	}
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
+	if d.follows != nil {
+		d.log.Info("taking devices over", "ms", milliseconds(now()-d.follows.Began))
+	}
 	d.restoreAll(ctx)
+	d.endUpgrade()
 	close(d.restored)
 	d.makeDeclared()
 	go d.retryDeclared()
@@ -113,8 +125,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-srv.ended:
 		err = fmt.Errorf("serve socket: %w", err)
+	case <-d.handOver:
+		d.log.Info("handing devices over to another program", "devices", len(d.all()), "to", d.successor.To)
+		d.leaveAll(srv)
+		return d.lock.release()
 	}
 	d.log.Info("daemon stopping", "devices", len(d.all()))
+	_ = os.Remove(d.upgradePath()) // who comes next does not follow an upgrade
 	err = errors.Join(err, d.stopAll(), srv.close(), d.metrics.close(), d.cache.close(), d.lock.release())
 	d.log.Info("daemon stopped")
 	return err

@@ -11,7 +11,7 @@ import (
 )
 
 // runDirNames are what may be in a run directory: the daemon's own, and what packages union and supervise keep.
-var runDirNames = []string{lockName, socketName, devicesName, detachesName, namesName, endingName, "stores", "supervisor"}
+var runDirNames = []string{lockName, socketName, devicesName, detachesName, namesName, endingName, upgradeName, "stores", "supervisor"}
 
 // makeRunDir makes the directories, closed to others. One that is there is taken only if it is ours
 // alone: the modes of, say, /tmp are not to be changed, and nobody may plant files in it.

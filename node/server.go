@@ -111,6 +111,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET "+contents+"/{token}/next", s.guard(s.nextContent, true))
 	mux.Handle("GET "+contents+"/{token}/changed", s.admit(true, s.changedContent))
 	mux.Handle("POST /"+APIVersion+"/stores/grow", s.guard(s.growStore, true))
+	mux.HandleFunc("POST /"+APIVersion+"/upgrade", s.upgrade)
 	mux.HandleFunc("/", s.unknown)
 	return s.limit(mux)
 }
@@ -169,7 +170,7 @@ func checkVersions(client, daemon string) *Error {
 }
 
 func (s *server) version(w http.ResponseWriter, _ *http.Request) {
-	s.answer(w, http.StatusOK, VersionInfo{Version: s.d.cfg.Version, API: APIVersion, PID: os.Getpid()})
+	s.answer(w, http.StatusOK, VersionInfo{Version: s.d.cfg.Version, API: APIVersion, PID: os.Getpid(), Upgrade: s.d.LastUpgrade()})
 }
 
 // settle waits a little for devices of an earlier daemon to be taken over, so that who

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -354,5 +355,19 @@ func TestBadOptions(t *testing.T) {
 		if err := supervise.Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+// A machine that shuts down unmounts what is below a root before it, and nothing else.
+func TestMountsBelow(t *testing.T) {
+	const text = `22 1 0:20 / / rw - tmpfs coppice rw
+30 22 259:0 / /oldroot rw,relatime shared:1 - ext4 /dev/ublkb0 rw
+31 30 0:5 / /oldroot/dev rw - devtmpfs udev rw
+32 30 8:1 / /oldroot/mnt/a\040b\134c rw - xfs /dev/sda1 rw
+33 22 0:5 / /oldrootier rw - devtmpfs udev rw
+`
+	want := []string{"/oldroot", "/oldroot/dev", `/oldroot/mnt/a b\c`}
+	if got := supervise.MountsBelow([]byte(text), "/oldroot"); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 }

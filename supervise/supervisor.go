@@ -29,6 +29,7 @@ type supervisor struct {
 	status  *os.File // until the first daemon is ready; then nil
 	program *os.File // of the next daemon
 	former  *os.File // the one before, until the new one has proved itself; or nil
+	adopted time.Time
 	stop    chan os.Signal
 	pace    pace
 }
@@ -108,7 +109,7 @@ func (s *supervisor) loop() error {
 		lived := time.Since(began)
 		wait := s.pace.after(lived)
 		s.log.Error("the daemon has ended; starting it again", "reason", err, "lived", lived.Round(time.Millisecond), "pause", wait)
-		s.goBack(lived)
+		s.goBack()
 		time.Sleep(wait)
 	}
 }
@@ -195,16 +196,16 @@ func (s *supervisor) adopt(program *os.File) {
 	if s.former != nil {
 		_ = s.former.Close()
 	}
-	s.former, s.program = s.program, program
+	s.former, s.program, s.adopted = s.program, program, time.Now()
 	s.pace = pace{}
 }
 
 // goBack makes the former program that of the next daemon where the new one does not last.
-func (s *supervisor) goBack(lived time.Duration) {
+func (s *supervisor) goBack() {
 	if s.former == nil {
 		return
 	}
-	if lived >= soon {
+	if time.Since(s.adopted) >= proof {
 		_ = s.former.Close()
 		s.former = nil
 		return
@@ -214,8 +215,12 @@ func (s *supervisor) goBack(lived time.Duration) {
 	s.program, s.former = s.former, nil
 }
 
-// soon is how long a daemon has to live to be none that dies at once.
-const soon = 30 * time.Second
+const (
+	// soon is how long a daemon has to live to be none that dies at once.
+	soon = 30 * time.Second
+	// proof is how long a daemon of a new program has to serve to be followed by others of it.
+	proof = 10 * time.Second
+)
 
 // pace is how fast daemons are started again. The zero value is of none that died.
 type pace struct{ inARow int }

@@ -42,9 +42,12 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Boot    bootCmd    `cmd:"" help:"Bring this machine up on a root device; for the initramfs."`
+	Upgrade upgradeCmd `cmd:"" help:"Hand all devices over to another version of this program, while they are in use."`
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 
 	Supervise    superviseCmd `cmd:"" hidden:"" help:"Keep the daemon of the root file system running; for coppice itself."`
+	Release      releaseCmd   `cmd:"" hidden:"" help:"Stop all devices of a daemon, whatever its version, when the machine shuts down."`
+	UpgradeGuard guardCmd     `cmd:"" hidden:"" help:"Come back where a new program does not live; for coppice itself."`
 	ThawWatchdog watchdogCmd  `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`
 }
 

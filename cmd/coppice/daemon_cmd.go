@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"coppice/internal/resident"
 	"coppice/node"
@@ -82,6 +83,11 @@ func (c *daemonCmd) serve(env *environment, link *supervise.Link, flusher error)
 	log := cfg.NewLog()
 	slog.SetDefault(log)
 	cfg.Log, cfg.Version = log, env.version()
+	cfg.MayHandOver = func() error {
+		_, err := c.config(env) // it is read again then
+		return err
+	}
+	cfg.BeforeHandOver = startGuard(cfg.RunDir, link)
 	cfg.Ready = func(status string) {
 		notifyReady(status)
 		if err := link.Ready(); err != nil {
@@ -113,7 +119,22 @@ func (c *daemonCmd) serve(env *environment, link *supervise.Link, flusher error)
 		}
 		return d.Reload(ctx, again)
 	})
-	return d.Run(ctx)
+	if err := d.Run(ctx); err != nil || d.Successor() == nil {
+		return err
+	}
+	return follow(d.Successor(), link)
+}
+
+// follow makes this process one of another program; the devices wait until that serves them. Where it cannot be executed, this program
+// serves them again.
+func follow(program *os.File, link *supervise.Link) error {
+	signal.Ignore(syscall.SIGHUP) // until the program catches it
+	err := link.KeepForExec(true)
+	if err == nil {
+		err = unix.Exec(resident.Path(program), os.Args, os.Environ())
+	}
+	slog.Error("THE NEW PROGRAM CANNOT BE EXECUTED: going back to this one", "error", err)
+	return errors.Join(err, unix.Exec(resident.Self, os.Args, os.Environ()))
 }
 
 // config reads the file and lets flags override it.

@@ -10,14 +10,13 @@ import (
 type versionCmd struct{ output }
 
 type versions struct {
-	Version string            `json:"version"`
-	API     string            `json:"api"`
-	Daemon  *node.VersionInfo `json:"daemon,omitempty"` // absent where none answers
+	node.ProgramVersion
+	Daemon *node.VersionInfo `json:"daemon,omitempty"` // absent where none answers
 }
 
 // Run shows the versions. A daemon that is not running is no failure.
 func (c *versionCmd) Run(env *environment) error {
-	v := versions{Version: env.version(), API: node.APIVersion}
+	v := versions{ProgramVersion: node.ProgramVersion{Version: env.version(), API: node.APIVersion, Records: node.RecordFormat}}
 	client := env.client()
 	client.Wait = 0
 	if d, err := client.Version(env.ctx); err == nil {

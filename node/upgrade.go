@@ -1,0 +1,365 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coppice/internal/resident"
+)
+
+// RecordFormat is the version of the records by which this program takes devices over. A program takes them from a daemon
+// of the same one.
+const RecordFormat = recordVersion
+
+// ProgramVersion is what coppice version -o json says about a program.
+type ProgramVersion struct {
+	Version string `json:"version"`
+	API     string `json:"api"`
+	// Records is the [RecordFormat]; 0 for programs that cannot take devices over.
+	Records int `json:"records"`
+}
+
+// UpgradeRequest asks the daemon to hand its devices over to another program.
+type UpgradeRequest struct {
+	ID string `json:"id"` // of the attempt, as the caller likes
+	FD int    `json:"fd"` // descriptor, in the caller's process, of a sealed file in memory with the program
+}
+
+// UpgradeOutcome is how far an upgrade has come.
+type UpgradeOutcome string
+
+// The outcomes of upgrades.
+const (
+	UpgradeBegun    UpgradeOutcome = "begun"
+	UpgradeDone     UpgradeOutcome = "done"
+	UpgradeWentBack UpgradeOutcome = "went back" // the new program ended, and the former one serves again
+)
+
+// Upgrade tells of the last upgrade of a daemon.
+type Upgrade struct {
+	ID      string         `json:"id"`
+	From    string         `json:"from"`
+	To      string         `json:"to"`
+	Outcome UpgradeOutcome `json:"outcome"`
+	// StallMS is for how long no device was served, in milliseconds; 0 until that is known.
+	StallMS float64 `json:"stall_ms"`
+}
+
+const upgradeName = "upgrade.json"
+
+// handover is the file by which a new program knows that it follows another one.
+type handover struct {
+	Upgrade
+	BootID  string        `json:"boot_id"`
+	Began   time.Duration `json:"began"` // of the stall, on the clock of [now]
+	Program fileID        `json:"program"`
+}
+
+// fileID tells a file in memory from all others of this boot.
+type fileID struct{ Device, Inode uint64 }
+
+func idOf(path string) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fileID{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fileID{st.Dev, st.Ino}, nil
+}
+
+// now is a clock that two programs share.
+func now() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // fails for unknown clocks only
+	return time.Duration(t.Nano())
+}
+
+func (d *Daemon) upgradePath() string { return filepath.Join(d.cfg.RunDir, upgradeName) }
+
+// loadUpgrade finds out whether this daemon follows another one, or comes back for it.
+func (d *Daemon) loadUpgrade() error {
+	data, err := os.ReadFile(d.upgradePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var h handover
+	if err == nil {
+		err = json.Unmarshal(data, &h)
+	}
+	if err != nil {
+		return fmt.Errorf("read what the last upgrade left: %w", err)
+	}
+	own, err := idOf(resident.Self)
+	switch {
+	case err != nil:
+		return err
+	case h.BootID != d.bootID:
+		return os.Remove(d.upgradePath())
+	case h.Program == own && h.Outcome == UpgradeBegun:
+		d.follows = &h
+	case h.Program != own && h.From == d.cfg.Version:
+		h.Outcome = UpgradeWentBack
+		d.log.Error("THE NEW PROGRAM OF AN UPGRADE HAS ENDED: this is the former one again", "from", h.From, "to", h.To)
+	}
+	d.upgraded = &h.Upgrade
+	return nil
+}
+
+// endUpgrade is called when all devices have been taken up.
+func (d *Daemon) endUpgrade() {
+	if d.follows == nil {
+		return
+	}
+	d.mu.Lock()
+	d.follows.Outcome, d.follows.StallMS = UpgradeDone, milliseconds(now()-d.follows.Began)
+	done := d.follows.Upgrade
+	d.upgraded = &done
+	d.mu.Unlock()
+	d.log.Info("devices taken over from another program", "from", done.From, "to", done.To, "stall_ms", done.StallMS)
+	if err := d.saveHandover(d.follows); err != nil {
+		d.log.Warn("end of the upgrade not recorded", "error", err)
+	}
+}
+
+func (d *Daemon) saveHandover(h *handover) error {
+	data, err := json.Marshal(h)
+	if err == nil {
+		err = writeAtomically(d.upgradePath(), data)
+	}
+	if err != nil {
+		return fmt.Errorf("record upgrade: %w", err)
+	}
+	return nil
+}
+
+// LastUpgrade tells of the last upgrade in this run directory, if the daemon came by it.
+func (d *Daemon) LastUpgrade() *Upgrade {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.upgraded
+}
+
+// Successor is, when [Daemon.Run] has returned, the program that this process is to execute, with the arguments that it has, or nil where
+// it is to end. The devices wait until then. The caller owns it.
+func (d *Daemon) Successor() *os.File {
+	if d.successor == nil {
+		return nil
+	}
+	return d.successor.program
+}
+
+// successor is what an upgrade has been asked for.
+type successor struct {
+	program *os.File
+	handover
+}
+
+// upgrade answers before anything is handed over: that begins when no call is answered any more.
+func (s *server) upgrade(w http.ResponseWriter, r *http.Request) {
+	p, ok := peerOf(r.Context())
+	if !ok || !p.mayChange() {
+		s.fail(w, fail(CodeForbidden, "run it as root", "user %d may not upgrade the daemon", p.uid))
+		return
+	}
+	var req UpgradeRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	u, err := s.d.Upgrade(r.Context(), int(p.pid), req)
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	s.answer(w, http.StatusOK, u)
+}
+
+// Upgrade makes Run hand the devices over to a program that process pid has open. It fails, and nothing has changed, where that is
+// none that can take them over, or devices cannot be left.
+func (d *Daemon) Upgrade(ctx context.Context, pid int, r UpgradeRequest) (Upgrade, error) {
+	if err := d.mayHandOver(ctx); err != nil {
+		return Upgrade{}, err
+	}
+	defer d.ops.Done()
+	program, err := sealedFile(pid, r.FD)
+	if err != nil {
+		return Upgrade{}, fail(CodeBadRequest, "run coppice upgrade BINARY on this machine", "take program of process %d: %w", pid, err)
+	}
+	next := &successor{program: program}
+	v, err := CheckProgram(ctx, program)
+	if err == nil {
+		next.Program, err = idOf(resident.Path(program))
+	}
+	if err != nil {
+		return Upgrade{}, errors.Join(err, program.Close())
+	}
+	next.Upgrade = Upgrade{ID: r.ID, From: d.cfg.Version, To: v.Version, Outcome: UpgradeBegun}
+	next.BootID = d.bootID
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping || d.successor != nil {
+		return Upgrade{}, errors.Join(fail(CodeStopping, "try again when it serves again", "the daemon is stopping"), program.Close())
+	}
+	d.successor = next
+	close(d.handOver)
+	return next.Upgrade, nil
+}
+
+// mayHandOver admits an upgrade as begin does other operations, where all devices can be left.
+func (d *Daemon) mayHandOver(ctx context.Context) error {
+	if err := d.cfg.MayHandOver(); err != nil {
+		return fmt.Errorf("hand devices over: %w", err)
+	}
+	if err := d.begin(ctx); err != nil {
+		return err
+	}
+	for _, v := range d.all() {
+		if err := v.mayBeLeft(); err != nil {
+			d.ops.Done()
+			return err
+		}
+	}
+	return nil
+}
+
+// mayBeLeft tells what keeps the device from being handed over.
+func (v *device) mayBeLeft() error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	name := v.rec.Device.Name
+	switch {
+	case v.state == StateFailed:
+		return nil
+	case v.state != StateLive:
+		return fail(CodeBusy, "wait for that to end; `coppice list` shows it", "hand devices over: device %s is %s", name, v.state)
+	case !v.disk.Params().Recoverable:
+		return fail(CodeInUse, "unmount and delete it, upgrade, and create it again", "hand devices over: the kernel cannot leave %s to another program", name)
+	}
+	return nil
+}
+
+// sealedFile opens what process pid has open as fd, which nobody can change any more.
+func sealedFile(pid, fd int) (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if err != nil {
+		return nil, err
+	}
+	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0); err != nil || seals&want != want {
+		return nil, errors.Join(errors.New("it is no sealed file in memory"), f.Close())
+	}
+	return f, nil
+}
+
+// CheckProgram runs a program to find out whether it is of Coppice and takes devices over from this one.
+func CheckProgram(ctx context.Context, program *os.File) (ProgramVersion, error) {
+	const limit = 30 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, resident.Path(program), "--run-dir", "/nonexistent", "version", "-o", "json")
+	cmd.Args[0], cmd.Dir, cmd.Env = "coppice", "/", []string{}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	const hint = "give the binary of a release for this machine: coppice upgrade BINARY"
+	var v ProgramVersion
+	if err != nil {
+		return v, fail(CodeBadRequest, hint, "check the program (coppice version -o json): %w: %s", err, oneLine(errors.New(said.String())))
+	}
+	if err := json.Unmarshal(out, &v); err != nil || v.Version == "" {
+		return v, fail(CodeBadRequest, hint, "check the program (coppice version -o json): it answers %.100q", out)
+	}
+	if v.Records != RecordFormat {
+		return v, fail(CodeVersion, "stop the devices, and start the daemon of the other version",
+			"version %s takes devices over by records of format %d, this daemon has format %d", v.Version, v.Records, RecordFormat)
+	}
+	return v, nil
+}
+
+// leaveTime is how long requests that a device has may take to end when it is handed over. What is left then is served again by
+// the next program, as after the death of this one.
+const leaveTime = time.Second
+
+// leaveAll hands all devices over. All that may take long comes before they are left.
+func (d *Daemon) leaveAll(srv *server) {
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	d.stopWork()
+	d.ops.Wait()
+	d.stores.prepareEnd()
+	err := errors.Join(d.cfg.BeforeHandOver(d.successor.ID), srv.close(), d.metrics.close())
+	if err != nil {
+		d.log.Warn("hand-over not prepared as wished; going on", "error", err)
+	}
+	d.successor.Began = now()
+	if err := d.saveHandover(&d.successor.handover); err != nil {
+		d.log.Warn("the next program will not know what it follows", "error", err)
+	}
+	step := d.steps()
+	if err := d.detachAll(); err != nil {
+		d.log.Warn("devices are left as they are: the next program takes them up as after a crash", "error", oneLine(err))
+		return
+	}
+	step("requests ended")
+	err = d.driver.Close()
+	step("driver closed")
+	err = errors.Join(append(d.closeLeaves(StateStopping), err, d.cache.close())...)
+	step("stores closed")
+	if err != nil {
+		d.log.Warn("not all was closed well before the hand-over", "error", oneLine(err))
+	}
+}
+
+// steps returns what logs for how long the devices have waited.
+func (d *Daemon) steps() func(what string) {
+	return func(what string) { d.log.Info("hand-over: "+what, "ms", milliseconds(now()-d.successor.Began)) }
+}
+
+func (d *Daemon) detachAll() error {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+	defer cancel()
+	list := d.all()
+	errs := make(chan error, len(list))
+	forEach(list, func(v *device) {
+		if v.enter(StateStopping, StateLive) == nil {
+			errs <- v.disk.Detach(ctx)
+		}
+	})
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// prepareEnd does ahead what the end of the stores would take long for.
+func (s *stores) prepareEnd() {
+	s.mu.Lock()
+	var all []*sharedStore
+	for _, st := range s.open {
+		all = append(all, st)
+	}
+	s.mu.Unlock()
+	for _, st := range all {
+		st.mu.Lock()
+		if st.Store != nil {
+			st.scrubber.stop()
+			if err := st.Checkpoint(); err != nil {
+				s.log.Warn("store not checkpointed before the hand-over", "error", err)
+			}
+		}
+		st.mu.Unlock()
+	}
+}

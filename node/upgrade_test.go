@@ -1,0 +1,184 @@
+package node_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coppice/internal/resident"
+	"coppice/node"
+	"coppice/node/nodetest"
+)
+
+// programName is what the test binary is called by when it is a program with a daemon.
+const programName = "coppice"
+
+// beProgram returns the exit code.
+func beProgram() int {
+	err := errors.ErrUnsupported
+	switch i := slices.IndexFunc(os.Args, func(a string) bool { return a == "version" || a == "daemon" }); {
+	case i > 0 && os.Args[i] == "version":
+		err = json.NewEncoder(os.Stdout).Encode(node.ProgramVersion{Version: "next", API: node.APIVersion, Records: node.RecordFormat})
+	case i > 0:
+		err = beDaemon(os.Args[i+1])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// beDaemon serves devices of a kernel that is made up, as a file says, and goes on as another program where it is told to.
+func beDaemon(path string) error {
+	cfg, err := node.ReadConfig(path, false)
+	if err != nil {
+		return err
+	}
+	cfg.Version = "test"
+	d, err := nodetest.Start(nodetest.NewKernel(), cfg)
+	if err != nil {
+		return err
+	}
+	<-d.Ended()
+	if err := d.Stop(); err != nil || d.Successor() == nil {
+		return err
+	}
+	return unix.Exec(resident.Path(d.Successor()), os.Args, os.Environ())
+}
+
+// program is the test binary in memory, and its descriptor what an upgrade is asked for by.
+func program(t *testing.T) *os.File {
+	t.Helper()
+	f, err := resident.Program(resident.Self)
+	check(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func (r *rig) awaitUpgrade(id string) node.Upgrade {
+	r.t.Helper()
+	var last node.VersionInfo
+	r.eventually("upgrade "+id, func() bool {
+		v, err := r.client().Version(context.Background())
+		last = v
+		return err == nil && v.Upgrade != nil && v.Upgrade.ID == id && v.Upgrade.Outcome != node.UpgradeBegun
+	})
+	return *last.Upgrade
+}
+
+// A daemon hands its device over to another program in its own process, within the time that a planned upgrade may take.
+func TestUpgradeInOneProcess(t *testing.T) {
+	r := newRig(t)
+	f := program(t)
+	config := filepath.Join(r.dir, "coppice.toml")
+	check(t, os.WriteFile(config, fmt.Appendf(nil, "run_dir = %q\n[cache]\ntraces = %q\n", r.cfg.RunDir, filepath.Join(r.dir, "traces")), 0o600))
+	cmd := &exec.Cmd{Path: resident.Path(f), Args: []string{programName, "daemon", config}, Stderr: os.Stderr}
+	check(t, cmd.Start())
+	t.Cleanup(func() { check(t, errors.Join(cmd.Process.Kill(), ignoreExit(cmd.Wait()))) })
+	r.eventually("the daemon", func() bool { _, err := r.client().Version(context.Background()); return err == nil })
+	r.create(r.request("web1"))
+	var stalls []float64
+	for i := range 5 {
+		id := fmt.Sprint("attempt", i)
+		next := program(t)
+		_, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: id, FD: int(next.Fd())})
+		check(t, err)
+		u := r.awaitUpgrade(id)
+		if u.Outcome != node.UpgradeDone {
+			t.Fatalf("%+v", u)
+		}
+		stalls = append(stalls, u.StallMS)
+		v, err := r.client().Version(context.Background())
+		check(t, err)
+		if d := state(t, r, "web1"); v.PID != cmd.Process.Pid || d.State != node.StateLive {
+			t.Fatalf("process %d, then %d, device %s", cmd.Process.Pid, v.PID, d.State)
+		}
+	}
+	t.Logf("no device was served for %.1f ms", stalls)
+	const goal, busy = 500, 20 // ms, and how much slower a machine may be
+	if best := slices.Min(stalls); best > goal*busy {
+		t.Errorf("the shortest stall is %.0f ms", best)
+	}
+}
+
+// ignoreExit is about a process that was killed.
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+// A daemon that starts after an upgrade whose program is gone is the former one, and says so; a device that was left is taken up.
+func TestUpgradeGoesBack(t *testing.T) {
+	r := newRig(t)
+	d := r.start()
+	r.create(r.request("web1"))
+	r.write(0, "kept", 0)
+	r.kernel.Hold(0, true)
+	u, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: int(program(t).Fd())})
+	check(t, err)
+	if u.To != "next" || u.From != "test" || u.Outcome != node.UpgradeBegun {
+		t.Errorf("%+v", u)
+	}
+	select {
+	case <-d.Ended():
+	case <-time.After(2 * time.Minute):
+		t.Fatal("the daemon does not end")
+	}
+	if d.Successor() == nil || r.kernel.Disk(0) == nil {
+		t.Fatalf("successor %v", d.Successor())
+	}
+	check(t, d.Successor().Close())
+	r.start()
+	if u := r.awaitUpgrade("one"); u.Outcome != node.UpgradeWentBack {
+		t.Errorf("%+v", u)
+	}
+	if got := r.read(0, 0, 4); got != "kept" || state(t, r, "web1").State != node.StateLive {
+		t.Errorf("read %q", got)
+	}
+	r.kernel.Hold(0, false)
+}
+
+// What cannot take devices over changes nothing.
+func TestUpgradeRefuses(t *testing.T) {
+	r := newRig(t)
+	r.cfg.MayHandOver = func() error { return nil }
+	r.start()
+	r.create(r.request("web1"))
+	plain, err := os.Open(r.root)
+	check(t, err)
+	defer plain.Close()
+	text := filepath.Join(r.dir, "text")
+	check(t, os.WriteFile(text, []byte("#!/bin/sh\necho no\n"), 0o700))
+	script, err := resident.Program(text)
+	check(t, err)
+	defer script.Close()
+	other, err := resident.Program("/bin/true")
+	check(t, err)
+	defer other.Close()
+	for want, f := range map[string]*os.File{"no sealed file": plain, "it answers \"no": script, `it answers ""`: other} {
+		_, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: int(f.Fd())})
+		if err == nil || !strings.Contains(err.Error(), want) || node.HintOf(err) == "" {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: 9999}); err == nil {
+		t.Error("taken from nothing")
+	}
+	if state(t, r, "web1").State != node.StateLive {
+		t.Error("the device is not served any more")
+	}
+}

@@ -1,0 +1,4 @@
+package supervise
+
+// MountsBelow is [mountsBelow].
+var MountsBelow = mountsBelow
