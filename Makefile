@@ -9,11 +9,13 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 CRASH_STATES      ?= 100000
 CRASH_STATES_LONG ?= 1000000
 
-# What the race detector has nothing to find in, as one goroutine does it all, or as it measures. The simulator's threads are made up;
-# TestCrashThreads has real ones.
+# What the race detector has nothing to find in: one goroutine does it all, it measures, or what runs is another program; or other tests have the same
+# goroutines, for BuildOfChanges TestBuildGoesOn. The simulator's threads are made up; TestCrashThreads has real ones.
 SEQUENTIAL := ^Test(CrashSimulator|CrashSmallScope|LogWraps|Paging|Tidy|MoveCut|HostileStructures|GoldenStore|DepthCostsNothing|$\
 NoAllocations|Figures|HostileImagesAreRefused|RebuiltTreeCostsLittle|ScanLeavesABoot|ClassesGiveWay|FlipsOfStructures|$\
-CLIPageHasEveryCommand|BootstrapCoverage|Package.*)$$
+CLIPageHasEveryCommand|BootstrapCoverage|Package.*|FaultSweep|GrowCutAtEachCall|PowerCutWhileLayersChange|ServeAllocatesNothing|BuildOfChanges|$\
+AnyFlippedByteIsNoticed|FirstByteIsCheap|Update|TarMakesTheSameAsItsDirectory|DamagedFileSystems|Scan|FlipsOfContent|ReadmeNamesRealCommands|$\
+RunbookHasCommandsThatCanBeRun)$$
 
 # Benchmark knobs: paired rounds, and seconds per job.
 ROUNDS  ?= 12
@@ -77,6 +79,7 @@ vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 
 long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)
+	$(TESTSUM) run -v $(RESULTS)/sweep-long.json -- $(GO) test -count=1 -timeout 1h ./union -run '^TestFaultSweep$$' -args -fault-share 1
 	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests

@@ -3,6 +3,7 @@ package union
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -459,15 +460,21 @@ func (s *sweep) close() {
 	}
 }
 
+// faultShare spreads what is left out over all kinds of faults and all parts of the script.
+var faultShare = flag.Int("fault-share", 4, "TestFaultSweep injects one of so many faults; 1: all")
+
 // TestFaultSweep makes every call to a disk go wrong that a script of requests of all kinds, freezes, merges, new and removed
 // layers, checkpoints, restarts, deaths of the process and power cuts makes: one in each run, in each way that fits it.
 // After a write or a flush of the store failed nothing is acknowledged any more, reads go on, and the next
-// opening finds what it must.
+// opening finds what it must. Without -fault-share it takes one in four.
 func TestFaultSweep(t *testing.T) {
 	t.Parallel()
 	s := newSweep(t)
 	var total [callKinds]int
-	sites, done := 0, 0
+	sites, done, share := 0, 0, max(*faultShare, 1)
+	if testing.Short() {
+		share = 211
+	}
 	for part := range sweepParts {
 		s.run(part, 0, nil)
 		s.script = slices.Clone(s.calls)
@@ -480,7 +487,7 @@ func TestFaultSweep(t *testing.T) {
 				if !slices.Contains(fault.kinds, s.script[at-1].kind) {
 					continue
 				}
-				if sites++; testing.Short() && sites%211 != 0 {
+				if sites++; sites%share != 0 {
 					continue
 				}
 				s.run(part, at, fault)

@@ -39,6 +39,7 @@ func boot(t *testing.T, b *Build, cfg Config) *VM {
 }
 
 func TestJob(t *testing.T) {
+	t.Parallel()
 	vm := boot(t, newBuild(t), Config{Name: "job", Userland: true, Modules: []string{"null_blk nr_devices=2"}})
 
 	t.Run("output", func(t *testing.T) {
@@ -108,6 +109,7 @@ func TestJob(t *testing.T) {
 }
 
 func TestGuestPanic(t *testing.T) {
+	t.Parallel()
 	vm := boot(t, newBuild(t), Config{Name: "panic", Userland: true})
 	_, err := vm.Run(t.Context(), Job{Argv: []string{"sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100"}, Timeout: time.Minute})
 	if !errors.Is(err, ErrGuestGone) {
@@ -125,6 +127,7 @@ func TestGuestPanic(t *testing.T) {
 
 // TestDisks shows that written data outlives a killed VM, that snapshots drop theirs, and that a bare guest boots.
 func TestDisks(t *testing.T) {
+	t.Parallel()
 	b := newBuild(t)
 	dir := t.TempDir()
 	kept, shared := filepath.Join(dir, "kept"), filepath.Join(dir, "shared")
@@ -163,6 +166,7 @@ func TestDisks(t *testing.T) {
 }
 
 func TestSetupFailure(t *testing.T) {
+	t.Parallel()
 	_, err := newBuild(t).Boot(t.Context(), Config{Name: "no-module", Modules: []string{"no_such_module"}})
 	if err == nil || !strings.Contains(err.Error(), "no_such_module") {
 		t.Errorf("error %v, want one that names the module", err)
@@ -171,6 +175,7 @@ func TestSetupFailure(t *testing.T) {
 
 // TestOutcomes runs tests that pass, fail, are skipped, hang and exit, and expects each to be told apart.
 func TestOutcomes(t *testing.T) {
+	t.Parallel()
 	b := newBuild(t)
 	load := func(names ...string) *GuestTests {
 		g, err := b.GuestTests(t.Context(), "./vmtests/testdata/outcomes")

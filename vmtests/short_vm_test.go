@@ -8,7 +8,7 @@ import "time"
 var longTags []string
 
 // cutStates is how many states TestPowerCut judges, or one more.
-const cutStates = 240
+const cutStates = 160
 
 // scenariosLimit is how long all tests of package scenarios may take together.
 const scenariosLimit = 25 * time.Minute

@@ -3,7 +3,7 @@
 package scenarios
 
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
-const kills = 15
+const kills = 10
 
 // comparedParts are the directories whose files TestImageRoot and TestDebianInstall compare. The whole system takes minutes under emulation.
 var comparedParts = []string{"etc", "usr/sbin", "var/lib"}
