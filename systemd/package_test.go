@@ -70,18 +70,60 @@ func copyRepository(t *testing.T) string {
 	return dir
 }
 
-// Two builds from different directories, with files of other times and modes, make the same package.
-func TestPackageIsReproducible(t *testing.T) {
+func TestPackage(t *testing.T) {
 	nfpm := packer(t)
-	var sums [2]string
-	for i, dir := range []string{"..", copyRepository(t)} {
-		data, err := os.ReadFile(buildPackage(t, dir, nfpm))
-		if err != nil {
-			t.Fatal(err)
+	deb := buildPackage(t, "..", nfpm)
+	t.Run("content", func(t *testing.T) { checkContent(t, deb) })
+	t.Run("reproducible", func(t *testing.T) {
+		elsewhere := buildPackage(t, copyRepository(t), nfpm)
+		if here, there := digest(t, deb), digest(t, elsewhere); here != there {
+			t.Errorf("%s here, %s in another directory, with files of other times and modes", here, there)
 		}
-		sums[i] = fmt.Sprintf("%x", sha256.Sum256(data))
+	})
+}
+
+func digest(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if sums[0] != sums[1] {
-		t.Errorf("%s here, %s there", sums[0], sums[1])
+	return fmt.Sprintf("%x", sha256.Sum256(data))
+}
+
+// checkContent finds in the package what a system looks for, where it looks for it; groff finds no fault with the page that no command makes.
+func checkContent(t *testing.T, deb string) {
+	t.Helper()
+	dir := t.TempDir()
+	command(t, "", nil, "dpkg-deb", "-x", deb, dir)
+	for _, path := range []string{
+		"usr/bin/coppice", "etc/coppice/coppice.toml", "etc/coppice/devices.d", "etc/default/coppice-serve",
+		"usr/lib/systemd/system/coppice.service", "usr/lib/systemd/system/coppice-serve.service", "usr/lib/systemd/system-generators/coppice-generator",
+		"usr/lib/udev/rules.d/90-coppice.rules", "usr/lib/tmpfiles.d/coppice.conf", "usr/lib/sysusers.d/coppice.conf",
+		"usr/share/initramfs-tools/hooks/coppice", "usr/share/man/man1/coppice.1.gz", "usr/share/man/man1/coppice-create.1.gz", "usr/share/man/man5/coppice.toml.5.gz",
+		"usr/share/bash-completion/completions/coppice", "usr/share/zsh/vendor-completions/_coppice", "usr/share/fish/vendor_completions.d/coppice.fish",
+		"usr/share/doc/coppice/copyright", "usr/share/doc/coppice/sbom.cdx.json",
+	} {
+		if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, field := range [][2]string{{"Version", packageVersion}, {"Architecture", "amd64"}, {"Package", "coppice"}} {
+		if got := strings.TrimSpace(command(t, "", nil, "dpkg-deb", "-f", deb, field[0])); got != field[1] {
+			t.Errorf("%s is %q, want %q", field[0], got, field[1])
+		}
+	}
+	page := filepath.Join(dir, "usr/share/man/man5/coppice.toml.5")
+	command(t, "", nil, "gunzip", page+".gz")
+	if out := command(t, "", nil, "groff", "-man", "-Tutf8", "-ww", "-z", page); out != "" {
+		t.Error(out)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil || !strings.Contains(string(text), "#verify_leaf = true") || strings.Contains(string(text), "@CONFIGURATION@") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	version := command(t, "", []string{"COPPICE_RUN_DIR=" + dir}, filepath.Join(dir, "usr/bin/coppice"), "version")
+	if !strings.Contains(version, packageVersion) {
+		t.Errorf("the program says it is %q", version)
 	}
 }

@@ -41,6 +41,12 @@ tree() {
 	done < <(cd "$1" && find . -type f ! -name '*.go' ! -name '.*' | sort)
 }
 
+# manual PAGE TARGET copies a page of the manual, with the default configuration in it.
+manual() {
+	mkdir -p "$(dirname "$2")"
+	sed -e 's/\\/\\e/g; s/^\./\\\&./; s/-/\\-/g' systemd/coppice.toml | sed -e '/@CONFIGURATION@/{r /dev/stdin' -e 'd}' "$1" >"$2"
+}
+
 stage() {
 	local root=$1 arch=$2
 	CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-buildvcs=false \
@@ -49,7 +55,11 @@ stage() {
 	tree systemd/initramfs-tools "$root/usr/share/initramfs-tools"
 	tree systemd/dracut "$root/usr/lib/dracut/modules.d/90coppice"
 	tree systemd/root "$root"
+	"$out/coppice-here" manual "$root"
+	manual systemd/man/coppice.toml.5 "$root/usr/share/man/man5/coppice.toml.5"
+	find "$root/usr/share/man" -type f -exec gzip -9n {} +
 	install -D -m 644 LICENSE "$root/usr/share/doc/coppice/copyright"
+	install -m 644 docs/boot.md docs/cli.md docs/runbook.md "$root/usr/share/doc/coppice/"
 	gzip -9n <CHANGELOG.md >"$root/usr/share/doc/coppice/changelog.gz"
 	"$go" -C tools run ./sbom "$root/usr/bin/coppice" "$VERSION" >"$root/usr/share/doc/coppice/sbom.cdx.json"
 	chmod 644 "$root"/usr/share/doc/coppice/*
@@ -57,6 +67,8 @@ stage() {
 }
 
 mkdir -p "$out"
+trap 'rm -f "$out/coppice-here"' EXIT
+CGO_ENABLED=0 GOFLAGS=-buildvcs=false "$go" build -trimpath -ldflags '-s -w' -o "$out/coppice-here" ./cmd/coppice # writes the manual
 for arch in "$@"; do
 	export ARCH=$arch STAGE=$out/stage-$arch
 	rm -rf "$STAGE"

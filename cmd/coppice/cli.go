@@ -48,6 +48,7 @@ type cli struct {
 	Supervise    superviseCmd `cmd:"" hidden:"" help:"Keep the daemon of the root file system running; for coppice itself."`
 	Release      releaseCmd   `cmd:"" hidden:"" help:"Stop all devices of a daemon, whatever its version, when the machine shuts down."`
 	UpgradeGuard guardCmd     `cmd:"" hidden:"" help:"Come back where a new program does not live; for coppice itself."`
+	Manual       manualCmd    `cmd:"" hidden:"" help:"Write pages of the manual and completions of shells; for the package."`
 	ThawWatchdog watchdogCmd  `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`
 }
 
@@ -74,14 +75,19 @@ func (e *environment) version() string {
 
 func (e *environment) client() *node.Client { return node.NewClient(e.runDir, e.version()) }
 
+// newParser makes the parser of the command line.
+func newParser(c *cli, out, errOut io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
+		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
+		kong.Exit(exit))
+}
+
 // run is the whole program: it returns the exit code.
 func run(args []string, out, errOut io.Writer) int {
 	var c cli
 	exit := -1
-	parser, err := kong.New(&c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
-		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
-		kong.Exit(func(code int) { exit = code }))
+	parser, err := newParser(&c, out, errOut, func(code int) { exit = code })
 	if err != nil {
 		panic(err) // the struct above is wrong
 	}
