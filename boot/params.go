@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,11 +17,12 @@ import (
 
 // Names of what is read, on the kernel's command line and as credentials alike.
 const (
-	keyRoot = "coppice.root"
-	keyLeaf = "coppice.leaf"
-	keyName = "coppice.name"
-	keySize = "coppice.size"
-	prefix  = "coppice."
+	keyRoot  = "coppice.root"
+	keyLeaf  = "coppice.leaf"
+	keyName  = "coppice.name"
+	keySize  = "coppice.size"
+	keyTries = "coppice.tries"
+	prefix   = "coppice."
 )
 
 // Policy says what to do where the leaf's layer was made for another root.
@@ -44,7 +46,10 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 const (
 	defaultName = "root"
 	defaultWait = 30 * time.Second
-	maxWait     = 24 * time.Hour
+	// defaultTries is how many boots may fail before another layer is taken, and maxTries how many that can be.
+	defaultTries = 3
+	maxTries     = 1000
+	maxWait      = 24 * time.Hour
 )
 
 // Params say which device is to be the machine's root. The zero value means none.
@@ -56,6 +61,8 @@ type Params struct {
 	Name string `json:"name"`
 	// SizeBytes is the size of the device; 0 means that of the root, or of the layer that is there already.
 	SizeBytes int64 `json:"size_bytes,omitempty"`
+	// Tries is how many boots in a row may fail before what is below the layer is booted from; 0: any number.
+	Tries int `json:"tries"`
 }
 
 // Leaf says where what is written goes.
@@ -127,6 +134,13 @@ func parse(given map[string]string) (Params, error) {
 			err = errors.New("not a multiple of 4096 bytes")
 		}
 		note(keySize, err)
+	}
+	p.Tries = defaultTries
+	if tries := given[keyTries]; tries != "" {
+		p.Tries, err = strconv.Atoi(tries)
+		if err != nil || p.Tries < 0 || p.Tries > maxTries {
+			note(keyTries, fmt.Errorf("not a number between 0 and %d", maxTries))
+		}
 	}
 	p.Leaf, err = parseLeaf(given[keyLeaf], p.Name)
 	note(keyLeaf, err)

@@ -40,6 +40,7 @@ type starter struct {
 	root    string // "/", where proc, sys and dev are
 	client  *node.Client
 	begin   func(ctx context.Context) error
+	from    string // what a layer that takes the place of another one stands on; "": the root
 }
 
 // Start makes the device that Options ask for and returns it, as it also does where the device is there already. It waits for servers of the root for as
@@ -71,6 +72,7 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	if err := s.formatLeaf(leaf); err != nil {
 		return node.Device{}, err
 	}
+	s.countBoot(leaf)
 	if err := s.begin(ctx); err != nil {
 		return node.Device{}, fmt.Errorf("start the root's daemon: %w", err)
 	}
@@ -162,6 +164,16 @@ func (s *starter) createOn(ctx context.Context, leaf string, pin union.Pin) (nod
 func (s *starter) request(leaf string) (node.CreateRequest, error) {
 	req := node.CreateRequest{Name: s.params.Name, Store: leaf, Layer: s.params.Leaf.Layer, ID: rootID, SizeBytes: s.params.SizeBytes}
 	req.Roots = s.params.Roots
+	if s.from != "" {
+		_, found, err := layerOf(leaf, req.Layer)
+		if err != nil {
+			return req, err
+		}
+		if !found {
+			req.From, req.SizeBytes = s.from, 0
+			return req, nil
+		}
+	}
 	return req, s.fitSize(&req)
 }
 

@@ -77,8 +77,8 @@ func (s *BootState) replace(layer string, layers map[string]LayerInfo) (replaced
 // errNotBooted keeps a record as it is.
 var errNotBooted = errors.New("nothing was booted from it")
 
-// BootGood says that the machine which booted from a layer of the store at path, also in the place of another one, is up. It reports whether that boot
-// had been counted. The store may be open elsewhere.
+// BootGood says that the machine which was told to boot from a layer of the store at path, or has booted from it in the place of another one, is up. It reports whether
+// that boot had been counted. The store may be open elsewhere.
 func BootGood(path, layer string) (counted bool, err error) {
 	key, err := bootedAs(path, layer)
 	if err != nil || key == "" {
@@ -97,11 +97,14 @@ func BootGood(path, layer string) (counted bool, err error) {
 	return err == nil, err
 }
 
-// bootedAs returns the layer that the machine was told to boot from when it booted from layer, or "".
+// bootedAs returns the layer that the machine was told to boot from, where it was that or booted from it, or "".
 func bootedAs(path, layer string) (string, error) {
 	r, err := ReadBoots(path)
 	if err != nil {
 		return "", err
+	}
+	if _, ok := r.Layers[layer]; ok {
+		return layer, nil
 	}
 	for key, s := range r.Layers {
 		if s.Layer == layer {

@@ -16,6 +16,8 @@ type bootCmd struct {
 	Start   bootStartCmd   `cmd:"" help:"Make the device that this machine's root is on, as the kernel's command line and credentials say."`
 	Mounted bootMountedCmd `cmd:"" help:"Make the mounted root this node's: its size, its name, its keys."`
 	Show    bootShowCmd    `cmd:"" help:"Show what this machine was told to boot from, and where that was said."`
+	Good    bootGoodCmd    `cmd:"" help:"Say that this machine is up, so that the boot does not count as failed."`
+	Status  bootStatusCmd  `cmd:"" help:"Show which layer this machine has booted from, and which boots have failed."`
 	Wants   bootWantsCmd   `cmd:"" help:"Tell by the exit code whether this machine is to boot from a device of ours, or needs the network for it."`
 }
 
@@ -66,10 +68,27 @@ func startRootDaemon(env *environment) func(context.Context) error {
 		if _, err := client.Version(ctx); err == nil {
 			return nil
 		}
-		return supervise.Start(ctx, supervise.Options{
+		err := supervise.Start(ctx, supervise.Options{
 			RunDir: boot.RunDir, Args: []string{"daemon"}, Files: rootFiles, Env: []string{"DOCKER_CONFIG=" + dockerConfig},
 		})
+		if err != nil || bringsShutdown() {
+			return err
+		}
+		if err := supervise.InstallShutdown(supervise.ShutdownDir, boot.RunDir); err != nil {
+			fmt.Fprintf(env.err, "coppice: the leaf will not be marked clean when this machine is shut down: %v\n", err)
+		}
+		return nil
 	}
+}
+
+// bringsShutdown tells whether the initramfs is of a kind that is unpacked again when the machine is shut down, as dracut's (initrd-release(5) is systemd's sign of those).
+func bringsShutdown() bool {
+	for _, path := range []string{"/etc/initrd-release", "/usr/lib/initrd-release"} {
+		if _, err := os.Stat(path); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 type bootMountedCmd struct {

@@ -1,0 +1,95 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+
+	"coppice/node"
+	"coppice/union"
+)
+
+// countBoot counts this boot, and takes another layer where too many have failed. What keeps it from counting keeps nobody from booting.
+func (s *starter) countBoot(leaf string) {
+	if s.params.Leaf.RAM {
+		return
+	}
+	layer, tries := s.params.Leaf.Layer, s.params.Tries
+	plan, err := union.CountBoot(leaf, layer, tries)
+	if err != nil {
+		s.console.say("this boot is not counted: %v", err)
+		return
+	}
+	s.params.Leaf.Layer, s.from = plan.Layer, plan.From
+	if plan.Layer == layer && plan.Number == 0 {
+		s.from = ""
+	}
+	switch {
+	case plan.Replaced != "":
+		s.console.say("%d BOOTS FROM LAYER %s HAVE FAILED: booting from %s, over %s; layer %s stays as it is, and `coppice boot status` tells how to go back",
+			tries, plan.Replaced, plan.Layer, below(plan.From), plan.Replaced)
+	case plan.Exhausted:
+		s.console.say("%d boots from layer %s have failed, and nothing is below it: trying again", plan.Attempts-1, plan.Layer)
+	case plan.Attempts > 1 && tries > 0:
+		s.console.say("attempt %d of %d to boot from layer %s", plan.Attempts, tries, plan.Layer)
+	case plan.Layer != layer:
+		s.console.say("booting from layer %s, in the place of %s, from which boots have failed", plan.Layer, layer)
+	}
+}
+
+func below(from string) string {
+	if from == "" {
+		return "the root"
+	}
+	return "layer " + from
+}
+
+// Status tells what is known about the boots of this machine.
+type Status struct {
+	Store string `json:"store"`
+	// Told is the layer that the machine is told to boot from, Booted the one that it has booted from.
+	Told   string `json:"told"`
+	Booted string `json:"booted"`
+	union.BootState
+}
+
+// ReadStatus asks the root's daemon what the machine has booted from, and its leaf store what is known about that.
+func ReadStatus(ctx context.Context, g Given, version string) (Status, error) {
+	client := node.NewClient(RunDir, version)
+	client.Wait = 0
+	v, err := client.Version(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	devices, err := node.NewClient(RunDir, v.Version).List(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	if len(devices) != 1 {
+		return Status{}, fmt.Errorf("find the root's device: the root's daemon has %d devices", len(devices))
+	}
+	d := devices[0]
+	st := Status{Store: d.Leaf.Store, Told: d.Leaf.Layer, Booted: d.Leaf.Layer}
+	boots, err := union.ReadBoots(st.Store)
+	if err != nil {
+		return st, err
+	}
+	for told, state := range boots.Layers {
+		if state.Layer == st.Booted {
+			st.Told = told
+		}
+	}
+	if g.Wanted() {
+		st.Told = g.Leaf.Layer
+	}
+	st.BootState = boots.Layers[st.Told]
+	return st, nil
+}
+
+// Good says that the machine is up, and returns what was known before.
+func Good(ctx context.Context, g Given, version string) (Status, error) {
+	st, err := ReadStatus(ctx, g, version)
+	if err == nil {
+		_, err = union.BootGood(st.Store, st.Told)
+	}
+	return st, err
+}
