@@ -38,7 +38,8 @@ type kmsgLine struct {
 func newKmsgHandler(out *os.File, opts *slog.HandlerOptions) slog.Handler {
 	line, own := &kmsgLine{out: out}, *opts
 	own.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+		_, level := a.Value.Any().(slog.Level)
+		if len(groups) == 0 && (a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime || a.Key == slog.LevelKey && level) {
 			return slog.Attr{}
 		}
 		return a
