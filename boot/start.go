@@ -18,6 +18,8 @@ const (
 	RunDir = "/run/coppice-root"
 	// rootID makes the root /dev/ublkb0.
 	rootID = 0
+	// stopTime is how long a daemon without devices may take to end.
+	stopTime = 30 * time.Second
 )
 
 // Options say how to boot.
@@ -27,8 +29,9 @@ type Options struct {
 	Console io.Writer
 	// Version is what the program says it is.
 	Version string
-	// StartDaemon starts the daemon of the run directory and returns when it answers.
-	StartDaemon func(ctx context.Context) error
+	// StartDaemon starts the daemon of the run directory, where it does not run yet, and returns when it answers. StopDaemon ends it: one that could not make the
+	// device would go on with the configuration that it has read, whatever is corrected meanwhile.
+	StartDaemon, StopDaemon func(ctx context.Context) error
 }
 
 // starter makes the root device.
@@ -41,12 +44,13 @@ type starter struct {
 	client  *node.Client
 	begin   func(ctx context.Context) error
 	from    string // what a layer that takes the place of another one stands on; "": the root
+	end     func(ctx context.Context) error
 }
 
 // Start makes the device that Options ask for and returns it, as it also does where the device is there already. It waits for servers of the root for as
 // long as ctx lasts, and fails where a person must do something.
 func Start(ctx context.Context, o Options) (node.Device, error) {
-	s := &starter{params: o.Params, given: o.Given, console: &console{w: o.Console}, root: "/", client: node.NewClient(RunDir, o.Version), begin: o.StartDaemon}
+	s := &starter{params: o.Params, given: o.Given, console: &console{w: o.Console}, root: "/", client: node.NewClient(RunDir, o.Version), begin: o.StartDaemon, end: o.StopDaemon}
 	s.client.Wait = 0
 	return s.start(ctx)
 }
@@ -78,6 +82,11 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	}
 	d, err := s.create(ctx, leaf, pin)
 	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		defer cancel()
+		if err := s.end(ctx); err != nil {
+			s.console.say("the root's daemon was not stopped: %v", err)
+		}
 		return d, err
 	}
 	s.console.say("root is %s, layer %s of %s over %s, %s after the kernel started", d.Path, d.Leaf.Layer, s.params.Leaf, d.Root.Path, sinceStart())

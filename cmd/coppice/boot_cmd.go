@@ -26,16 +26,16 @@ type bootStartCmd struct{ output }
 // Run makes the root device.
 func (c *bootStartCmd) Run(env *environment) error {
 	given, err := boot.Read("/")
-	if err != nil {
-		return badParameters(err)
-	}
-	if !given.Wanted() {
+	switch {
+	case !given.Asked():
 		return nil
+	case err != nil:
+		return badParameters(err)
 	}
 	if err := os.Setenv("DOCKER_CONFIG", dockerConfig); err != nil { // of this process, which looks at the root first
 		return err
 	}
-	d, err := boot.Start(env.ctx, boot.Options{Given: given, Console: env.err, Version: env.version(), StartDaemon: startRootDaemon(env)})
+	d, err := boot.Start(env.ctx, boot.Options{Given: given, Console: env.err, Version: env.version(), StartDaemon: startRootDaemon(env), StopDaemon: stopRootDaemon})
 	if err != nil {
 		return err
 	}
@@ -52,8 +52,9 @@ func badParameters(err error) error {
 // rootDaemonLimit is how long the root's daemon may take until it answers.
 const rootDaemonLimit = 2 * time.Minute
 
-// rootFiles are what the root's daemon needs of the initramfs, which is removed while it runs.
-var rootFiles = []string{"/etc/coppice", "/etc/ssl/certs/ca-certificates.crt", "/etc/resolv.conf", "/etc/hosts", "/etc/machine-id"}
+// rootFiles are what the root's daemon needs of the initramfs, which is removed while it runs. /etc/machine-id is not among them: where systemd runs in the
+// initramfs, it is another one at each boot, and the node could not take its own leaf back. The firmware's number of the machine stays.
+var rootFiles = []string{"/etc/coppice", "/etc/ssl/certs/ca-certificates.crt", "/etc/resolv.conf", "/etc/hosts"}
 
 // dockerConfig is where the initramfs has credentials for registries, as config.json of docker.
 const dockerConfig = "/etc/coppice/docker"
@@ -91,6 +92,8 @@ func bringsShutdown() bool {
 	return false
 }
 
+func stopRootDaemon(ctx context.Context) error { return supervise.Stop(ctx, boot.RunDir) }
+
 type bootMountedCmd struct {
 	Root string `required:"" type:"existingdir" placeholder:"DIR" help:"Where the root is mounted."`
 }
@@ -98,11 +101,11 @@ type bootMountedCmd struct {
 // Run makes the root this node's.
 func (c *bootMountedCmd) Run(env *environment) error {
 	given, err := boot.Read("/")
-	if err != nil {
-		return badParameters(err)
-	}
-	if !given.Wanted() {
+	switch {
+	case !given.Asked():
 		return nil
+	case err != nil:
+		return badParameters(err)
 	}
 	return boot.Mounted(given, c.Root, env.err)
 }
