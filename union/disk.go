@@ -72,18 +72,27 @@ func openDisk(path string, readOnly bool) (*fileDisk, error) {
 		return nil, err
 	}
 	d := &fileDisk{f: f, block: block}
-	if err := d.claim(readOnly); err != nil {
+	if err := d.claim(path, readOnly); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), f.Close())
 	}
 	return d, nil
 }
 
-func (d *fileDisk) claim(readOnly bool) error {
+// claim keeps other processes from writing, and from reading what is written to. A block device that is written to is open with O_EXCL: its lock need only be exclusive
+// for as long as it takes to find that nobody reads it.
+func (d *fileDisk) claim(path string, readOnly bool) error {
 	how := unix.LOCK_EX
 	if readOnly {
 		how = unix.LOCK_SH
 	}
 	err := directio.Lock(d.f, how)
+	switch {
+	case err != nil || !d.block:
+	case readOnly:
+		err = directio.Unclaimed(path)
+	default:
+		err = directio.Yield(d.f)
+	}
 	if err == nil {
 		d.size, err = directio.Size(d.f)
 	}

@@ -107,6 +107,11 @@ func (f *file) claim(sizeBytes int64) (err error) {
 	if err := directio.Lock(f.File, unix.LOCK_EX); err != nil {
 		return err
 	}
+	if f.block {
+		if err := directio.Yield(f.File); err != nil {
+			return err
+		}
+	}
 	if f.size, err = directio.Size(f.File); err != nil {
 		return err
 	}

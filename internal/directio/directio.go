@@ -41,7 +41,7 @@ func Kind(st os.FileInfo) (block bool, err error) {
 }
 
 // Open is [os.OpenFile] with O_DIRECT, or without where the file system does not have it. O_EXCL on a block device is answered with [ErrInUse] where
-// somebody has it open so, mounted, or as a part of another one.
+// somebody has it open so, mounted, or as a part of another one, and does not let go of it within a second, as [Unclaimed] does.
 func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_DIRECT, perm)
 	if errors.Is(err, syscall.EINVAL) {
@@ -50,11 +50,21 @@ func Open(path string, flags int, perm os.FileMode) (*os.File, error) {
 		}
 		f, err = os.OpenFile(path, flags, perm)
 	}
+	for try := 0; errors.Is(err, syscall.EBUSY) && try < lockTries; try++ {
+		time.Sleep(lockPause)
+		f, err = os.OpenFile(path, flags|unix.O_DIRECT, perm)
+	}
 	if errors.Is(err, syscall.EBUSY) {
 		return nil, ErrInUse
 	}
 	return f, err
 }
+
+// What others do for a moment is waited for, a second in all.
+const (
+	lockTries = 20
+	lockPause = 50 * time.Millisecond
+)
 
 // Lock takes the lock of a file, LOCK_EX or LOCK_SH as flock(2) has them, and holds it until the file is closed. It waits a second where somebody else has it, as udev does
 // while it probes a device, and fails with [ErrInUse] then.
@@ -66,11 +76,30 @@ func Lock(f *os.File, how int) error {
 			return nil
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return fmt.Errorf("lock: %w", err)
-		case try == 20:
+		case try == lockTries:
 			return ErrInUse
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(lockPause)
 	}
+}
+
+// Yield turns the exclusive lock of a block device, which is open with O_EXCL, into a shared one. Nobody else can open it so, lock it exclusively, or mount it;
+// but udev, which takes a shared lock while it probes a disk, does not wait for ever: events of a disk that is locked exclusively are put off for minutes, and with
+// them whatever waits for udev to settle (systemd's BLOCK_DEVICE_LOCKING, and src/udev/udevd.c of version 252).
+func Yield(f *os.File) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("share lock: %w", err)
+	}
+	return nil
+}
+
+// Unclaimed fails with [ErrInUse] where somebody has the block device at path open with O_EXCL, mounted, or as a part of another one.
+func Unclaimed(path string) error {
+	f, err := Open(path, os.O_RDONLY|os.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Size is the length of a file or block device now, in bytes.
