@@ -43,7 +43,7 @@ func startGuard(runDir string, link *supervise.Link) func(id string) error {
 		if link != nil || os.Getenv("NOTIFY_SOCKET") != "" {
 			args = append(args, "--restarted")
 		}
-		args = append(append(args, id, strconv.Itoa(os.Getpid()), "--"), os.Args...)
+		args = append(append(args, id, strconv.Itoa(os.Getpid())), os.Args...)
 		cmd := &exec.Cmd{Path: resident.Self, Args: args, Stdout: os.Stdout, Stderr: os.Stderr, Dir: "/", SysProcAttr: &syscall.SysProcAttr{Setsid: true}}
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("start guard of the upgrade: %w", err)

@@ -1,0 +1,74 @@
+//go:build vm
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"testing"
+
+	"coppice/node"
+)
+
+// upgrade hands the devices over to the program at path.
+func (r *vmRig) upgrade(path string) upgradeReport {
+	r.t.Helper()
+	var u upgradeReport
+	if err := json.Unmarshal([]byte(r.ok("upgrade", path, "--watch", "1s", "-o", "json")), &u); err != nil {
+		r.t.Fatal(err)
+	}
+	if u.Outcome != node.UpgradeDone || u.StallMS <= 0 {
+		r.t.Errorf("reported as %+v", u)
+	}
+	return u
+}
+
+// programs returns the path of the program, and that of one that can be it, too, and whose daemon dies where brokenVariable is set.
+func programs(t *testing.T) (good, broken string) {
+	t.Helper()
+	good, err := exec.LookPath("coppice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if broken, err = os.Executable(); err != nil {
+		t.Fatal(err)
+	}
+	return good, broken
+}
+
+// Devices go from program to program, in one process, under a file system that is written to.
+func TestUpgradeUnderLoad(t *testing.T) {
+	good, other := programs(t)
+	r := newVMRig(t)
+	d := r.start()
+	used, idle := r.create("used"), r.create("idle", "--leaf", r.leaf+":idle")
+	r.sh("mount " + used.Path + " " + r.mnt)
+	wait := r.verifying(15)
+	for _, program := range []string{other, good} {
+		u := r.upgrade(program)
+		if u.PID != d.cmd.Process.Pid {
+			t.Errorf("process %d goes on as %d", d.cmd.Process.Pid, u.PID)
+		}
+		r.sh("date > " + r.mnt + "/answered && sync " + r.mnt + "/answered")
+		t.Logf("two devices, one under load: no I/O for %.0f ms", u.StallMS)
+	}
+	wait()
+	t.Log(r.sh("grep -E 'hand|over|restored' " + d.log))
+	r.refused("it is no program", "upgrade", r.root)
+	r.refused("check the program", "upgrade", "/bin/ls")
+	for _, name := range []string{"used", "idle"} {
+		if got := r.inspect(name); got.State != node.StateLive {
+			t.Errorf("%s is %s", name, got.State)
+		}
+	}
+	if _, err := os.Stat(idle.Path); err != nil {
+		t.Error(err)
+	}
+	r.sh("umount " + r.mnt + " && fsck.ext4 -fn " + used.Path)
+	r.ok("delete", "used")
+	r.ok("delete", "idle")
+	d.stop()
+	r.nothingLeft()
+	r.ok("store", "check", r.leaf)
+}
