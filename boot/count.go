@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"coppice/node"
 	"coppice/union"
@@ -33,6 +34,23 @@ func (s *starter) countBoot(leaf string) {
 		s.console.say("attempt %d of %d to boot from layer %s", plan.Attempts, tries, plan.Layer)
 	case plan.Layer != layer:
 		s.console.say("booting from layer %s, in the place of %s, from which boots have failed", plan.Layer, layer)
+	}
+}
+
+// aboutRoot are the failures that say nothing about the layer: no other layer would make up for them, and policies are not to be got round by trying often.
+var aboutRoot = []node.Code{node.CodeOtherRoot, node.CodeBadRoot, node.CodeUntrusted, node.CodeTimeout, node.CodeNoDriver}
+
+// uncountBoot takes a boot back that has failed with err, where the layer told is not to blame for that.
+func (s *starter) uncountBoot(leaf, told string, failure error) {
+	if s.params.Leaf.RAM || !slices.Contains(aboutRoot, node.CodeOf(failure)) {
+		return
+	}
+	err := union.ChangeBoots(leaf, told, func(b *union.BootState) error {
+		b.Attempts = max(0, b.Attempts-1)
+		return nil
+	})
+	if err != nil {
+		s.console.say("this boot is counted as one that the layer has failed: %v", err)
 	}
 }
 

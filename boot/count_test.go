@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"coppice/node"
 	"coppice/union"
 )
 
@@ -69,5 +70,29 @@ func TestUncountedBoot(t *testing.T) {
 	s, out = newStarter(t, Params{Leaf: Leaf{RAM: true, Layer: "web"}, Tries: 3})
 	if s.countBoot(leaf); out.String() != "" {
 		t.Errorf("memory is counted: %s", out)
+	}
+}
+
+// A boot that the root has failed is none that the layer has failed: however often it is tried, the policy stays in force.
+func TestBootOfAnotherRootIsNotCounted(t *testing.T) {
+	leaf := filepath.Join(t.TempDir(), "leaf")
+	if _, err := union.Format(leaf, union.FormatOptions{SizeBytes: union.MinStoreBytes}); err != nil {
+		t.Fatal(err)
+	}
+	makeLayer(t, leaf, "web")
+	for _, c := range []struct {
+		code  node.Code
+		layer string
+	}{{node.CodeOtherRoot, "web"}, {node.CodeUntrusted, "web"}, {node.CodeCorrupt, "web.boot1"}} {
+		layer := ""
+		for range 3 {
+			s, _ := newStarter(t, Params{Leaf: Leaf{Device: leaf, Layer: "web"}, Tries: 2})
+			s.countBoot(leaf)
+			layer = s.params.Leaf.Layer
+			s.uncountBoot(leaf, "web", &node.Error{Code: c.code})
+		}
+		if layer != c.layer {
+			t.Errorf("%s: the third boot is from %s, want %s", c.code, layer, c.layer)
+		}
 	}
 }

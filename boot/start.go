@@ -76,6 +76,7 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	if err := s.formatLeaf(leaf); err != nil {
 		return node.Device{}, err
 	}
+	told := s.params.Leaf.Layer
 	s.countBoot(leaf)
 	if err := s.begin(ctx); err != nil {
 		return node.Device{}, fmt.Errorf("start the root's daemon: %w", err)
@@ -87,6 +88,7 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 		if err := s.end(ctx); err != nil {
 			s.console.say("the root's daemon was not stopped: %v", err)
 		}
+		s.uncountBoot(leaf, told, err)
 		return d, err
 	}
 	s.console.say("root is %s, layer %s of %s over %s, %s after the kernel started", d.Path, d.Leaf.Layer, s.params.Leaf, d.Root.Path, sinceStart())
