@@ -17,6 +17,9 @@ CLIPageHasEveryCommand|BootstrapCoverage|Package.*|FaultSweep|GrowCutAtEachCall|
 AnyFlippedByteIsNoticed|FirstByteIsCheap|Update|TarMakesTheSameAsItsDirectory|DamagedFileSystems|Scan|FlipsOfContent|ReadmeNamesRealCommands|$\
 RunbookHasCommandsThatCanBeRun)$$
 
+# What packages are built for.
+DEB_ARCHS ?= amd64 arm64
+
 # Benchmark knobs: paired rounds, and seconds per job.
 ROUNDS  ?= 12
 SECONDS ?= 2
@@ -48,7 +51,7 @@ build: ## build bin/coppice, static, and prove that arm64 compiles
 	GOARCH=arm64 $(GOBUILD) -o $(BUILD)/arm64/coppice ./cmd/coppice
 
 deb: $(NFPM) ## build the Debian packages, build/deb/coppice_VERSION_{amd64,arm64}.deb
-	GO=$(GO) NFPM=$(NFPM) tools/deb.sh amd64 arm64
+	GO=$(GO) NFPM=$(NFPM) tools/deb.sh $(DEB_ARCHS)
 
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh

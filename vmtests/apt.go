@@ -14,6 +14,7 @@ var packageOf = map[string]string{
 	"debugfs":            "e2fsprogs",
 	"depmod":             "kmod",
 	"dpkg-deb":           "dpkg",
+	"dumpe2fs":           "e2fsprogs",
 	"e2fsck":             "e2fsprogs",
 	"mke2fs":             "e2fsprogs",
 	"mkfs.xfs":           "xfsprogs",

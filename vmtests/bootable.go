@@ -7,18 +7,47 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 )
+
+// Kind is what a system is made of.
+type Kind string
+
+// The kinds: systemd on ext4, and System V's init on xfs.
+const (
+	Systemd  Kind = ""
+	SysVinit Kind = "sysvinit"
+)
+
+// suffix tells the assets of kinds apart.
+func (k Kind) suffix() string {
+	if k == Systemd {
+		return ""
+	}
+	return "-" + string(k)
+}
 
 // System is a Debian that boots by itself: with a kernel that is installed in it, and the initramfs that its own tools made of it.
 type System struct {
 	Kernel, Initrd string // files on this machine
-	Image          string // an ext4 file system without partition table, of systemBytes; it must not be written
+	Image          string // a file system without partition table, of systemBytes; it must not be written
 	Release        string // as uname -r prints it
 }
 
 // Own is what a machine starts for the system.
 func (s System) Own() *OwnKernel { return &OwnKernel{Image: s.Kernel, Initrd: s.Initrd} }
+
+// copied returns the system in a directory of its own, where it stays what it is when another process makes it anew.
+func (s System) copied(ctx context.Context, dir string) (System, error) {
+	for _, file := range []*string{&s.Kernel, &s.Initrd, &s.Image} {
+		to := filepath.Join(dir, filepath.Base(*file))
+		if _, err := command(ctx, "", "cp", "--sparse=always", *file, to); err != nil {
+			return s, err
+		}
+		*file = to
+	}
+	return s, nil
+}
 
 // ownPackages are what a system that boots by itself has beside rootPackages: what makes an initramfs, and what tests work with.
 var ownPackages = []string{"busybox", "e2fsprogs", "fio", "initramfs-tools", "linux-base", "lz4"}
@@ -48,14 +77,21 @@ WantedBy=default.target
 const furnish = `set -e; tree=$1
 echo node >$tree/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 node\n' >$tree/etc/hosts
-echo '/dev/ublkb0 / ext4 errors=remount-ro 0 1' >$tree/etc/fstab
 mkdir -p $tree` + "$(dirname " + agentPath + ")" + `; cp $2 $tree` + agentPath + `
+printf 'MODULES=list\nCOMPRESS=lz4\n' >$tree/etc/initramfs-tools/conf.d/vmtests
+printf 'virtio_blk\nvirtio_net\next4\nxfs\n' >>$tree/etc/initramfs-tools/modules
+if [ -e $tree/etc/inittab ]; then
+ echo '/dev/ublkb0 / xfs defaults 0 0' >$tree/etc/fstab
+ sed -i '/^[1-6]:.*getty/d' $tree/etc/inittab
+ echo 'S0:2345:respawn:/sbin/agetty -L 115200 ttyS0 linux' >>$tree/etc/inittab
+ echo 'va:2345:respawn:/usr/bin/env HOME=/root TMPDIR=/tmp COPPICE_VM=1 ` + agentPath + ` service' >>$tree/etc/inittab
+ exit
+fi
+echo '/dev/ublkb0 / ext4 errors=remount-ro 0 1' >$tree/etc/fstab
 cp $3 $tree/etc/systemd/system/vmtests-agent.service
 chroot $tree systemctl -q enable vmtests-agent.service console-getty.service
 chroot $tree systemctl -q mask serial-getty@.service getty@tty1.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
  e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-firstboot.service
-printf 'MODULES=list\nCOMPRESS=lz4\n' >$tree/etc/initramfs-tools/conf.d/vmtests
-printf 'virtio_blk\nvirtio_net\next4\n' >>$tree/etc/initramfs-tools/modules
 `
 
 // equip installs a package, if there is one, and makes the initramfs. Its arguments are the tree, the kernel's release, and the package.
@@ -69,9 +105,14 @@ fi
 chroot $tree update-initramfs -c -k $2 >&2
 `
 
-// System returns a system with a package installed, "" being none. It is made anew where the package or the agent is another one.
+// System is SystemOf of systemd.
 func (b *Build) System(ctx context.Context, deb string) (System, error) {
-	base, baseRecipe, err := b.base(ctx)
+	return b.SystemOf(ctx, Systemd, deb)
+}
+
+// SystemOf returns a system with a package installed, "" being none. It is made anew where the package or the agent is another one.
+func (b *Build) SystemOf(ctx context.Context, kind Kind, deb string) (System, error) {
+	base, baseRecipe, err := b.base(ctx, kind)
 	if err != nil {
 		return System{}, err
 	}
@@ -90,12 +131,12 @@ func (b *Build) System(ctx context.Context, deb string) (System, error) {
 		}
 		recipe += " " + digest
 	}
-	name := "system"
+	name := "system" + kind.suffix()
 	if deb == "" {
-		name = "system-bare"
+		name += "-bare"
 	}
 	dir, err := b.asset(ctx, name, recipe, func(ctx context.Context, dir string) error {
-		return b.fillSystem(ctx, dir, base, agent, deb)
+		return b.fillSystem(ctx, dir, kind, base, agent, deb)
 	})
 	if err != nil {
 		return System{}, err
@@ -105,8 +146,8 @@ func (b *Build) System(ctx context.Context, deb string) (System, error) {
 	return System{Kernel: file("vmlinuz"), Initrd: file("initrd.img"), Image: file("root.img"), Release: string(release)}, err
 }
 
-func (b *Build) fillSystem(ctx context.Context, dir, base, agent, deb string) error {
-	if err := b.need(ctx, "mke2fs"); err != nil {
+func (b *Build) fillSystem(ctx context.Context, dir string, kind Kind, base, agent, deb string) error {
+	if err := b.need(ctx, "mke2fs", "mkfs.xfs"); err != nil {
 		return err
 	}
 	release, err := os.ReadFile(filepath.Join(base, "release"))
@@ -136,20 +177,31 @@ func (b *Build) fillSystem(ctx context.Context, dir, base, agent, deb string) er
 		adopt(filepath.Join(tree, "boot"), "vmlinuz-*", filepath.Join(dir, "vmlinuz"))); err != nil {
 		return err
 	}
-	if err := ext4FromTree(ctx, tree, filepath.Join(dir, "root.img"), systemBytes, ""); err != nil {
-		return err
+	image := filepath.Join(dir, "root.img")
+	if kind == SysVinit {
+		err = xfsFromTree(ctx, tree, image, systemBytes)
+	} else {
+		err = ext4FromTree(ctx, tree, image, systemBytes, "")
 	}
-	return errors.Join(os.RemoveAll(tree), os.Remove(unit))
+	return errors.Join(err, os.RemoveAll(tree), os.Remove(unit))
 }
 
 // base returns a directory with the tree of a bootable Debian as tree.tar, and the release of its kernel, which is the one that the harness boots elsewhere too.
-func (b *Build) base(ctx context.Context) (dir, recipe string, err error) {
+func (b *Build) base(ctx context.Context, kind Kind) (dir, recipe string, err error) {
+	packages := slices.Concat(rootPackages, ownPackages)
+	if kind == SysVinit {
+		packages = slices.DeleteFunc(packages, func(name string) bool { return name == "systemd-sysv" })
+		packages = append(packages, "initscripts", "sysvinit-core")
+	}
 	recipe = fmt.Sprint("base 1 ", kernelPattern, releaseSource, rootPackages, ownPackages)
-	dir, err = b.asset(ctx, "base", recipe, b.fillBase)
+	if kind != Systemd {
+		recipe += fmt.Sprint(packages)
+	}
+	dir, err = b.asset(ctx, "base"+kind.suffix(), recipe, func(ctx context.Context, dir string) error { return b.fillBase(ctx, dir, packages) })
 	return dir, recipe, err
 }
 
-func (b *Build) fillBase(ctx context.Context, dir string) error {
+func (b *Build) fillBase(ctx context.Context, dir string, packages []string) error {
 	if err := b.need(ctx, "dpkg-deb", "mmdebstrap"); err != nil {
 		return err
 	}
@@ -162,7 +214,7 @@ func (b *Build) fillBase(ctx context.Context, dir string) error {
 	}
 	tree := filepath.Join(dir, "tree")
 	install := `set -e; cp ` + deb + ` $1/kernel.deb; INITRD=No chroot $1 dpkg -i /kernel.deb; rm $1/kernel.deb`
-	if err := bootstrap(ctx, tree, []string{releaseSource}, "--include="+strings.Join(ownPackages, ","), "--customize-hook="+install); err != nil {
+	if err := bootstrap(ctx, tree, []string{releaseSource}, packages, "--customize-hook="+install); err != nil {
 		return err
 	}
 	release, err := soleName(filepath.Join(tree, modulesDir))

@@ -8,10 +8,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +22,6 @@ import (
 	"time"
 
 	"coppice/ca"
-	"coppice/image"
 )
 
 const (
@@ -96,17 +93,9 @@ func newBootLab(t *testing.T) *bootLab {
 // serve starts a web server that counts the bytes of the bodies that it sends, and returns its address.
 func (l *bootLab) serve(t *testing.T) (address string, sent *atomic.Int64) {
 	t.Helper()
-	sent = new(atomic.Int64)
-	files := http.FileServer(http.Dir(filepath.Join(l.dir, "web")))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		files.ServeHTTP(countedWriter{w, sent}, r)
-	}))
-	t.Cleanup(server.Close)
-	return server.Listener.Addr().String(), sent
+	web := startWeb(t, filepath.Join(l.dir, "web"))
+	return web.address, &web.sent
 }
-
-// imageAt is the image of the web server at an address.
-func imageAt(address string) string { return "http://" + address + "/root:debian:1" }
 
 // serveChunks starts an appliance with an empty cache for the image of a web server, and returns where guests reach it.
 func (l *bootLab) serveChunks(t *testing.T, web string) (url string) {
@@ -144,39 +133,11 @@ func (l *bootLab) serveChunks(t *testing.T, web string) (url string) {
 
 func (l *bootLab) buildImage(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.Mkdir(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	path, err := l.b.Image(t.Context(), ImageExt4)
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
-	layout, err := image.CreateLayout(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer layout.Close()
-	if _, err := image.Build(t.Context(), layout, "debian:1", disk, rootSizeBytes, image.BuildOptions{}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// countedWriter counts the bytes of an answer's body.
-type countedWriter struct {
-	http.ResponseWriter
-	n *atomic.Int64
-}
-
-// Write passes on and counts.
-func (w countedWriter) Write(p []byte) (int, error) {
-	n, err := w.ResponseWriter.Write(p)
-	w.n.Add(int64(n))
-	return n, err
+	buildRoot(t, dir, path)
 }
 
 // bootNode is a machine that boots.
@@ -330,23 +291,4 @@ func (n bootNode) told(ctx context.Context) (map[string]float64, error) {
 		}
 	}
 	return numbers, lines.Err()
-}
-
-// freePorts returns TCP ports of the loopback that nobody listens at, below those that the kernel gives to whoever asks for any.
-func freePorts(t *testing.T, count int) (ports []int) {
-	t.Helper()
-	const first, last, tries = 20000, 29999, 1000
-	for n := 0; len(ports) < count; n++ {
-		if n == tries {
-			t.Fatalf("of %d ports of the loopback, %d are free", tries, len(ports))
-		}
-		port := first + rand.IntN(last-first+1)
-		listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		defer listener.Close() // those found stay taken until all are
-		ports = append(ports, port)
-	}
-	return ports
 }

@@ -76,7 +76,7 @@ func (b *Build) fillDebian(ctx context.Context, dir string) error {
 	download := `set -e; get="chroot $1 apt-get -y -q --no-install-recommends"; list=$1/etc/apt/sources.list; $get clean; cp $list ` + dir + `
 printf '%s\n' '` + strings.Join(updateSources, "' '") + `' >$list; $get update; $get upgrade --download-only
 $get install --download-only ` + strings.Join(RepoPackages, " ") + `; cp $1/var/cache/apt/archives/*.deb ` + debs + `; mv ` + dir + `/sources.list $list`
-	if err := bootstrap(ctx, tree, []string{releaseSource}, "--customize-hook="+download); err != nil {
+	if err := bootstrap(ctx, tree, []string{releaseSource}, rootPackages, "--customize-hook="+download); err != nil {
 		return err
 	}
 	image := func(name string) string { return filepath.Join(dir, name+".img") }
@@ -99,9 +99,9 @@ $get install --download-only ` + strings.Join(RepoPackages, " ") + `; cp $1/var/
 	return errors.Join(err, os.RemoveAll(tree), os.RemoveAll(debs))
 }
 
-// bootstrap makes the root's tree of files from what the sources offer.
-func bootstrap(ctx context.Context, tree string, sources []string, options ...string) error {
-	args := append([]string{"--mode=root", "--variant=minbase", "--include=" + strings.Join(rootPackages, ",")}, options...)
+// bootstrap makes a tree of files of packages, and of what they need, from what the sources offer.
+func bootstrap(ctx context.Context, tree string, sources, packages []string, options ...string) error {
+	args := append([]string{"--mode=root", "--variant=minbase", "--include=" + strings.Join(packages, ",")}, options...)
 	_, err := command(ctx, filepath.Dir(tree), "mmdebstrap", append(append(args, suite, tree), sources...)...)
 	return err
 }
@@ -112,7 +112,7 @@ func (b *Build) Rebuilt(ctx context.Context) (string, error) {
 		if err := b.need(ctx, "mmdebstrap"); err != nil {
 			return err
 		}
-		return bootstrap(ctx, filepath.Join(dir, "tree"), updateSources)
+		return bootstrap(ctx, filepath.Join(dir, "tree"), updateSources, rootPackages)
 	})
 	return filepath.Join(dir, "tree"), err
 }

@@ -102,7 +102,7 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 func directBoot(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 	image, initrd := kernel.Image, filepath.Join(dir, "initrd")
 	if cfg.Own != nil {
-		image, initrd = cfg.Own.Image, cfg.Own.Initrd
+		image = cfg.Own.Image
 	}
 	return []string{"-kernel", image, "-initrd", initrd, "-append", kernelCommandLine(cfg, accel)}
 }

@@ -55,7 +55,7 @@ func TestDirectBoot(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{harness, "-kernel /k -initrd /dir/initrd -append "},
 		{harness, "netdev=net,romfile= "},
-		{own, "-kernel /own -initrd /initrd -append "},
+		{own, "-kernel /own -initrd /dir/initrd -append "},
 		{own, " -smbios type=11"},
 		{network, ",bootfile=http://10.0.2.2:80/a,,b "},
 		{network, "netdev=net,bootindex=0"},

@@ -170,10 +170,13 @@ func (vm *VM) Report() string {
 	return b.String()
 }
 
+// noConsole begins what stands for the console where there is none, as after Kill.
+const noConsole = "no console: "
+
 func (vm *VM) console() string {
 	text, err := os.ReadFile(filepath.Join(vm.dir, "console"))
 	if err != nil {
-		return fmt.Sprintf("no console: %v", err)
+		return fmt.Sprint(noConsole, err)
 	}
 	return string(text)
 }

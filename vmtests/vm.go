@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -41,8 +42,9 @@ type Config struct {
 
 // OwnKernel is what a machine starts that has not the kernel and the initramfs of the harness.
 type OwnKernel struct {
-	Image, Initrd string // files on this machine
-	Netboot       string // instead of both: URL of the script that the firmware (iPXE) gets by the network's DHCP and follows; KernelArgs are in it then
+	Image, Initrd string            // files on this machine
+	Files         map[string]string // path in the initramfs → file on this machine, beside what Initrd has
+	Netboot       string            // instead of both: URL of the script that the firmware (iPXE) gets by the network's DHCP and follows; KernelArgs are in it then
 }
 
 // Union is a disk of an image and a leaf. The guest has /usr/local/bin/coppice and what that needs in Files, starts its daemon in the initramfs, and makes the
@@ -128,8 +130,10 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 		dir: dir, own: cfg.Own != nil, greeted: make(chan greeting, 1), exited: make(chan struct{}),
 		runs: make(map[uint64]chan wire.Event), next: 1,
 	}
-	if !vm.own {
-		err = writeInitrd(filepath.Join(dir, "initrd"), cfg, kernel, guest)
+	if initrd := filepath.Join(dir, "initrd"); vm.own {
+		err = cfg.Own.writeInitrd(initrd)
+	} else {
+		err = writeInitrd(initrd, cfg, kernel, guest)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write initramfs: %w", err), os.RemoveAll(dir))
@@ -218,9 +222,21 @@ func (vm *VM) prompted(ctx context.Context) error {
 	return nil
 }
 
-// Says waits until the console has a text, which it may have already.
+// gaveUp are texts on the console of a system that will never boot.
+var gaveUp = []string{"(initramfs)", "You are in emergency mode", "Kernel panic"}
+
+// Says waits until the console has a text, which it may have already. A system that has given up says nothing more.
 func (vm *VM) Says(ctx context.Context, text string) error {
-	for !strings.Contains(vm.console(), text) {
+	for {
+		console := vm.console()
+		if strings.Contains(console, text) {
+			return nil
+		}
+		for _, sign := range gaveUp {
+			if strings.Contains(console, sign) {
+				return fmt.Errorf("wait for %q on the console: it says %q", text, sign)
+			}
+		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-vm.exited:
@@ -229,7 +245,6 @@ func (vm *VM) Says(ctx context.Context, text string) error {
 			return fmt.Errorf("wait for %q on the console: %w", text, context.Cause(ctx))
 		}
 	}
-	return nil
 }
 
 // greeting is the begin of an agent's connection.
@@ -330,6 +345,25 @@ func writeInitrd(path string, cfg Config, kernel Kernel, guest string) error {
 		return err
 	}
 	return appendFile(path, kernel.Modules)
+}
+
+// writeInitrd puts more files before the system's own initramfs, which the kernel unpacks after them.
+func (k *OwnKernel) writeInitrd(path string) error {
+	if k.Netboot != "" {
+		return nil
+	}
+	err := writeArchive(path, func(w *cpioWriter) error {
+		for _, inside := range slices.Sorted(maps.Keys(k.Files)) {
+			if err := w.file(strings.TrimPrefix(inside, "/"), k.Files[inside]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return appendFile(path, k.Initrd)
 }
 
 // harnessPath is where a file for the guest lies in the initramfs; the guest links it to where it is wanted.

@@ -1,4 +1,5 @@
-// Command vmimage makes the named real root images where they are not there yet, and prints the path of each.
+// Command vmimage makes the named real root images where they are not there yet, and prints the path of each. The names "system" and
+// "system-sysvinit" stand for systems that boot by themselves from a device of coppice's.
 package main
 
 import (
@@ -29,11 +30,24 @@ func run(ctx context.Context, names []string) error {
 		return err
 	}
 	for _, name := range names {
-		disk, err := build.ImageDisk(ctx, name)
+		path, err := find(ctx, build, name)
 		if err != nil {
 			return err
 		}
-		fmt.Println(disk.Path)
+		fmt.Println(path)
 	}
 	return nil
+}
+
+func find(ctx context.Context, build *vmtests.Build, name string) (path string, err error) {
+	kind, ok := map[string]vmtests.Kind{"system": vmtests.Systemd, "system-sysvinit": vmtests.SysVinit}[name]
+	if !ok {
+		return build.Image(ctx, name)
+	}
+	deb, err := build.Package(ctx)
+	if err != nil {
+		return "", err
+	}
+	system, err := build.SystemOf(ctx, kind, deb)
+	return system.Image, err
 }
