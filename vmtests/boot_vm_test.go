@@ -3,7 +3,11 @@
 package vmtests
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -20,7 +24,7 @@ const machineLeafBytes = 3 << 30
 const mostFetched = 1.6
 
 // TestBoot boots a Debian by its own initramfs from an image on a web server and a blank leaf, and works in it: the instance that serves its root is killed
-// under fio and an installation, and the system is shut down. It boots again, and what was installed is there.
+// under fio and an installation, the system is shut down, its power is cut during another installation. After each it boots again, and what there was is there.
 func TestBoot(t *testing.T) {
 	t.Parallel()
 	l := newMachineLab(t, Systemd)
@@ -42,6 +46,13 @@ func TestBoot(t *testing.T) {
 	vm = l.boot(t, m)
 	m.wantInstalled(t, vm, "jq")
 	examineRoot(t, vm)
+	m.prepareInstall(t, vm)
+	synced := m.cutDuringInstall(t, vm, "nginx-light sqlite3", 5*time.Second)
+	wantClean(t, offline(t, m.leaf, m.disk), true)
+
+	vm = l.boot(t, m)
+	m.wantInstalled(t, vm, "jq")
+	m.wantSynced(t, vm, synced)
 	m.shutDown(t, vm)
 	if l.digest(t) != before {
 		t.Error("the image was changed")
@@ -265,5 +276,65 @@ func (m *node) wantInstalled(t *testing.T, vm *VM, name string) {
 	out, err := vm.Output(t.Context(), "sh", "-c", "dpkg-query -W -f '${Status}' "+name+"; "+name+" --version >/dev/null")
 	if err != nil || out != "install ok installed" {
 		t.Errorf("package %s: %q, %v", name, out, err)
+	}
+}
+
+// syncing writes files of its own and says the name and SHA-256 of each when it is durable.
+const syncing = `mkdir -p /srv/synced; n=$(ls /srv/synced | wc -l)
+while :; do n=$((n+1)); file=/srv/synced/$n
+head -c $((n*7919%60000+1)) /dev/urandom >$file; sync $file /srv/synced; sha256sum $file; done`
+
+// cutDuringInstall begins to install packages, and beside that to write files, and cuts the power some time after. It returns the digests of the files that were durable.
+func (m *node) cutDuringInstall(t *testing.T, vm *VM, packages string, after time.Duration) map[string]string {
+	t.Helper()
+	synced := make(map[string]string)
+	read, write := io.Pipe()
+	var wait sync.WaitGroup
+	run := func(script string, output io.Writer) {
+		wait.Go(func() {
+			exit, err := vm.Run(t.Context(), Job{Argv: []string{"sh", "-c", script}, Output: output})
+			if !errors.Is(err, ErrGuestGone) && !(err == nil && exit.OK()) {
+				t.Errorf("%s: %v, %v", script, exit, err)
+			}
+		})
+	}
+	wait.Go(func() {
+		for lines := bufio.NewScanner(read); lines.Scan(); {
+			if sum, path, ok := strings.Cut(lines.Text(), "  "); ok && len(sum) == 64 {
+				synced[path] = sum
+			}
+		}
+	})
+	run(syncing, write)
+	run(installing+packages, nil)
+	time.Sleep(after)
+	if err := vm.Kill(); err != nil {
+		t.Error(err)
+	}
+	time.AfterFunc(3*time.Second, func() { _ = write.Close() })
+	wait.Wait()
+	t.Logf("the power was cut %.1f s after the installation of %s began; %d files were durable", after.Seconds(), packages, len(synced))
+	if len(synced) == 0 {
+		t.Error("no file was durable")
+	}
+	return synced
+}
+
+// wantSynced wants files with their digests.
+func (m *node) wantSynced(t *testing.T, vm *VM, synced map[string]string) {
+	t.Helper()
+	out, err := vm.Output(t.Context(), "sh", "-c", "sha256sum /srv/synced/*")
+	if err != nil {
+		t.Error(err)
+	}
+	found := make(map[string]string)
+	for line := range strings.Lines(out) {
+		if sum, path, ok := strings.Cut(strings.TrimSpace(line), "  "); ok {
+			found[path] = sum
+		}
+	}
+	maps.DeleteFunc(synced, func(path, sum string) bool { return found[path] == sum })
+	for path, sum := range synced {
+		t.Errorf("%s was durable with %s, and is %q", path, sum, found[path])
 	}
 }
