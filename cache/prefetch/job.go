@@ -55,16 +55,23 @@ func (j Job) Run(ctx context.Context, ranges iter.Seq[Range]) error {
 	defer stop()
 	var mu sync.Mutex // guards next
 	var enough atomic.Bool
+	// What has been pulled is read, also where another goroutine finds no more at the same time.
+	pull := func(ctx context.Context) (r Range, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if enough.Load() || ctx.Err() != nil {
+			return r, false
+		}
+		return next()
+	}
 	work, inner := errgroup.WithContext(ctx)
 	for i := range max(j.AtOnce, 1) {
 		work.Go(func() error {
 			buffer := buffers.Get().(*[]byte)
 			defer buffers.Put(buffer)
 			for i == 0 || j.waitIdle(inner, &enough) {
-				mu.Lock()
-				r, ok := next()
-				mu.Unlock()
-				if !ok || enough.Load() || inner.Err() != nil {
+				r, ok := pull(inner)
+				if !ok {
 					break
 				}
 				if more, err := j.read(inner, room(buffer, r.Len), r.Off); err != nil {

@@ -200,6 +200,16 @@ func TestJobReadsWhatIsNotThere(t *testing.T) {
 	}
 }
 
+// What one has pulled is read, also where another finds at the same moment that there is no more.
+func TestJobLeavesOutNothing(t *testing.T) {
+	for range 2000 {
+		f := &fakeReader{}
+		if err := (Job{From: f, AtOnce: 4}).Run(context.Background(), Range{0, 8 * MaxRange}.Split(MaxRange)); err != nil || len(f.order) != 8 {
+			t.Fatalf("%d of 8 ranges were read (%v)", len(f.order), err)
+		}
+	}
+}
+
 // While somebody waits for what he reads, one range at a time is read.
 func TestJobStaysBehind(t *testing.T) { synctest.Test(t, stayBehind) }
 
