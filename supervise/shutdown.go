@@ -162,31 +162,44 @@ func killOthers(say func(string)) {
 	}
 }
 
-// unmountAll unmounts root and what is mounted below it, the last mounted first.
+// unmountAll unmounts root and what is mounted below it, the last mounted first. What is on no disk is taken away at once, and may be in use: systemd leaves the
+// former /dev, /proc, /run and /sys below the former root, and whoever was started there has the console from them (switch_root in systemd's src/shared/switch-root.c).
 func unmountAll(root string) error {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, path := range slices.Backward(mountsBelow(text, root)) {
-		if err := unix.Unmount(path, 0); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone with another one
-			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
+	for _, m := range slices.Backward(mountsBelow(text, root)) {
+		flags := 0
+		if !m.onDisk {
+			flags = unix.MNT_DETACH
+		}
+		if err := unix.Unmount(m.path, flags); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone with another one
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.path, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// mountsBelow returns where something is mounted at root or below it, from the text of proc_pid_mountinfo(5), in its order.
-func mountsBelow(text []byte, root string) []string {
-	var all []string
+// mount is a line of proc_pid_mountinfo(5).
+type mount struct {
+	path   string
+	onDisk bool // its source is a file in /dev
+}
+
+// mountsBelow returns what is mounted at root or below it, from the text of proc_pid_mountinfo(5), in its order.
+func mountsBelow(text []byte, root string) []mount {
+	var all []mount
 	for line := range bytes.Lines(text) {
-		const mountPoint = 4
+		const mountPoint, afterSeparator = 4, 2
 		fields := strings.Fields(string(line))
-		if len(fields) > mountPoint {
-			if path := unescape(fields[mountPoint]); within(path, root) {
-				all = append(all, path)
-			}
+		if len(fields) <= mountPoint {
+			continue
+		}
+		if path := unescape(fields[mountPoint]); within(path, root) {
+			source := slices.Index(fields, "-") + afterSeparator
+			all = append(all, mount{path, source < len(fields) && strings.HasPrefix(fields[source], "/dev/")})
 		}
 	}
 	return all

@@ -366,8 +366,8 @@ func TestMountsBelow(t *testing.T) {
 32 30 8:1 / /oldroot/mnt/a\040b\134c rw - xfs /dev/sda1 rw
 33 22 0:5 / /oldrootier rw - devtmpfs udev rw
 `
-	want := []string{"/oldroot", "/oldroot/dev", `/oldroot/mnt/a b\c`}
+	want := []supervise.Mount{supervise.OnDisk("/oldroot"), supervise.InMemory("/oldroot/dev"), supervise.OnDisk(`/oldroot/mnt/a b\c`)}
 	if got := supervise.MountsBelow([]byte(text), "/oldroot"); !slices.Equal(got, want) {
-		t.Errorf("%q", got)
+		t.Errorf("%+v", got)
 	}
 }
