@@ -15,10 +15,15 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"coppice/union"
 )
 
 // leafBytes is the size of a machine's leaf disk. It is blank at first.
 const machineLeafBytes = 3 << 30
+
+// leaseFree is what a store says of its lease after a clean close.
+const leaseFree = "free"
 
 // mostFetched is how much of what a boot reads it may fetch from the origin, compressed as it comes and with what is read ahead.
 const mostFetched = 1.6
@@ -70,6 +75,12 @@ type machineLab struct {
 
 func newMachineLab(t *testing.T, kind Kind) *machineLab {
 	t.Helper()
+	return newMachineLabOf(t, kind, func(*testing.T, string) {})
+}
+
+// newMachineLabOf is newMachineLab for a system whose disk is changed before it becomes an image.
+func newMachineLabOf(t *testing.T, kind Kind, change func(t *testing.T, disk string)) *machineLab {
+	t.Helper()
 	l := &machineLab{b: newBuild(t), dir: t.TempDir()}
 	deb, err := l.b.Package(t.Context())
 	if err == nil {
@@ -87,6 +98,7 @@ func newMachineLab(t *testing.T, kind Kind) *machineLab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(t, l.system.Image)
 	began := time.Now()
 	report := buildRoot(t, filepath.Join(l.dir, "web", "root"), l.system.Image)
 	t.Logf("image of %d MiB stored in %.1f MiB, in %.1f s", report.SizeBytes>>20, mib(report.StoredBytes+report.TableBytes), time.Since(began).Seconds())
@@ -249,6 +261,7 @@ func (m *node) shutDown(t *testing.T, vm *VM) {
 		t.Fatal(err)
 	}
 	t.Logf("%s: off after %.1f s", m.cfg.Name, time.Since(began).Seconds())
+	t.Log(lastLines(vm.console(), 12))
 	wantNoIOErrors(t, "the console", vm.console())
 	if !strings.Contains(vm.console(), "reboot: Power down") {
 		t.Errorf("the machine was not switched off\n%s", vm.Report())
@@ -259,9 +272,20 @@ func (m *node) shutDown(t *testing.T, vm *VM) {
 	m.wantLeafClean(t)
 }
 
-// wantLeafClean wants the file system that the machine has left to need nothing: no journal to replay, no error.
+// wantLeafClean wants the leaf that the machine has left to be closed, and the file system in it to need nothing: no journal to replay, no error.
 func (m *node) wantLeafClean(t *testing.T) {
 	t.Helper()
+	s, err := union.OpenStore(m.leaf, union.StoreOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := s.Info()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if info.Lease == nil || info.Lease.State != leaseFree || info.Recovery.Records > 0 {
+		t.Errorf("the leaf was not closed: lease %+v, recovery %+v", info.Lease, info.Recovery)
+	}
 	path := offline(t, m.leaf, m.disk)
 	header, err := command(t.Context(), "", "dumpe2fs", "-h", path)
 	if err != nil || !strings.Contains(header, "Filesystem state:         clean\n") || strings.Contains(header, "needs_recovery") {

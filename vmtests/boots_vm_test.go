@@ -100,14 +100,19 @@ func (l *bootLab) serve(t *testing.T) (address string, sent *atomic.Int64) {
 // serveChunks starts an appliance with an empty cache for the image of a web server, and returns where guests reach it.
 func (l *bootLab) serveChunks(t *testing.T, web string) (url string) {
 	t.Helper()
-	port := freePorts(t, 1)[0]
 	pair, err := ca.Issue(filepath.Join(l.dir, "ca"), ca.Options{Name: "appliance", Hosts: []string{HostAddr}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	cmd := exec.Command(l.coppice, "serve", "--listen", address, "--root", imageAt(web),
-		"--ca", filepath.Join(l.dir, "ca", "ca.crt"), "--tls-cert", pair.Cert, "--tls-key", pair.Key)
+	return "https://" + startAppliance(t, l.coppice, web, "--ca", filepath.Join(l.dir, "ca", "ca.crt"), "--tls-cert", pair.Cert, "--tls-key", pair.Key)
+}
+
+// startAppliance starts one with an empty cache for the image of a web server, and returns where guests reach it, as HOST:PORT. It ends with the test.
+func startAppliance(t *testing.T, coppice, web string, args ...string) (address string) {
+	t.Helper()
+	port := freePorts(t, 1)[0]
+	listen := fmt.Sprintf("127.0.0.1:%d", port)
+	cmd := exec.Command(coppice, append([]string{"serve", "--listen", listen, "--root", imageAt(web)}, args...)...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
@@ -121,13 +126,13 @@ func (l *bootLab) serveChunks(t *testing.T, web string) (url string) {
 		}
 	})
 	for range 1000 {
-		if conn, err := net.Dial("tcp", address); err == nil {
+		if conn, err := net.Dial("tcp", listen); err == nil {
 			conn.Close()
-			return fmt.Sprintf("https://%s:%d", HostAddr, port)
+			return fmt.Sprintf("%s:%d", HostAddr, port)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("the appliance does not listen at %s", address)
+	t.Fatalf("the appliance does not listen at %s", listen)
 	return ""
 }
 

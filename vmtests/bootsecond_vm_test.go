@@ -1,0 +1,61 @@
+//go:build vm && long
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	// largeRootBytes is the size of a root of which boots read little, and ballastBytes how much of it is one file that nobody reads and that does not compress.
+	largeRootBytes, ballastBytes = 5 << 30, 7 << 29
+
+	// mostOfSecond is how much of what the first machine takes from the origin the second may: what says which chunks the image has, and no chunk.
+	mostOfSecond = 0.1
+)
+
+// TestBootOfSecond boots a machine from a large image through an appliance whose cache is empty, and then another one. What the first has read, the second has from the appliance.
+func TestBootOfSecond(t *testing.T) {
+	l := newMachineLabOf(t, Systemd, enlarged)
+	coppice, err := l.b.Binary(t.Context(), "./cmd/coppice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(l.dir, "coppice.toml")
+	text := fmt.Sprintf("[cache]\nappliances = [\"http://%s\"]\ninsecure = true\npatience = %q\n", startAppliance(t, coppice, l.web.address, "--insecure"), patience)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var took []int64
+	for _, name := range []string{"first", "second"} {
+		m := l.node(t, name, l.web.address)
+		m.cfg.QEMUArgs = []string{"-fw_cfg", "name=opt/io.systemd.credentials/coppice.config,file=" + config}
+		before := l.web.sent.Load()
+		vm := l.boot(t, m)
+		took = append(took, l.web.sent.Load()-before)
+		examineRoot(t, vm)
+		out, err := vm.Output(t.Context(), "coppice", "--run-dir", "/run/coppice-root", "cache", "stats")
+		if err != nil || !strings.Contains(out, "appliance") {
+			t.Errorf("%v: %s", err, out)
+		}
+		t.Logf("%s: the origin sent %.2f MiB, %.2f %% of the image\n%s", name, mib(took[len(took)-1]), 100*float64(took[len(took)-1])/largeRootBytes, out)
+		m.shutDown(t, vm)
+	}
+	if took[0] < leastOfOne || float64(took[1]) > mostOfSecond*float64(took[0]) {
+		t.Errorf("the origin sent %d bytes for the first machine and %d for the second, want at most %.2f of it", took[0], took[1], mostOfSecond)
+	}
+}
+
+// enlarged makes a file system on a disk larger, and fills most of that.
+func enlarged(t *testing.T, path string) {
+	t.Helper()
+	ballast := filepath.Join(t.TempDir(), "ballast")
+	script := fmt.Sprintf("truncate -s %d $1 && e2fsck -fy $1; resize2fs $1 && head -c %d /dev/urandom >$2 && debugfs -w -R \"write $2 /srv/ballast\" $1 && rm $2", largeRootBytes, ballastBytes)
+	if _, err := command(t.Context(), "", "sh", "-c", script, "enlarge", path, ballast); err != nil {
+		t.Fatal(err)
+	}
+}
