@@ -98,7 +98,6 @@ func (s *Store) recover(o StoreOptions) error {
 	return nil
 }
 
-// readSuperblock is the newest superblock of the store on a disk, which it leaves as it is.
 // Identify returns the UUID of the store at path, of which it reads the superblocks alone. It fails with [ErrNotFormatted] where no store is,
 // and with another error where one is that cannot be used.
 func Identify(path string) (uuid.UUID, error) {
@@ -113,6 +112,7 @@ func Identify(path string) (uuid.UUID, error) {
 	return sb.UUID, nil
 }
 
+// readSuperblock is the newest superblock of the store on a disk, which it leaves as it is.
 func readSuperblock(d disk) (superblock, error) {
 	s := Store{disk: d}
 	err := s.readSuperblocks()
