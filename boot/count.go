@@ -91,10 +91,8 @@ func ReadStatus(ctx context.Context, g Given, version string) (Status, error) {
 	if err != nil {
 		return st, err
 	}
-	for told, state := range boots.Layers {
-		if state.Layer == st.Booted {
-			st.Told = told
-		}
+	if told, ok := boots.Told(st.Booted); ok {
+		st.Told = told
 	}
 	if g.Wanted() {
 		st.Told = g.Leaf.Layer

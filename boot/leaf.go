@@ -160,14 +160,7 @@ func (s *starter) modprobe(ctx context.Context, args ...string) error {
 
 // layerOf returns what a store says of a layer, if it has it. The store is not changed.
 func layerOf(path, name string) (union.LayerInfo, bool, error) {
-	st, err := union.OpenStore(path, union.StoreOptions{ReadOnly: true})
-	if err != nil {
-		return union.LayerInfo{}, false, err
-	}
-	for _, l := range st.Info().Layers {
-		if l.Name == name {
-			return l, true, st.Close()
-		}
-	}
-	return union.LayerInfo{}, false, st.Close()
+	layers, err := union.Layers(path)
+	l, found := layers[name]
+	return l, found, err
 }

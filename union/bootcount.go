@@ -19,13 +19,13 @@ type BootPlan struct {
 // fresh one, over the sealed layer that it stands on or, where there is none, over its root; if that fails as well, over what is below that. The layers that failed stay.
 // tries of 0 means that no layer is ever replaced, but attempts are counted. A layer that does not exist yet cannot be replaced.
 func CountBoot(path, layer string, tries int) (BootPlan, error) {
-	layers, err := layersOf(path)
-	if err != nil {
-		return BootPlan{}, fmt.Errorf("count boot: %w", err)
-	}
 	var plan BootPlan
-	err = ChangeBoots(path, layer, func(s *BootState) error {
+	err := ChangeBoots(path, layer, func(s *BootState) error {
 		if tries > 0 && s.Attempts >= tries {
+			layers, err := Layers(path) // replays the log, which other boots need not wait for
+			if err != nil {
+				return err
+			}
 			plan.Replaced, plan.Exhausted = s.replace(layer, layers)
 		}
 		s.Attempts++
@@ -38,7 +38,8 @@ func CountBoot(path, layer string, tries int) (BootPlan, error) {
 	return plan, nil
 }
 
-func layersOf(path string) (map[string]LayerInfo, error) {
+// Layers returns what the store at path, which nobody has open for writing, says of its layers, by name. The store is not changed.
+func Layers(path string) (map[string]LayerInfo, error) {
 	s, err := OpenStore(path, StoreOptions{ReadOnly: true})
 	if err != nil {
 		return nil, err
@@ -80,11 +81,15 @@ var errNotBooted = errors.New("nothing was booted from it")
 // BootGood says that the machine which was told to boot from a layer of the store at path, or has booted from it in the place of another one, is up. It reports whether
 // that boot had been counted. The store may be open elsewhere.
 func BootGood(path, layer string) (counted bool, err error) {
-	key, err := bootedAs(path, layer)
-	if err != nil || key == "" {
+	r, err := ReadBoots(path)
+	if err != nil {
 		return false, err
 	}
-	err = ChangeBoots(path, key, func(s *BootState) error {
+	told, ok := r.Told(layer)
+	if !ok {
+		return false, nil
+	}
+	err = ChangeBoots(path, told, func(s *BootState) error {
 		if s.Attempts == 0 {
 			return errNotBooted
 		}
@@ -95,21 +100,4 @@ func BootGood(path, layer string) (counted bool, err error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// bootedAs returns the layer that the machine was told to boot from, where it was that or booted from it, or "".
-func bootedAs(path, layer string) (string, error) {
-	r, err := ReadBoots(path)
-	if err != nil {
-		return "", err
-	}
-	if _, ok := r.Layers[layer]; ok {
-		return layer, nil
-	}
-	for key, s := range r.Layers {
-		if s.Layer == layer {
-			return key, nil
-		}
-	}
-	return "", nil
 }

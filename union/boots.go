@@ -48,6 +48,20 @@ type Boots struct {
 	Layers map[string]BootState `json:"layers"`
 }
 
+// Told returns the layer that a machine was told to boot from which has booted from layer: that one itself, or one whose place it has taken. It reports false
+// where nothing was booted from it.
+func (b Boots) Told(layer string) (string, bool) {
+	if _, ok := b.Layers[layer]; ok {
+		return layer, true
+	}
+	for told, s := range b.Layers {
+		if s.Layer == layer {
+			return told, true
+		}
+	}
+	return "", false
+}
+
 // BootState is what is known about the boots from one layer.
 type BootState struct {
 	// Layer is what the machine boots from: the layer itself, or what has taken its place.
@@ -96,7 +110,7 @@ func (b *bootBlock) decode(p []byte, id uuid.UUID) (bool, error) {
 
 // bootFile is a store whose record of boots is read and written.
 type bootFile struct {
-	f     *os.File
+	f     fileDisk // that nobody has claimed
 	id    uuid.UUID
 	block [2]bootBlock
 	newer int // index of the block that counts, -1: none
@@ -108,7 +122,7 @@ func openBoots(path string, flags int) (*bootFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bootFile{f: f, newer: -1}
+	b := &bootFile{f: fileDisk{f: f}, newer: -1}
 	if err := b.read(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -116,7 +130,11 @@ func openBoots(path string, flags int) (*bootFile, error) {
 }
 
 func (b *bootFile) read() error {
-	sb, err := readSuper(b.f)
+	var err error
+	if b.f.size, err = directio.Size(b.f.f); err != nil {
+		return err
+	}
+	sb, err := readSuperblock(&b.f)
 	if err != nil {
 		return err
 	}
@@ -138,26 +156,6 @@ func (b *bootFile) read() error {
 		}
 	}
 	return nil
-}
-
-// readSuper returns the first superblock that is intact.
-func readSuper(f *os.File) (superblock, error) {
-	var s superblock
-	var first error
-	p := alignedBuffer(blockSize)
-	for _, block := range superBlocks {
-		_, err := f.ReadAt(p, block<<blockShift)
-		if err == nil {
-			err = s.decode(p, block<<blockShift)
-		}
-		if err == nil {
-			return s, nil
-		}
-		if first == nil {
-			first = err
-		}
-	}
-	return s, first
 }
 
 // boots returns what counts; an empty record where there is none.
@@ -192,7 +190,7 @@ func (b *bootFile) write(r Boots) error {
 	next.encode(p, b.id)
 	_, err = b.f.WriteAt(p, bootBlocks[at]<<blockShift)
 	if err == nil {
-		err = directio.Sync(b.f)
+		err = b.f.Sync()
 	}
 	if err != nil {
 		return fmt.Errorf("write record of boots: %w", err)
