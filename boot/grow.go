@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/internal/directio"
 )
 
 // Commands of ioctl(2) that make a mounted file system larger: EXT4_IOC_RESIZE_FS of include/uapi/linux/ext4.h, and of fs/xfs/libxfs/xfs_fs.h
@@ -95,9 +97,5 @@ func deviceSize(path string) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	size, err := f.Seek(0, 2)
-	if err != nil {
-		return 0, fmt.Errorf("find size of %s: %w", path, err)
-	}
-	return size, nil
+	return directio.Size(f)
 }

@@ -40,9 +40,6 @@ const (
 
 var policies = []Policy{PolicyRefuse, PolicyFresh, PolicyKeep}
 
-// validName is what a device can be called.
-var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-
 const (
 	defaultName = "root"
 	defaultWait = 30 * time.Second
@@ -124,7 +121,7 @@ func parse(given map[string]string) (Params, error) {
 	note(keyRoot, err)
 	if name := given[keyName]; name != "" {
 		p.Name = name
-		if !validName.MatchString(name) {
+		if !node.ValidName(name) {
 			note(keyName, errors.New("a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"))
 		}
 	}

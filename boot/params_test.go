@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"coppice/node"
 )
 
 func TestSplitCommandLine(t *testing.T) {
@@ -120,7 +122,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil || !p.Wanted() {
 			return
 		}
-		if p.Leaf.RAM == (p.Leaf.Device != "") || p.Leaf.Layer == "" || !validName.MatchString(p.Name) || !slices.Contains(policies, p.Leaf.Policy) {
+		if p.Leaf.RAM == (p.Leaf.Device != "") || p.Leaf.Layer == "" || !node.ValidName(p.Name) || !slices.Contains(policies, p.Leaf.Policy) {
 			t.Fatalf("%q: %+v", line, p)
 		}
 		if p.SizeBytes < 0 || p.Leaf.Wait < 0 || p.Leaf.RAMBytes < 0 || p.Leaf.CacheBytes < 0 {

@@ -210,7 +210,7 @@ func (d *Daemon) declaredNames() (names []string, err error) {
 		name, ok := strings.CutSuffix(e.Name(), declarationSuffix)
 		switch {
 		case !ok:
-		case validName.MatchString(name):
+		case ValidName(name):
 			names = append(names, name)
 		default:
 			d.log.Error("file of a declared device left out: its name is no device's", "file", e.Name(), "hint", nameHint)

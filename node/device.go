@@ -191,8 +191,10 @@ func (d *Device) setParams(disk Disk) {
 
 func diskPath(id int) string { return fmt.Sprintf("/dev/ublkb%d", id) }
 
-// validName is what a device may be called: it becomes a file name and a layer name.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// ValidName tells whether a device may be called so: its name becomes a file name and a layer name.
+func ValidName(name string) bool { return validName.MatchString(name) }
 
 const nameHint = "a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"
 
@@ -206,7 +208,7 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 		return r, fail(CodeBadRequest, hint, format, args...)
 	}
 	switch {
-	case !validName.MatchString(r.Name):
+	case !ValidName(r.Name):
 		return bad(nameHint, "%q is no device name", r.Name)
 	case !filepath.IsAbs(r.Store):
 		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
