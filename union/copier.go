@@ -72,6 +72,11 @@ func (c *copier) flush() error {
 	if c.zeroes == 0 {
 		return nil
 	}
+	// Zeros take no slots, but the maps do that a checkpoint writes: a segment and a page for each region at most.
+	s := c.dst.store
+	if err := c.alloc(0, s.keepFor(classMeta, 0)+2*(c.zeroes>>regionShift+2)); err != nil {
+		return err
+	}
 	c.records = append(c.records[:0], record{Kind: kindZero, Layer: c.dst.entry.Number, Block: c.zeroFirst, Slot: c.zeroes})
 	c.zeroes = 0
 	return c.record()
@@ -85,7 +90,7 @@ func (c *copier) data(first uint64, p []byte) error {
 			return err
 		}
 	}
-	if err := c.alloc(n); err != nil {
+	if err := c.alloc(n, max(c.keep, s.keepFor(classData, n))); err != nil {
 		return err
 	}
 	c.records = c.records[:0]
@@ -109,17 +114,17 @@ func (c *copier) data(first uint64, p []byte) error {
 	return nil
 }
 
-// alloc takes slots. Where there are none, those that a commit would free are waited for once.
-func (c *copier) alloc(n int) (err error) {
+// alloc takes slots and leaves at least keep free. Where there are too few, those that a commit would free are waited for once.
+func (c *copier) alloc(n int, keep uint64) (err error) {
 	s := c.dst.store
 	for try := 0; ; try++ {
 		var ok bool
-		if c.exts, ok = s.slots.alloc(c.exts[:0], n, max(c.keep, s.keepFor(classData, n))); ok {
+		if c.exts, ok = s.slots.alloc(c.exts[:0], n, keep); ok {
 			return nil
 		}
 		if try == 1 {
 			return fmt.Errorf("%d bytes are free, of which %d must stay so: %w",
-				s.slots.freeSlots()<<blockShift, c.keep<<blockShift, ErrNoSpace)
+				s.slots.freeSlots()<<blockShift, keep<<blockShift, ErrNoSpace)
 		}
 		if err := s.commit(); err != nil {
 			return err

@@ -380,14 +380,34 @@ func (s *Store) RemoveLayer(name string) error {
 	if err := s.standsOnly(l); err != nil {
 		return fmt.Errorf("remove layer %q from store %s: %w", name, s.path, err)
 	}
+	if err := s.dropLayers(s.withLeftovers(l)...); err != nil {
+		return fmt.Errorf("remove layer %q: %w", name, err)
+	}
+	return nil
+}
+
+// roomToRemove fails with [ErrNoSpace] where the store lacks the slots that it would take to remove the layer now.
+func (s *Store) roomToRemove(l *Layer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var freed []extent
+	for _, l := range s.withLeftovers(l) {
+		exts, err := l.ownSlots()
+		if err != nil {
+			return err
+		}
+		freed = append(freed, exts...)
+	}
+	return s.roomForCheckpoint(s.slots.cleanPages(freed))
+}
+
+// withLeftovers returns the layer and those below it that go with it.
+func (s *Store) withLeftovers(l *Layer) []*Layer {
 	drop := []*Layer{l}
 	for p := l.parent; p != nil && s.leftover(p, drop[len(drop)-1]); p = p.parent {
 		drop = append(drop, p)
 	}
-	if err := s.dropLayers(drop...); err != nil {
-		return fmt.Errorf("remove layer %q: %w", name, err)
-	}
-	return nil
+	return drop
 }
 
 // ExportPrefix begins the names of layers that an export makes and takes back. One that it did not live to take back is

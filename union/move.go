@@ -26,7 +26,7 @@ type CopyOptions struct {
 
 // CopyLayer copies a layer, sealed or one that no device has open, to another open store, as one layer that stands on the same root and holds
 // what the whole chain of the layer holds. Where the copy fails or ctx ends, nothing of it is left. With Move, the copy
-// has the layer's UUID, and the layer is removed in the end; where an earlier move had come so far already, only that is done.
+// has the layer's UUID, and the layer is removed in the end. Where only the removal fails, both are there, and moving it again only compares them and removes it.
 func (s *Store) CopyLayer(ctx context.Context, name string, to *Store, as string, o CopyOptions) (*LayerInfo, error) {
 	verb := "copy"
 	if o.Move {
@@ -51,6 +51,9 @@ func (s *Store) copyLayer(ctx context.Context, name string, to *Store, as string
 	if !s.readOnly {
 		err = s.commit() // or a power cut could leave a copy that differs from what it was made of
 	}
+	if err == nil && o.Move {
+		err = s.roomToRemove(from) // sooner than after all that work
+	}
 	if err == nil {
 		m.to, err = to.takeTarget(from, as, o.Move)
 	}
@@ -59,7 +62,9 @@ func (s *Store) copyLayer(ctx context.Context, name string, to *Store, as string
 	}
 	s.giveSourceBack(from)
 	if err == nil && o.Move {
-		err = s.RemoveLayer(name)
+		if err = s.RemoveLayer(name); err != nil {
+			err = fmt.Errorf("the copy is complete, but the layer is still there as well (move it again): %w", err)
+		}
 	}
 	if m.to == nil || err != nil {
 		return nil, err
@@ -121,7 +126,7 @@ func (s *Store) takeTarget(from *Layer, as string, move bool) (*Layer, error) {
 	case there != nil:
 		return nil, fmt.Errorf("it is there already: %w", ErrLayerExists)
 	}
-	if err := s.fewEnough(); err != nil {
+	if err := errors.Join(s.fewEnough(), s.roomForLayer()); err != nil {
 		return nil, err
 	}
 	in := layerEntry{

@@ -154,6 +154,31 @@ func TestMoveLayer(t *testing.T) {
 	m.shut()
 }
 
+// TestMoveIntoAndFromFullStores has a move end before it copies anything where either store lacks room for what it must do in the end.
+func TestMoveIntoAndFromFullStores(t *testing.T) {
+	t.Parallel()
+	m := newMover(t, 3)
+	for name, full := range map[string]*Store{"source": m.store, "target": m.second} {
+		free := m.second.slots.freeSlots()
+		taken, ok := full.slots.alloc(nil, int(full.slots.freeSlots()), 0)
+		if !ok {
+			t.Fatal("cannot fill the store")
+		}
+		wantError(t, m.move("web1", "web1"), ErrNoSpace, "web1")
+		full.releaseAll(taken)
+		if m.store.layers["web1"] == nil || len(m.second.layers) != 0 || m.second.slots.freeSlots() != free {
+			t.Errorf("full %s: there are %d layers in the target, %d slots free of %d", name, len(m.second.layers), m.second.slots.freeSlots(), free)
+		}
+	}
+	if err := m.move("web1", "web1"); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(m.contentOf(m.second, "web1"), m.want["web1"]) {
+		t.Error("the layer is another")
+	}
+	m.shut()
+}
+
 // TestMoveDamaged has the copy come out wrong: the layer stays.
 func TestMoveDamaged(t *testing.T) {
 	m := newMover(t, 2)

@@ -67,9 +67,27 @@ type worldStore struct {
 	opened int // times
 	blocks uint64
 	bounds int // changes of its size, and of quotas
+	demand demand
 
 	mayFail     bool // an injected fault made the store fail
 	flushFailed bool
+}
+
+// demand counts the blocks that requests change at most.
+type demand struct {
+	asked uint64 // by all so far
+	open  uint64 // by those in flight
+}
+
+// begin counts a request. What it returns is called when the request ends, and tells how many blocks it and others asked for meanwhile.
+func (d *demand) begin(blocks uint64) func() uint64 {
+	before, others := d.asked, d.open
+	d.asked += blocks
+	d.open += blocks
+	return func() uint64 {
+		d.open -= blocks
+		return others + d.asked - before
+	}
 }
 
 // ghost is a layer that is gone, or was not quite made, and may be found at the next recovery.
@@ -92,10 +110,9 @@ type worldLayer struct {
 	fading  bool // a removal failed: it may be gone at the next recovery
 	parting bool // a detach failed: it may be bare at the next recovery
 
-	quota  int64  // bytes; 0: none
-	beyond bool   // it may hold more than its quota
-	asked  uint64 // blocks of all requests so far
-	open   uint64 // those of requests in flight
+	quota  int64 // bytes; 0: none
+	beyond bool  // it may hold more than its quota
+	demand demand
 
 	layer    *Layer
 	block    *ublktest.Device
@@ -224,7 +241,7 @@ func (w *world) halt() {
 		if err := ws.store.pending.close(); err != nil {
 			w.t.Fatalf("%v", err)
 		}
-		ws.store = nil
+		ws.store, ws.demand = nil, demand{}
 	}
 }
 
@@ -235,7 +252,7 @@ func (l *worldLayer) abandon() {
 	if err := l.block.Close(); err != nil {
 		l.in.w.t.Fatalf("%v", err)
 	}
-	l.layer, l.block, l.inFlight = nil, nil, 0
+	l.layer, l.block, l.inFlight, l.demand = nil, nil, 0, demand{}
 	for _, v := range l.content.open {
 		v.busy = false
 	}
@@ -360,14 +377,11 @@ func (l *worldLayer) submit(d ublk.Descriptor) {
 	}
 	ended := l.content.change(first, count, value)
 	blocks := blocksOf(d)
-	before, others, bounds := l.asked, l.open, l.in.bounds
-	l.asked += blocks
-	l.open += blocks
+	ofLayer, ofStore, bounds := l.demand.begin(blocks), l.in.demand.begin(blocks), l.in.bounds
 	l.inFlight++
 	l.block.Submit(d, data, func(errno syscall.Errno, _ []byte) {
 		l.inFlight--
-		l.open -= blocks
-		ended(l.outcome(d, errno, others+l.asked-before, bounds), d.FUA)
+		ended(l.outcome(d, errno, ofLayer(), ofStore(), bounds), d.FUA)
 	})
 }
 
@@ -380,9 +394,9 @@ func (l *worldLayer) data() uint64 {
 	return m.dataBlocks()
 }
 
-// outcome judges how a request that changes something, or a flush, ended. Beside it others, and it itself, were about that many blocks, and
-// the store had the given bounds when it began.
-func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno, others uint64, bounds int) outcome {
+// outcome judges how a request that changes something, or a flush, ended. Meanwhile it and others asked for so many blocks of the layer and of the
+// whole store, which others may have taken and given back; and the store had the given bounds when it began.
+func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno, ofLayer, ofStore uint64, bounds int) outcome {
 	w, ws := l.in.w, l.in
 	switch {
 	case errno == 0:
@@ -393,10 +407,9 @@ func (l *worldLayer) outcome(d ublk.Descriptor, errno syscall.Errno, others uint
 		w.tally["requests answered"]++
 		return acknowledged
 	case errno == syscall.ENOSPC && d.Op != ublk.OpFlush && !errors.Is(w.injected, errno):
-		n := blocksOf(d)
-		keep := ws.store.keepFor(classData, int(n))
-		overQuota := l.quota > 0 && l.data()+others > uint64(l.quota)>>blockShift
-		if free := ws.store.slots.freeSlots(); free > keep+n && !overQuota && bounds == ws.bounds {
+		keep := ws.store.keepFor(classData, int(blocksOf(d)))
+		overQuota := l.quota > 0 && l.data()+ofLayer > uint64(l.quota)>>blockShift
+		if free := ws.store.slots.freeSlots(); free > keep+ofStore && !overQuota && bounds == ws.bounds {
 			w.t.Errorf("%s: no space for op %d at %d with %d slots free, and %d blocks of a quota of %d bytes", l.name, d.Op, d.Off, free, l.data(), l.quota)
 		}
 		w.tally["requests refused"]++
@@ -413,7 +426,7 @@ func (l *worldLayer) flush() {
 	l.inFlight++
 	l.block.Submit(flushDescriptor, nil, func(errno syscall.Errno, _ []byte) {
 		l.inFlight--
-		if l.outcome(flushDescriptor, errno, 0, 0) == acknowledged {
+		if l.outcome(flushDescriptor, errno, 0, 0, 0) == acknowledged {
 			durable()
 			l.in.forget(ghosts)
 		}
@@ -959,7 +972,14 @@ func (w *world) transfer(c choose) bool {
 		return true
 	case errors.Is(err, ErrNoSpace):
 		w.tally["refused: copy"]++
-		return true
+		there := to.store.layers[copied.name]
+		if there == nil {
+			return true
+		}
+		if !move || there.entry.Incoming {
+			w.t.Fatalf("copy of %s failed and is still there: %v", l.name, err)
+		}
+		move = false // only the removal has failed
 	case err != nil:
 		w.t.Fatalf("copy %s to store %s: %v", l.name, to.name, err)
 	}
