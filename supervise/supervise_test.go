@@ -371,3 +371,13 @@ func TestMountsBelow(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A daemon that dies is there again at once, and one that dies on and on soon, as everything that uses its devices waits. One that has lived long ends the count.
+func TestPauses(t *testing.T) {
+	long, ms := time.Minute, time.Millisecond
+	got := supervise.Pauses(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, long, 0)
+	want := []time.Duration{0, 0, 0, 0, 0, 100 * ms, 200 * ms, 400 * ms, 800 * ms, 1000 * ms, 1000 * ms, 1000 * ms, 0, 0}
+	if !slices.Equal(got, want) {
+		t.Errorf("pauses %v, want %v", got, want)
+	}
+}

@@ -222,12 +222,13 @@ const (
 	proof = 10 * time.Second
 )
 
-// pace is how fast daemons are started again. The zero value is of none that died.
+// pace is how fast daemons are started again. The zero value is of none that died. While nothing serves, all that reads from the devices or writes to them waits, and so does the machine
+// whose root is one of them: a pause is only to leave it some of its processors.
 type pace struct{ inARow int }
 
 // after returns how long to wait after a daemon that has lived so long.
 func (p *pace) after(lived time.Duration) time.Duration {
-	const atOnce, first, most = 5, 100 * time.Millisecond, 5 * time.Second
+	const atOnce, first, most = 5, 100 * time.Millisecond, time.Second
 	if lived >= soon {
 		p.inARow = 0
 		return 0
