@@ -4,6 +4,7 @@ package vmtests
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ func TestBoot(t *testing.T) {
 	m := l.node(t, "node", l.web.address)
 
 	vm := l.boot(t, m)
-	l.wantLittleFetched(t, vm)
+	wantLittleFetched(t, vm, l.web.sent.Load())
 	first := examineRoot(t, vm)
 	m.prepareInstall(t, vm)
 	m.install(t, vm, "jq", func() {
@@ -163,6 +164,7 @@ func (l *machineLab) boot(t *testing.T, m *node) *VM {
 // start switches a machine on and waits until the console has what the machine is to say.
 func (l *machineLab) start(t *testing.T, m *node) *VM {
 	t.Helper()
+	m.cfg.Consoles = t.ArtifactDir()
 	vm, err := l.b.Boot(t.Context(), m.cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -178,10 +180,9 @@ func (l *machineLab) start(t *testing.T, m *node) *VM {
 	return vm
 }
 
-// wantLittleFetched compares what the origin has sent with what the machine has read, since its first boot.
-func (l *machineLab) wantLittleFetched(t *testing.T, vm *VM) {
+// wantLittleFetched compares what has been sent to a machine with what it has read, since it was switched on.
+func wantLittleFetched(t *testing.T, vm *VM, sent int64) {
 	t.Helper()
-	sent := l.web.sent.Load()
 	device, err := vm.Output(t.Context(), "cat", "/sys/block/ublkb0/dev")
 	if err != nil {
 		t.Fatal(err)
@@ -194,9 +195,9 @@ func (l *machineLab) wantLittleFetched(t *testing.T, vm *VM) {
 	if read < 4<<20 {
 		t.Fatalf("the machine has read %d bytes of its root: that is no boot\n%s", read, lastLines(trace, 5))
 	}
-	t.Logf("the machine read %.2f MiB in distinct blocks of 4 KiB, the origin sent %.2f MiB: %.2f of it", mib(read), mib(sent), float64(sent)/float64(read))
+	t.Logf("the machine read %.2f MiB in distinct blocks of 4 KiB, and was sent %.2f MiB: %.2f of it", mib(read), mib(sent), float64(sent)/float64(read))
 	if float64(sent) > mostFetched*float64(read) {
-		t.Errorf("the origin sent %.2f of what was read, want at most %.1f", float64(sent)/float64(read), mostFetched)
+		t.Errorf("%.2f of what was read was sent, want at most %.1f", float64(sent)/float64(read), mostFetched)
 	}
 }
 
@@ -311,9 +312,16 @@ head -c $((n*7919%60000+1)) /dev/urandom >$file; sync $file /srv/synced; sha256s
 // cutDuringInstall begins to install packages, and beside that to write files, and cuts the power some time after. It returns the digests of the files that were durable.
 func (m *node) cutDuringInstall(t *testing.T, vm *VM, packages string, after time.Duration) map[string]string {
 	t.Helper()
+	return cutDuring(t, vm, installing+packages, after)
+}
+
+// cutDuring begins what a script does, which must not go wrong, and beside that to write files, and cuts the power some time after. It returns the digests of the files that were durable.
+func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[string]string {
+	t.Helper()
 	synced := make(map[string]string)
 	read, write := io.Pipe()
 	var wait sync.WaitGroup
+	var said bytes.Buffer
 	run := func(script string, output io.Writer) {
 		wait.Go(func() {
 			exit, err := vm.Run(t.Context(), Job{Argv: []string{"sh", "-c", script}, Output: output})
@@ -330,16 +338,19 @@ func (m *node) cutDuringInstall(t *testing.T, vm *VM, packages string, after tim
 		}
 	})
 	run(syncing, write)
-	run(installing+packages, nil)
+	run(work, &said)
 	time.Sleep(after)
 	if err := vm.Kill(); err != nil {
 		t.Error(err)
 	}
 	time.AfterFunc(3*time.Second, func() { _ = write.Close() })
 	wait.Wait()
-	t.Logf("the power was cut %.1f s after the installation of %s began; %d files were durable", after.Seconds(), packages, len(synced))
+	t.Logf("the power was cut after %.1f s, when %d files were durable and the last word was %q", after.Seconds(), len(synced), lastLines(said.String(), 1))
 	if len(synced) == 0 {
 		t.Error("no file was durable")
+	}
+	if t.Failed() {
+		t.Log(said.String())
 	}
 	return synced
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coppice/image/imagetest"
 )
 
@@ -30,31 +32,36 @@ while [ ! -e /run/enough ]; do
 apt-get -y -q --no-install-recommends install jq rsync && jq --version && rsync --version && apt-get -y -q purge jq rsync || exit 1
 n=$((n+1)); done; echo "$n rounds"`
 
-// TestBootKills kills the instance that serves the root again and again, while fio verifies what it writes and packages come and go. Nothing fails, nothing
+// acknowledging writes files and says the SHA-256 of each when it is durable, until there is /run/enough.
+const acknowledging = `mkdir -p /srv/synced; n=0
+while [ ! -e /run/enough ]; do n=$((n+1)); file=/srv/synced/$n
+head -c $((n*7919%60000+1)) /dev/urandom >$file; sync $file /srv/synced; sha256sum $file; sleep 0.1; done`
+
+// TestBootKills kills the instance that serves the root again and again, while fio verifies what it writes, packages come and go, and files are made durable. Nothing fails, nothing
 // is lost, and the file system is clean when the machine has been shut down.
 func TestBootKills(t *testing.T) {
+	t.Parallel()
 	l := newMachineLab(t, Systemd)
+	before := l.digest(t)
 	m := l.node(t, "kills", l.web.address)
 	vm := l.boot(t, m)
 	m.prepareInstall(t, vm)
 	var work sync.WaitGroup
-	run := func(what, script string) {
+	run := func(what, script string) *strings.Builder {
+		var out strings.Builder
 		work.Go(func() {
-			var out strings.Builder
 			exit, err := vm.Run(t.Context(), Job{Argv: []string{"sh", "-c", script}, Output: &out, Timeout: 2 * time.Hour})
 			if err != nil || !exit.OK() {
 				t.Errorf("%s: %v, %v\n%s", what, exit, err, lastLines(out.String(), 40))
 			}
 			t.Logf("%s: %s", what, lastLines(out.String(), 1))
 		})
+		return &out
 	}
-	run("fio", "while [ ! -e /run/enough ]; do "+load+"20 || exit 1; done; echo verified")
+	run("fio", "n=0; while [ ! -e /run/enough ]; do "+load+"20 || exit 1; n=$((n+1)); done; echo $n runs verified")
 	run("installing", churn)
-	var waits []time.Duration
-	for n := range *bootKills {
-		time.Sleep(time.Duration(500+rand.IntN(2500)) * time.Millisecond)
-		waits = append(waits, killServing(t, vm, n))
-	}
+	sums := run("acknowledging", acknowledging)
+	waits := killAgainAndAgain(t, vm, *bootKills)
 	if _, err := vm.Output(t.Context(), "touch", "/run/enough"); err != nil {
 		t.Fatal(err)
 	}
@@ -64,51 +71,117 @@ func TestBootKills(t *testing.T) {
 	if out, err := vm.Output(t.Context(), "dpkg", "--verify"); err != nil || strings.Contains(out, "/usr/") {
 		t.Errorf("dpkg --verify: %v\n%s", err, out)
 	}
+	synced := parseSums(sums.String())
+	t.Logf("%d files were made durable", len(synced))
+	m.wantSynced(t, vm, synced)
 	examineRoot(t, vm)
 	m.shutDown(t, vm)
+	if l.digest(t) != before {
+		t.Error("the image was changed")
+	}
+}
+
+// parseSums reads what sha256sum prints.
+func parseSums(text string) map[string]string {
+	sums := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if sum, path, ok := strings.Cut(strings.TrimSpace(line), "  "); ok && len(sum) == 64 {
+			sums[path] = sum
+		}
+	}
+	return sums
+}
+
+// killAgainAndAgain kills the instance that serves the root so often, at random moments, and returns how long I/O waited each time.
+func killAgainAndAgain(t *testing.T, vm *VM, times int) (waits []time.Duration) {
+	t.Helper()
+	for n := range times {
+		time.Sleep(time.Duration(500+rand.IntN(2500)) * time.Millisecond)
+		waits = append(waits, killServing(t, vm, n))
+		t.Logf("kill %d: I/O went on after %v", n+1, waits[n])
+	}
+	return waits
 }
 
 // killServing kills the instance that serves the root and returns how long I/O waited.
 func killServing(t *testing.T, vm *VM, n int) time.Duration {
 	t.Helper()
-	const script = `for f in /proc/[0-9]*/cmdline; do case "$(tr '\0' ' ' <$f)" in @*" daemon"*) pid=${f#/proc/}; pid=${pid%/cmdline};; esac; done
-began=$(cut -d' ' -f1 /proc/uptime); kill -9 $pid
+	const script = `pid=$(pgrep -n -f '^@.* daemon'); began=$(cut -d' ' -f1 /proc/uptime); kill -9 $pid
 dd if=/dev/ublkb0 of=/dev/null bs=4k count=1 iflag=direct status=none && echo $pid $began $(cut -d' ' -f1 /proc/uptime)`
 	out, err := vm.Output(t.Context(), "sh", "-c", script)
 	var pid int
 	var began, ended float64
 	if _, scanErr := fmt.Sscan(out, &pid, &began, &ended); err != nil || scanErr != nil {
-		t.Fatalf("kill %d: %q, %v, %v", n, out, err, scanErr)
+		t.Fatalf("kill %d: %q, %v, %v", n+1, out, err, scanErr)
 	}
 	return time.Duration((ended - began) * float64(time.Second))
 }
 
-// TestBootCuts cuts the power again and again while packages are installed. The machine boots after each, its file system is clean when its journal has been replayed, and what
-// had been synced is there.
+// cutMachines is how many machines TestBootCuts has, which share the cuts.
+const cutMachines = 2
+
+// TestBootCuts cuts the power again and again while packages are installed, of two machines side by side. Each boots after each cut, its file system is clean when its journal has been
+// replayed, and what had been synced is there. The image that they share stays what it is.
 func TestBootCuts(t *testing.T) {
+	t.Parallel()
 	l := newMachineLab(t, Systemd)
-	m := l.node(t, "cuts", l.web.address)
+	before := l.digest(t)
+	t.Run("machines", func(t *testing.T) {
+		for n := range cutMachines {
+			t.Run(fmt.Sprint(n+1), func(t *testing.T) {
+				t.Parallel()
+				l.cutAgainAndAgain(t, fmt.Sprintf("cuts%d", n+1), (*bootCuts+n)/cutMachines)
+			})
+		}
+	})
+	if l.digest(t) != before {
+		t.Error("the image was changed")
+	}
+}
+
+// mending brings the packages of a system in order whose power was cut, and reinstalling goes on with them without end.
+const (
+	mending = `export DEBIAN_FRONTEND=noninteractive; mountpoint -q /mnt/repo || mount -o ro /dev/disk/by-id/virtio-repo /mnt/repo
+rm -rf /srv/synced/*; dpkg --configure -a && apt-get -y -q -f install || exit 1
+`
+	reinstalling = mending + `while :; do apt-get -y -q --no-install-recommends --reinstall install jq rsync tmux sqlite3 || exit 1; done`
+)
+
+// cutAgainAndAgain cuts a machine's power so often.
+func (l *machineLab) cutAgainAndAgain(t *testing.T, name string, cuts int) {
+	t.Helper()
+	m := l.node(t, name, l.web.address)
+	m.cfg.CPUs = 1
 	synced := make(map[string]string)
-	for n := range *bootCuts {
+	for n := range cuts {
 		vm := l.boot(t, m)
 		if n == 0 {
 			m.prepareInstall(t, vm)
+			if _, err := vm.Output(t.Context(), "sync"); err != nil {
+				t.Fatal(err)
+			}
 		} else {
 			m.wantSynced(t, vm, synced)
 		}
-		const again = `mountpoint -q /mnt/repo || mount -o ro /dev/disk/by-id/virtio-repo /mnt/repo; rm -f /var/lib/dpkg/lock* /var/lib/apt/lists/lock
-dpkg --configure -a && apt-get -y -q -f install && apt-get -y -q purge jq rsync tmux sqlite3; rm -rf /srv/synced`
-		if out, err := vm.Output(t.Context(), "sh", "-c", again); err != nil {
-			t.Fatalf("mend what the cut has interrupted: %v\n%s", err, out)
-		}
-		synced = m.cutDuringInstall(t, vm, "jq rsync tmux sqlite3", time.Duration(1000+rand.IntN(9000))*time.Millisecond)
+		synced = cutDuring(t, vm, reinstalling, time.Duration(3000+rand.IntN(12000))*time.Millisecond)
+		began := time.Now()
 		wantClean(t, offline(t, m.leaf, m.disk), true)
+		t.Logf("cut %d: store and file system were checked in %.1f s", n+1, time.Since(began).Seconds())
 		if t.Failed() {
-			t.Fatalf("after cut %d", n+1)
+			t.FailNow()
 		}
 	}
 	vm := l.boot(t, m)
 	m.wantSynced(t, vm, synced)
+	if out, err := vm.Output(t.Context(), "sh", "-c", mending+"apt-get -y -q --reinstall install jq rsync tmux sqlite3; dpkg --audit"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := vm.Output(t.Context(), "sh", "-c", "dpkg --audit; dpkg --verify"); err != nil || strings.Contains(out, "/usr/") {
+		t.Errorf("after the last cut: %v\n%s", err, out)
+	}
+	for _, name := range []string{"jq", "rsync"} {
+		m.wantInstalled(t, vm, name)
+	}
 	m.shutDown(t, vm)
 }
 
@@ -118,6 +191,7 @@ const outage = time.Minute
 // TestBootWithoutServers boots a machine while its root's server is gone, which it says and waits for. Then the server goes while the machine works, and comes back:
 // what is read meanwhile waits, and nothing fails.
 func TestBootWithoutServers(t *testing.T) {
+	t.Parallel()
 	l := newMachineLab(t, Systemd)
 	m := l.node(t, "alone", l.web.address)
 	l.web.stop()
@@ -174,46 +248,65 @@ func withoutHungTasks(log string) string {
 	return kept.String()
 }
 
-// TestBootBadInput boots machines that cannot come up. Each says why on the console and what to do, and leaves its disks as they are.
+// TestBootBadInput boots machines that cannot come up. Each says why on the console and what to do, gives a shell or starts again where it was told to, and leaves its
+// disks as they are.
 func TestBootBadInput(t *testing.T) {
+	t.Parallel()
 	l := newMachineLab(t, Systemd)
-	sound := l.node(t, "sound", l.web.address)
 	for _, c := range []struct {
 		name, old, with string // in the kernel's arguments
 		fill            string // what is on the leaf disk
 		want            string
+		again           bool // it starts again; false: the console gives a shell
 	}{
-		{name: "unknown image", old: "root:debian:1", with: "root:debian:9", want: "not found"},
-		{name: "leaf disk missing", old: "virtio-leaf,format", with: "virtio-other,format,wait=2s", want: "has not appeared"},
-		{name: "leaf not to be formatted", old: "virtio-leaf,format", with: "virtio-leaf", want: "nothing allows to make one on it"},
+		{name: "unknown image", old: "root:debian:1", with: "root:debian:9", want: "root:debian:9"},
+		{name: "misspelt option", old: ",format", with: ",fromat", want: `option "fromat" is not known`},
+		{name: "leaf disk missing", old: "virtio-leaf,format", with: "virtio-other,format,wait=2s", want: "has not appeared in 2s; there are"},
+		{name: "leaf not to be formatted", old: "virtio-leaf,format", with: "virtio-leaf", want: "nothing allows to make one on it", again: true},
 		{name: "leaf with something on it", fill: "precious", want: "it is not empty"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			m := l.node(t, strings.ReplaceAll(c.name, " ", "-"), l.web.address)
 			if err := writeAt(m.leaf, c.fill); err != nil {
 				t.Fatal(err)
 			}
-			before, _, err := FileDigest(m.leaf, 64<<20)
-			if err != nil {
-				t.Fatal(err)
+			before := contentOf(t, m.leaf)
+			m.cfg.CPUs, m.cfg.KernelArgs = 1, strings.Replace(m.cfg.KernelArgs, c.old, c.with, 1)
+			if m.cfg.Until = "Rebooting automatically"; !c.again {
+				m.cfg.Until = "(initramfs)"
+				m.cfg.KernelArgs += " panic=" // takes the harness's own back
 			}
-			m.cfg.KernelArgs = strings.Replace(sound.cfg.KernelArgs, c.old, c.with, 1)
-			m.cfg.Until = c.want
 			vm := l.start(t, m)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			if err := vm.Says(ctx, "(initramfs)"); err != nil {
-				t.Error(err)
+			said := lastLines(vm.console(), 14)
+			for _, want := range []string{"coppice: ", c.want, "  to do: "} {
+				if !strings.Contains(said, want) {
+					t.Errorf("the console lacks %q", want)
+				}
 			}
-			t.Log(lastLines(vm.console(), 6))
+			t.Log(said)
 			if err := vm.Kill(); err != nil {
 				t.Error(err)
 			}
-			if after, _, err := FileDigest(m.leaf, 64<<20); err != nil || after != before {
-				t.Errorf("the leaf disk was changed (%v)", err)
+			if contentOf(t, m.leaf) != before {
+				t.Error("the leaf disk was changed")
 			}
 		})
 	}
+}
+
+// contentOf tells whether a disk's file is what it was: by the digest of what it begins with, where a store would be, and how many blocks all of it has.
+func contentOf(t *testing.T, path string) string {
+	t.Helper()
+	digest, _, err := FileDigest(path, 64<<20)
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Stat(path, &st)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(digest, st.Blocks)
 }
 
 func writeAt(path, text string) error {

@@ -43,4 +43,6 @@
 // reported with QEMU's command line and the end of its console and killed. The kernel's own BUG, WARNING and Oops lines
 // during a command make its result a failure; an Oops ends the guest (oops=panic). QEMU dies with the process that
 // started it.
+//
+// With -artifacts and -outputdir DIR, go test keeps what the consoles of machines that boot by themselves said.
 package vmtests

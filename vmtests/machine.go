@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,28 +19,31 @@ import (
 // machine is held while any VM of this process runs: pinned virtual CPUs of two processes' VMs would share cores.
 var machine struct {
 	sync.Mutex
-	users  int
+	taken  []bool // places of VMs that run
 	unlock func()
 }
 
-// acquireMachine waits until no other process runs VMs, and tells how many this one runs. The returned function may be called once.
-func acquireMachine(path string) (release func(), beside int, err error) {
+// acquireMachine waits until no other process runs VMs, and returns the first place, from 0 on, that no VM of this one has. The returned function may be called once.
+func acquireMachine(path string) (release func(), place int, err error) {
 	machine.Lock()
 	defer machine.Unlock()
-	if machine.users == 0 {
+	if !slices.Contains(machine.taken, true) {
 		if machine.unlock, err = lockFile(path); err != nil {
 			return nil, 0, err
 		}
 	}
-	beside = machine.users
-	machine.users++
+	if place = slices.Index(machine.taken, false); place < 0 {
+		place, machine.taken = len(machine.taken), append(machine.taken, false)
+	}
+	machine.taken[place] = true
 	return func() {
 		machine.Lock()
 		defer machine.Unlock()
-		if machine.users--; machine.users == 0 {
+		machine.taken[place] = false
+		if !slices.Contains(machine.taken, true) {
 			machine.unlock()
 		}
-	}, beside, nil
+	}, place, nil
 }
 
 // startFromLastingThread starts a process that the kernel is to kill together with its parent. "Parent" means the thread

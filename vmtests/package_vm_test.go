@@ -49,7 +49,7 @@ func newPackageLab(t *testing.T) *packageLab {
 	}
 	disks = append([]Disk{{Name: "root", Path: root}, {Name: "debs", Path: debs + ".img", ReadOnly: true}}, disks...)
 	return &packageLab{b: b, cfg: Config{
-		Name: "package", MemMiB: 1536, Own: system.Own(), Disks: disks, KernelArgs: bootArgs + " root=/dev/vda",
+		Name: "package", MemMiB: 1536, Own: system.Own(), Disks: disks, KernelArgs: bootArgs + " root=/dev/vda", Consoles: t.ArtifactDir(),
 	}}
 }
 

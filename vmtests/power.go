@@ -60,6 +60,9 @@ func (vm *VM) Kill() error {
 			err = vm.hangUp()
 		}
 		vm.unlock()
+		if vm.kept != "" {
+			err = errors.Join(err, os.WriteFile(vm.kept, []byte(vm.console()), 0o644))
+		}
 		err = errors.Join(err, os.RemoveAll(vm.dir))
 	})
 	return err

@@ -37,6 +37,7 @@ type Config struct {
 	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
 	Forward    map[int]int       // with Network: TCP port of this machine's loopback → port of the guest
 	KernelArgs string            // appended to the kernel command line
+	Consoles   string            // directory that gets what the console said when the VM is gone, in a file of its own; "": nobody needs it then
 	QEMUArgs   []string          // more arguments of QEMU, such as "-smbios" or "-fw_cfg" and their values
 }
 
@@ -61,6 +62,7 @@ func (c Config) boots() bool { return c.System != "" || c.Union != nil }
 type VM struct {
 	cmd     *exec.Cmd
 	dir     string
+	kept    string       // where the console stays, "" being nowhere
 	own     bool         // the system has booted by itself
 	port    net.Listener // where QEMU reaches the harness for the agent; nil: QEMU was not started
 	greeted chan greeting
@@ -138,12 +140,15 @@ func (b *Build) start(ctx context.Context, cfg Config, kernel Kernel, accel Acce
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write initramfs: %w", err), os.RemoveAll(dir))
 	}
-	unlock, beside, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
+	unlock, place, err := acquireMachine(filepath.Join(b.dir, "machine.lock"))
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	vm.unlock = unlock
-	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg, beside); err != nil {
+	if cfg.Consoles != "" {
+		vm.kept = filepath.Join(cfg.Consoles, fmt.Sprintf("%s-%s.console", cfg.Name, time.Now().Format("150405.000")))
+	}
+	if err := vm.launch(ctx, qemuArgs(cfg, kernel, accel, dir), cfg, place); err != nil {
 		err = fmt.Errorf("boot VM %s: %w", cfg.Name, vm.gone(err))
 		return nil, errors.Join(err, vm.Kill())
 	}

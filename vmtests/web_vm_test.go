@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -15,10 +17,10 @@ import (
 	"coppice/image"
 )
 
-// web is a server of a directory of images, which counts what it sends and can go away.
+// web is a server of a directory of images, or of what another server has, which counts what it sends and can go away.
 type web struct {
 	t       *testing.T
-	files   http.Handler
+	content http.Handler
 	server  *http.Server
 	address string
 	sent    atomic.Int64 // bytes of bodies
@@ -27,7 +29,18 @@ type web struct {
 // startWeb starts a web server of a directory on the loopback. It ends with the test.
 func startWeb(t *testing.T, dir string) *web {
 	t.Helper()
-	w := &web{t: t, files: http.FileServer(http.Dir(dir)), address: fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])}
+	return startServer(t, http.FileServer(http.Dir(dir)))
+}
+
+// startProxy starts one that passes on what the server at an address has.
+func startProxy(t *testing.T, address string) *web {
+	t.Helper()
+	return startServer(t, httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address}))
+}
+
+func startServer(t *testing.T, content http.Handler) *web {
+	t.Helper()
+	w := &web{t: t, content: content, address: fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])}
 	w.start()
 	t.Cleanup(w.stop)
 	return w
@@ -47,9 +60,9 @@ func (w *web) start() {
 // stop ends all connections, and refuses new ones.
 func (w *web) stop() { _ = w.server.Close() }
 
-// ServeHTTP sends a file.
+// ServeHTTP answers and counts.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	w.files.ServeHTTP(countedWriter{rw, &w.sent}, r)
+	w.content.ServeHTTP(countedWriter{rw, &w.sent}, r)
 }
 
 // countedWriter counts the bytes of an answer's body.
