@@ -71,14 +71,12 @@ type Status struct {
 }
 
 // ReadStatus asks the root's daemon what the machine has booted from, and its leaf store what is known about that.
-func ReadStatus(ctx context.Context, g Given, version string) (Status, error) {
-	client := node.NewClient(RunDir, version)
-	client.Wait = 0
-	v, err := client.Version(ctx)
+func ReadStatus(ctx context.Context, g Given) (Status, error) {
+	client, err := node.ClientOf(ctx, RunDir)
 	if err != nil {
 		return Status{}, err
 	}
-	devices, err := node.NewClient(RunDir, v.Version).List(ctx)
+	devices, err := client.List(ctx)
 	if err != nil {
 		return Status{}, err
 	}
@@ -102,8 +100,8 @@ func ReadStatus(ctx context.Context, g Given, version string) (Status, error) {
 }
 
 // Good says that the machine is up, and returns what was known before.
-func Good(ctx context.Context, g Given, version string) (Status, error) {
-	st, err := ReadStatus(ctx, g, version)
+func Good(ctx context.Context, g Given) (Status, error) {
+	st, err := ReadStatus(ctx, g)
 	if err == nil {
 		_, err = union.BootGood(st.Store, st.Told)
 	}

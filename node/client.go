@@ -44,6 +44,15 @@ func NewClient(runDir, version string) *Client {
 	return c
 }
 
+// ClientOf returns a client that says it is of the version that the daemon of runDir is, which must be listening.
+func ClientOf(ctx context.Context, runDir string) (*Client, error) {
+	c := NewClient(runDir, "")
+	c.Wait = 0
+	v, err := c.Version(ctx)
+	c.version = v.Version
+	return c, err
+}
+
 // dial connects, waiting for a daemon on its way.
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	const pause = 20 * time.Millisecond

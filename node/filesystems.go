@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // FileSystem is a mounted file system.
@@ -45,7 +47,10 @@ func fileSystemsAt(proc, sys, path string) (mounted []FileSystem, nodes []string
 			}
 		}
 	}
-	table := readMounts(proc)
+	table, err := readMounts(proc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find what is mounted from %s: %w", path, err)
+	}
 	for _, name := range names {
 		number, err := os.ReadFile(filepath.Join(class, name, "dev"))
 		if err != nil {
@@ -64,25 +69,32 @@ type mountEntry struct {
 	source string
 }
 
-// readMounts takes field 3, major:minor, field 5, the mount point, and what follows the dash: type and source
-// (proc_pid_mountinfo(5)).
-func readMounts(proc string) mountTable {
+func readMounts(proc string) (mountTable, error) {
+	mounts, err := readMountinfo(proc)
 	var t mountTable
-	eachLine(filepath.Join(proc, "self/mountinfo"), func(fields []string) {
-		dash := slices.Index(fields, "-")
-		if dash < 6 || len(fields) < dash+3 {
-			return
-		}
-		point := unescapeOctal(fields[4])
-		i := slices.IndexFunc(t, func(e mountEntry) bool { return e.Number == fields[2] })
+	for _, m := range mounts {
+		i := slices.IndexFunc(t, func(e mountEntry) bool { return e.Number == number(m) })
 		if i >= 0 {
-			t[i].Points = append(t[i].Points, point)
-			return
+			t[i].Points = append(t[i].Points, m.Mountpoint)
+			continue
 		}
-		t = append(t, mountEntry{FileSystem{fields[2], fields[dash+1], []string{point}}, unescapeOctal(fields[dash+2])})
-	})
-	return t
+		t = append(t, mountEntry{FileSystem{number(m), m.FSType, []string{m.Mountpoint}}, m.Source})
+	}
+	return t, err
 }
+
+// readMountinfo returns what is mounted in this mount namespace (proc_pid_mountinfo(5)).
+func readMountinfo(proc string) ([]*mountinfo.Info, error) {
+	f, err := os.Open(filepath.Join(proc, "self/mountinfo"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mountinfo.GetMountsFromReader(f, nil)
+}
+
+// number is that of the block device which m is mounted from, as sysfs has it: "MAJOR:MINOR".
+func number(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
 // from returns what is mounted from a block device. File systems over several devices (btrfs) have a number of their
 // own, with major 0, and are known by their source.

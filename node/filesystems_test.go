@@ -16,16 +16,13 @@ func TestFileSystemsOnDiskPartitionsAndAbove(t *testing.T) {
 		put(t, filepath.Join(block, name, "dev"), number+"\n")
 	}
 	put(t, filepath.Join(block, "ublkb3p2/holders/dm-0/dev"), "253:0\n")
-	put(t, filepath.Join(proc, "self/mountinfo"), `
-22 1 0:20 / /proc rw - proc proc rw
+	put(t, filepath.Join(proc, "self/mountinfo"), `22 1 0:20 / /proc rw - proc proc rw
 40 1 259:4 / /srv/my\040disk rw,relatime shared:1 - ext4 /dev/ublkb3p1 rw
 41 1 259:33 / /other rw - ext4 /dev/ublkb33 rw
 42 1 253:0 / /lvm rw - xfs /dev/mapper/vg-lv rw
 43 1 259:4 /sub /bind rw shared:1 master:2 - ext4 /dev/ublkb3p1 rw
 44 1 0:50 / /btrfs rw - btrfs /dev/ublkb3 rw
 45 1 0:51 / /tmp rw - tmpfs tmpfs rw
-bad line
-46 1 259:3 / /bad -
 `)
 	got, nodes, err := fileSystemsAt(proc, sys, "/dev/ublkb3")
 	if err != nil {

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"os"
@@ -27,24 +26,20 @@ type usage struct {
 // readUsage reads the tables of mounts and swap areas once, for any number of devices.
 func readUsage() usage { return readUsageAt("/proc", "/sys") }
 
-// readUsageAt takes mountinfo's field 3, major:minor, and field 5, the mount
-// point (proc_pid_mountinfo(5)).
 func readUsageAt(proc, sys string) usage {
 	u := usage{proc: proc, sys: sys, mounts: make(map[string][]string), swaps: make(map[string]bool)}
-	eachLine(filepath.Join(proc, "self/mountinfo"), func(fields []string) {
-		if len(fields) < 5 {
-			return
-		}
+	mounts, _ := readMountinfo(proc)
+	for _, m := range mounts {
 		// In a sandbox of systemd some are there twice: below a path that is bound to itself, and above.
-		if point := unescapeOctal(fields[4]); !slices.Contains(u.mounts[fields[2]], point) {
-			u.mounts[fields[2]] = append(u.mounts[fields[2]], point)
+		if n := number(m); !slices.Contains(u.mounts[n], m.Mountpoint) {
+			u.mounts[n] = append(u.mounts[n], m.Mountpoint)
 		}
-	})
-	eachLine(filepath.Join(proc, "swaps"), func(fields []string) {
-		if len(fields) > 0 {
-			u.swaps[filepath.Base(fields[0])] = true
-		}
-	})
+	}
+	swaps, _ := os.ReadFile(filepath.Join(proc, "swaps"))
+	for line := range strings.Lines(string(swaps)) {
+		name, _, _ := strings.Cut(line, " ")
+		u.swaps[filepath.Base(name)] = true
+	}
 	return u
 }
 
@@ -93,17 +88,6 @@ func (u usage) holdersOf(name, numberFile string) []string {
 	return found
 }
 
-func eachLine(path string, do func(fields []string)) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return
-	}
-	sc := bufio.NewScanner(bytes.NewReader(data))
-	for sc.Scan() {
-		do(strings.Fields(sc.Text()))
-	}
-}
-
 // diskID returns the number of the ublk device that path is, is a partition of, or is a file on.
 func diskID(path string) (int, bool) {
 	var st unix.Stat_t
@@ -130,21 +114,4 @@ func diskIDOf(sysfsLink string) (int, bool) {
 	}
 	id, err := strconv.Atoi(m[1])
 	return id, err == nil
-}
-
-// unescapeOctal undoes the \ooo of mountinfo.
-func unescapeOctal(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			var c int
-			if n, err := fmt.Sscanf(s[i+1:i+4], "%3o", &c); n == 1 && err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }

@@ -27,11 +27,9 @@ func TestHoldersOfDiskAndPartitions(t *testing.T) {
 	put(t, filepath.Join(block, "ublkb3/ublkb3p2/dev"), "259:5\n")
 	put(t, filepath.Join(block, "ublkb3p2/holders/dm-0/dev"), "253:0\n")
 	put(t, filepath.Join(block, "ublkb33/dev"), "259:33\n")
-	put(t, filepath.Join(proc, "self/mountinfo"), `
-22 1 0:20 / /proc rw - proc proc rw
+	put(t, filepath.Join(proc, "self/mountinfo"), `22 1 0:20 / /proc rw - proc proc rw
 40 1 259:4 / /srv/my\040disk rw,relatime shared:1 - ext4 /dev/ublkb3p1 rw
 41 1 259:33 / /other rw - ext4 /dev/ublkb33 rw
-bad line
 `)
 	put(t, filepath.Join(proc, "swaps"), "Filename Type Size Used Priority\n/dev/ublkb3 partition 1 0 -2\n")
 
@@ -91,16 +89,6 @@ func TestDiskIDOfSysfsLink(t *testing.T) {
 		}
 		if id != want {
 			t.Errorf("%s: %d, not %d", link, id, want)
-		}
-	}
-}
-
-func TestUnescapeOctal(t *testing.T) {
-	for in, want := range map[string]string{
-		`/mnt`: "/mnt", `/a\040b`: "/a b", `/tab\011`: "/tab\t", `/back\134slash`: `/back\slash`, `/end\04`: `/end\04`, `/x\9zz`: `/x\9zz`,
-	} {
-		if got := unescapeOctal(in); got != want {
-			t.Errorf("%q: %q, not %q", in, got, want)
 		}
 	}
 }

@@ -11,13 +11,10 @@ import (
 // Release has the daemon of runDir, of whatever version, stop and delete each of its devices: what they hold is written and their leaf
 // stores are closed and marked clean. It fails where one is still in use, and leaves that one as it is. say is told what is done.
 func Release(ctx context.Context, runDir string, say func(string)) error {
-	any := node.NewClient(runDir, "")
-	any.Wait = 0
-	v, err := any.Version(ctx)
+	client, err := node.ClientOf(ctx, runDir)
 	if err != nil {
 		return fmt.Errorf("release devices of %s: %w", runDir, err)
 	}
-	client := node.NewClient(runDir, v.Version)
 	devices, err := client.List(ctx)
 	if err != nil {
 		return fmt.Errorf("release devices of %s: %w", runDir, err)

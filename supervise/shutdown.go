@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"coppice/internal/resident"
@@ -165,58 +165,19 @@ func killOthers(say func(string)) {
 // unmountAll unmounts root and what is mounted below it, the last mounted first. What is on no disk is taken away at once, and may be in use: systemd leaves the
 // former /dev, /proc, /run and /sys below the former root, and whoever was started there has the console from them (switch_root in systemd's src/shared/switch-root.c).
 func unmountAll(root string) error {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, m := range slices.Backward(mountsBelow(text, root)) {
+	for _, m := range slices.Backward(mounts) {
 		flags := 0
-		if !m.onDisk {
+		if !strings.HasPrefix(m.Source, "/dev/") {
 			flags = unix.MNT_DETACH
 		}
-		if err := unix.Unmount(m.path, flags); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone with another one
-			errs = append(errs, fmt.Errorf("unmount %s: %w", m.path, err))
+		if err := unix.Unmount(m.Mountpoint, flags); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone with another one
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// mount is a line of proc_pid_mountinfo(5).
-type mount struct {
-	path   string
-	onDisk bool // its source is a file in /dev
-}
-
-// mountsBelow returns what is mounted at root or below it, from the text of proc_pid_mountinfo(5), in its order.
-func mountsBelow(text []byte, root string) []mount {
-	var all []mount
-	for line := range bytes.Lines(text) {
-		const mountPoint, afterSeparator = 4, 2
-		fields := strings.Fields(string(line))
-		if len(fields) <= mountPoint {
-			continue
-		}
-		if path := unescape(fields[mountPoint]); within(path, root) {
-			source := slices.Index(fields, "-") + afterSeparator
-			all = append(all, mount{path, source < len(fields) && strings.HasPrefix(fields[source], "/dev/")})
-		}
-	}
-	return all
-}
-
-// unescape undoes what the kernel does to spaces, tabs, line ends and backslashes in paths: a backslash and three octal digits.
-func unescape(path string) string {
-	var b strings.Builder
-	for i := 0; i < len(path); i++ {
-		if path[i] == '\\' && i+3 < len(path) {
-			if n, err := strconv.ParseUint(path[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(path[i])
-	}
-	return b.String()
 }

@@ -358,20 +358,6 @@ func TestBadOptions(t *testing.T) {
 	}
 }
 
-// A machine that shuts down unmounts what is below a root before it, and nothing else.
-func TestMountsBelow(t *testing.T) {
-	const text = `22 1 0:20 / / rw - tmpfs coppice rw
-30 22 259:0 / /oldroot rw,relatime shared:1 - ext4 /dev/ublkb0 rw
-31 30 0:5 / /oldroot/dev rw - devtmpfs udev rw
-32 30 8:1 / /oldroot/mnt/a\040b\134c rw - xfs /dev/sda1 rw
-33 22 0:5 / /oldrootier rw - devtmpfs udev rw
-`
-	want := []supervise.Mount{supervise.OnDisk("/oldroot"), supervise.InMemory("/oldroot/dev"), supervise.OnDisk(`/oldroot/mnt/a b\c`)}
-	if got := supervise.MountsBelow([]byte(text), "/oldroot"); !slices.Equal(got, want) {
-		t.Errorf("%+v", got)
-	}
-}
-
 // A daemon that dies is there again at once, and one that dies on and on soon, as everything that uses its devices waits. One that has lived long ends the count.
 func TestPauses(t *testing.T) {
 	long, ms := time.Minute, time.Millisecond

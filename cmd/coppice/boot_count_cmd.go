@@ -16,7 +16,7 @@ func (bootGoodCmd) Run(env *environment) error {
 	if err != nil {
 		return badParameters(err)
 	}
-	st, err := boot.Good(env.ctx, given, env.version())
+	st, err := boot.Good(env.ctx, given)
 	if err != nil {
 		return fmt.Errorf("say that this boot is good: %w", err)
 	}
@@ -34,7 +34,7 @@ func (c *bootStatusCmd) Run(env *environment) error {
 	if err != nil {
 		return badParameters(err)
 	}
-	st, err := boot.ReadStatus(env.ctx, given, env.version())
+	st, err := boot.ReadStatus(env.ctx, given)
 	if err != nil {
 		return fmt.Errorf("show boots: %w", err)
 	}
