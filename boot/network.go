@@ -22,7 +22,7 @@ type lease struct {
 const maxLease = 64 << 10
 
 // readLeases returns what was set up by ipconfig of klibc, which writes it to /run/net-INTERFACE.conf as lines of a shell, and by systemd-networkd, which writes
-// its DHCP leases to /run/systemd/netif/leases/INDEX.
+// its DHCP leases to /run/systemd/netif/leases/INDEX. The module for dracut writes files like the former for whatever has an address, and then those count.
 func readLeases(root string) ([]lease, error) {
 	var all []lease
 	for _, from := range []struct {
@@ -43,7 +43,9 @@ func readLeases(root string) ([]lease, error) {
 				return nil, fmt.Errorf("read what the network was set up with: %w", err)
 			}
 			l := parseLease(data)
-			if l.Device = from.device(path, l); validInterface(l.Device) {
+			l.Device = from.device(path, l)
+			known := slices.ContainsFunc(all, func(other lease) bool { return other.Device == l.Device })
+			if !known && validInterface(l.Device) {
 				all = append(all, l)
 			}
 		}

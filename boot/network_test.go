@@ -59,6 +59,9 @@ func TestKeepNetwork(t *testing.T) {
 		"run/net-eth1.conf":   "DEVICE='eth1'\nPROTO='none'\nIPV4DNS0='192.0.2.1'\n",
 		"run/net-evil.conf":   "DEVICE='a b'\n",
 		"run/net-star.conf":   "DEVICE='*'\n",
+		// What the module for dracut has written of an interface goes before the lease of systemd-networkd.
+		"sys/class/net/eth1/ifindex": "3\n",
+		"run/systemd/netif/leases/3": "SERVER_ADDRESS=192.0.2.2\n",
 	})
 	for range 2 { // again after a shell
 		if err := keepNetwork(root); err != nil {

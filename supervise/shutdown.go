@@ -25,10 +25,13 @@ const (
 	shutdownProgram = "shutdown"
 	oldRoot         = "/oldroot"
 	runDirFile      = "run-dir" // has the run directory of the root's daemon
+	// shellFile is what dracut-initramfs-restore looks for before it unpacks an initramfs over the program: it does not where this exists.
+	shellFile = "bin/sh"
 )
 
 // InstallShutdown makes dir, which is [ShutdownDir] but in tests, a small root file system in memory that [Shutdown] runs in: a copy of
-// this program, called shutdown, which releases the devices of runDir. It is for an initramfs that brings nothing of that kind itself.
+// this program, called shutdown, which releases the devices of runDir. Of an initramfs, that of dracut included, nothing else is needed then: dracut would
+// have to find the whole of it again in the root's /boot, which a machine that boots from a network need not have.
 func InstallShutdown(dir, runDir string) error {
 	if err := installShutdown(dir, runDir); err != nil {
 		return fmt.Errorf("install shutdown in %s: %w", dir, err)
@@ -43,10 +46,13 @@ func installShutdown(dir, runDir string) error {
 	if err := mountMemory(dir); err != nil { // what /run is mounted with forbids programs
 		return err
 	}
-	for _, path := range append(slices.Clone(kernelDirs), oldRoot, "/tmp") {
+	for _, path := range append(slices.Clone(kernelDirs), oldRoot, "/tmp", "/bin") {
 		if err := os.MkdirAll(dir+path, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, shellFile), nil, 0o444); err != nil {
+		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, runDirFile), []byte(runDir), 0o644); err != nil {
 		return err

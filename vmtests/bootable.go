@@ -13,10 +13,11 @@ import (
 // Kind is what a system is made of.
 type Kind string
 
-// The kinds: systemd on ext4, and System V's init on xfs.
+// The kinds: systemd on ext4, System V's init on xfs, and systemd on ext4 with an initramfs of dracut's, where systemd runs, too.
 const (
 	Systemd  Kind = ""
 	SysVinit Kind = "sysvinit"
+	Dracut   Kind = "dracut"
 )
 
 // suffix tells the assets of kinds apart.
@@ -78,8 +79,12 @@ const furnish = `set -e; tree=$1
 echo node >$tree/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 node\n' >$tree/etc/hosts
 mkdir -p $tree` + "$(dirname " + agentPath + ")" + `; cp $2 $tree` + agentPath + `
-printf 'MODULES=list\nCOMPRESS=lz4\n' >$tree/etc/initramfs-tools/conf.d/vmtests
-printf 'virtio_blk\nvirtio_net\next4\nxfs\n' >>$tree/etc/initramfs-tools/modules
+if [ -e $tree/usr/bin/dracut ]; then
+ echo 'compress=lz4' >$tree/etc/dracut.conf.d/vmtests.conf
+else
+ printf 'MODULES=list\nCOMPRESS=lz4\n' >$tree/etc/initramfs-tools/conf.d/vmtests
+ printf 'virtio_blk\nvirtio_net\next4\nxfs\n' >>$tree/etc/initramfs-tools/modules
+fi
 if [ -e $tree/etc/inittab ]; then
  echo '/dev/ublkb0 / xfs defaults 0 0' >$tree/etc/fstab
  sed -i '/^[1-6]:.*getty/d' $tree/etc/inittab
@@ -102,7 +107,11 @@ if [ -n "$3" ]; then
  chroot $tree dpkg -i /package.deb >&2
  rm $tree/package.deb
 fi
-chroot $tree update-initramfs -c -k $2 >&2
+if [ -e $tree/usr/bin/dracut ]; then
+ chroot $tree dracut --force --no-hostonly /boot/initrd.img-$2 $2 >&2
+else
+ chroot $tree update-initramfs -c -k $2 >&2
+fi
 `
 
 // System is SystemOf of systemd.
@@ -189,9 +198,13 @@ func (b *Build) fillSystem(ctx context.Context, dir string, kind Kind, base, age
 // base returns a directory with the tree of a bootable Debian as tree.tar, and the release of its kernel, which is the one that the harness boots elsewhere too.
 func (b *Build) base(ctx context.Context, kind Kind) (dir, recipe string, err error) {
 	packages := slices.Concat(rootPackages, ownPackages)
-	if kind == SysVinit {
-		packages = slices.DeleteFunc(packages, func(name string) bool { return name == "systemd-sysv" })
+	switch without := func(gone string) { packages = slices.DeleteFunc(packages, func(name string) bool { return name == gone }) }; kind {
+	case SysVinit:
+		without("systemd-sysv")
 		packages = append(packages, "initscripts", "sysvinit-core")
+	case Dracut:
+		without("initramfs-tools")
+		packages = append(packages, "dracut", "dracut-network")
 	}
 	recipe = fmt.Sprint("base 1 ", kernelPattern, releaseSource, rootPackages, ownPackages)
 	if kind != Systemd {

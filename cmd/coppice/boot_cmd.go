@@ -72,7 +72,7 @@ func startRootDaemon(env *environment) func(context.Context) error {
 		err := supervise.Start(ctx, supervise.Options{
 			RunDir: boot.RunDir, Args: []string{"daemon"}, Files: rootFiles, Env: []string{"DOCKER_CONFIG=" + dockerConfig},
 		})
-		if err != nil || bringsShutdown() {
+		if err != nil {
 			return err
 		}
 		if err := supervise.InstallShutdown(supervise.ShutdownDir, boot.RunDir); err != nil {
@@ -80,16 +80,6 @@ func startRootDaemon(env *environment) func(context.Context) error {
 		}
 		return nil
 	}
-}
-
-// bringsShutdown tells whether the initramfs is of a kind that is unpacked again when the machine is shut down, as dracut's (initrd-release(5) is systemd's sign of those).
-func bringsShutdown() bool {
-	for _, path := range []string{"/etc/initrd-release", "/usr/lib/initrd-release"} {
-		if _, err := os.Stat(path); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 func stopRootDaemon(ctx context.Context) error { return supervise.Stop(ctx, boot.RunDir) }

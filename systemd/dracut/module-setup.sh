@@ -27,7 +27,6 @@ install() {
     inst_hook cmdline 30 "$moddir/parse-coppice.sh"
     inst_hook initqueue/settled 50 "$moddir/settled-coppice.sh"
     inst_hook pre-pivot 50 "$moddir/pivot-coppice.sh"
-    inst_hook shutdown 20 "$moddir/shutdown-coppice.sh"
     inst_simple "$moddir/coppice-root.service" "$systemdsystemunitdir/coppice-root.service"
     # The daemon's configuration, with the certificates and keys beside it; lists of devices are for the system that is booted.
     if [[ -d /etc/coppice ]]; then

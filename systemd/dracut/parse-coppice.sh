@@ -4,8 +4,6 @@ modprobe -q qemu_fw_cfg
 if coppice boot wants root; then
     rootok=1
     [ -n "$root" ] || root=block:/dev/ublkb0
-    # At shutdown, the initramfs is unpacked again, so that the root can be unmounted from there.
-    need_shutdown
     mkdir -p /etc/cmdline.d
     getarg rd.retry= > /dev/null || echo rd.retry=100000000 >> /etc/cmdline.d/50-coppice.conf
     if coppice boot wants network; then
