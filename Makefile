@@ -37,7 +37,7 @@ NFPM      := $(TOOLS)/nfpm
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help deps build deb demo test long unit crash mutants vm race lint fmt generate bench bench-cache figures \
-        checks fmt-check vet vuln clean
+        vmimages checks fmt-check vet vuln clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
@@ -58,7 +58,9 @@ demo: deps build ## show the main job on a real Debian root, in a VM where this 
 
 test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant, race and VM tests
 	@rm -rf $(RESULTS)
-	@failed=; for stage in checks build unit crash mutants race vm; do \
+	@mkdir -p $(RESULTS)
+	@$(MAKE) --no-print-directory vmimages >$(RESULTS)/vmimages.log 2>&1 & \
+	failed=; for stage in checks build unit crash mutants race vm; do \
 	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
 	done; \
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
@@ -76,6 +78,10 @@ mutants: $(TESTSUM) ## make each of the durability bugs of union/bugs.go, which 
 
 race: $(TESTSUM) ## unit tests under the race detector (needs gcc)
 	$(TESTSUM) run $(RESULTS)/race.json -- env CGO_ENABLED=1 $(GO) test -race -short -count=1 -timeout 10m -skip '$(SEQUENTIAL)' $(PKGS)
+
+# They wait for the network more than they work, so that make test makes them beside its first stages. What is missing the VM tests make themselves.
+vmimages:
+	$(GO) run ./vmtests/cmd/vmimage kernel debian userland system-bare
 
 vm: build $(TESTSUM) ## tests in a QEMU VM, against the real ublk driver
 	$(TESTSUM) run -v $(RESULTS)/vm.json -- $(GO) test -tags vm -count=1 -timeout 50m ./vmtests

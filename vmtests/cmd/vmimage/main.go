@@ -1,5 +1,6 @@
 // Command vmimage makes the named real root images where they are not there yet, and prints the path of each. The names "system" and
-// "system-sysvinit" stand for systems that boot by themselves from a device of coppice's.
+// "system-sysvinit" stand for systems that boot by themselves from a device of coppice's, "system-bare" for one without coppice, and "userland" and "kernel" for the tools
+// and the kernel of other guests.
 package main
 
 import (
@@ -40,6 +41,16 @@ func run(ctx context.Context, names []string) error {
 }
 
 func find(ctx context.Context, build *vmtests.Build, name string) (path string, err error) {
+	switch name {
+	case "userland":
+		return build.Userland(ctx)
+	case "kernel":
+		kernel, err := build.Kernel(ctx)
+		return kernel.Image, err
+	case "system-bare":
+		system, err := build.System(ctx, "")
+		return system.Image, err
+	}
 	kind, ok := map[string]vmtests.Kind{"system": vmtests.Systemd, "system-sysvinit": vmtests.SysVinit}[name]
 	if !ok {
 		return build.Image(ctx, name)
