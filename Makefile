@@ -15,7 +15,8 @@ SEQUENTIAL := ^Test(CrashSimulator|CrashSmallScope|LogWraps|Paging|Tidy|MoveCut|
 NoAllocations|Figures|HostileImagesAreRefused|RebuiltTreeCostsLittle|ScanLeavesABoot|ClassesGiveWay|FlipsOfStructures|$\
 CLIPageHasEveryCommand|BootstrapCoverage|Package.*|FaultSweep|GrowCutAtEachCall|PowerCutWhileLayersChange|ServeAllocatesNothing|BuildOfChanges|$\
 AnyFlippedByteIsNoticed|FirstByteIsCheap|Update|TarMakesTheSameAsItsDirectory|DamagedFileSystems|Scan|FlipsOfContent|ReadmeNamesRealCommands|$\
-RunbookHasCommandsThatCanBeRun)$$
+RunbookHasCommandsThatCanBeRun|BlocksLostOrMisplaced|EachByteFlipped|EachByteOfDataFlipped|LogDamagedInBothCopies|EitherLogCopyIsEnough|$\
+FullStoreSurvivesPowerCut|QuotaCutAtEachCall|BootsModel|BootBlockFormat|NoAllocationsForRootInMemory)$$
 
 # What packages are built for.
 DEB_ARCHS ?= amd64 arm64

@@ -7,7 +7,7 @@ import (
 
 // TestChanged compares what is said to have changed with what each block is, through freezes.
 func TestChanged(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range seeds(6) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		r := newRig(t, seed, false)
 		o := newLayerOracle(r)
