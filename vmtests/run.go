@@ -90,10 +90,13 @@ func (vm *VM) Run(ctx context.Context, job Job) (wire.Exit, error) {
 	}
 }
 
+// outputLimit is how long a command of Output may take, on a machine that has much else to do.
+const outputLimit = 5 * time.Minute
+
 // Output runs a command and returns what it printed. A command that does not end with status 0 is an error.
 func (vm *VM) Output(ctx context.Context, argv ...string) (string, error) {
 	var out bytes.Buffer
-	exit, err := vm.Run(ctx, Job{Argv: argv, Output: &out, Timeout: 2 * time.Minute})
+	exit, err := vm.Run(ctx, Job{Argv: argv, Output: &out, Timeout: outputLimit})
 	if err == nil && !exit.OK() {
 		err = fmt.Errorf("run %q in guest: %s\n%s%s", argv, exit, out.String(), exit.Dump)
 	}
