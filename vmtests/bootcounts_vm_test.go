@@ -107,7 +107,7 @@ func parseSums(text string) map[string]string {
 func killAgainAndAgain(t *testing.T, vm *VM, times int) (waits []time.Duration) {
 	t.Helper()
 	for n := range times {
-		time.Sleep(time.Duration(500+rand.IntN(2500)) * time.Millisecond)
+		time.Sleep(time.Duration(rand.IntN(2500)) * time.Millisecond)
 		waits = append(waits, killServing(t, vm, n))
 		t.Logf("kill %d: I/O went on after %v", n+1, waits[n])
 	}
@@ -119,7 +119,7 @@ func killServing(t *testing.T, vm *VM, n int) time.Duration {
 	t.Helper()
 	const script = `pid=$(pgrep -n -f '^@.* daemon'); began=$(cut -d' ' -f1 /proc/uptime); kill -9 $pid
 dd if=/dev/ublkb0 of=/dev/null bs=4k count=1 iflag=direct status=none && echo $pid $began $(cut -d' ' -f1 /proc/uptime)`
-	out, err := vm.Output(t.Context(), "sh", "-c", script)
+	out, err := vm.Output(t.Context(), "nice", "-n", "-19", "sh", "-c", script) // before all that keeps the machine busy
 	var pid int
 	var began, ended float64
 	if _, scanErr := fmt.Sscan(out, &pid, &began, &ended); err != nil || scanErr != nil {
