@@ -43,7 +43,7 @@ type UpgradeOutcome string
 const (
 	UpgradeBegun    UpgradeOutcome = "begun"
 	UpgradeDone     UpgradeOutcome = "done"
-	UpgradeWentBack UpgradeOutcome = "went back" // the new program ended, and the former one serves again
+	UpgradeWentBack UpgradeOutcome = "went back" // the new program ended, and the former one serves again, or what a service starts
 )
 
 // Upgrade tells of the last upgrade of a daemon.
@@ -107,9 +107,9 @@ func (d *Daemon) loadUpgrade() error {
 		return os.Remove(d.upgradePath())
 	case h.Program == own && h.Outcome == UpgradeBegun:
 		d.follows = &h
-	case h.Program != own && h.From == d.cfg.Version:
+	case h.Program != own && (h.From == d.cfg.Version || h.Outcome == UpgradeBegun):
 		h.Outcome = UpgradeWentBack
-		d.log.Error("THE NEW PROGRAM OF AN UPGRADE HAS ENDED: this is the former one again", "from", h.From, "to", h.To)
+		d.log.Error("THE NEW PROGRAM OF AN UPGRADE HAS ENDED: this is another one again", "from", h.From, "to", h.To, "version", d.cfg.Version)
 	}
 	d.upgraded = &h.Upgrade
 	return nil

@@ -121,8 +121,14 @@ func ignoreExit(err error) error {
 	return err
 }
 
-// A daemon that starts after an upgrade whose program is gone is the former one, and says so; a device that was left is taken up.
+// A daemon that starts after an upgrade whose program is gone is the former one, or one that a service has, and says so; a device that was left is taken up.
 func TestUpgradeGoesBack(t *testing.T) {
+	for _, version := range []string{"test", "installed"} {
+		t.Run(version, func(t *testing.T) { testUpgradeGoesBack(t, version) })
+	}
+}
+
+func testUpgradeGoesBack(t *testing.T, version string) {
 	r := newRig(t)
 	d := r.start()
 	r.create(r.request("web1"))
@@ -142,12 +148,15 @@ func TestUpgradeGoesBack(t *testing.T) {
 		t.Fatalf("successor %v", d.Successor())
 	}
 	check(t, d.Successor().Close())
+	r.cfg.Version = version
 	r.start()
 	if u := r.awaitUpgrade("one"); u.Outcome != node.UpgradeWentBack {
 		t.Errorf("%+v", u)
 	}
-	if got := r.read(0, 0, 4); got != "kept" || state(t, r, "web1").State != node.StateLive {
-		t.Errorf("read %q", got)
+	now, err := node.NewClient(r.cfg.RunDir, version).Inspect(context.Background(), "web1")
+	check(t, err)
+	if got := r.read(0, 0, 4); got != "kept" || now.State != node.StateLive {
+		t.Errorf("read %q of a device that is %s", got, now.State)
 	}
 	r.kernel.Hold(0, false)
 }

@@ -68,7 +68,7 @@ func (c *upgradeCmd) await(ctx context.Context, client *node.Client, begun node.
 		case err != nil || v.Upgrade == nil || v.Upgrade.ID != begun.ID:
 		case v.Upgrade.Outcome == node.UpgradeWentBack:
 			return upgradeReport{}, &node.Error{
-				Code: node.CodeFailed, Message: fmt.Sprintf("upgrade to %s: the new program ended; %s serves the devices again", begun.To, begun.From),
+				Code: node.CodeFailed, Message: fmt.Sprintf("upgrade to %s: the new program ended; %s serves the devices again", begun.To, v.Version),
 				Hint: "the daemon's log tells why",
 			}
 		case v.Upgrade.Outcome == node.UpgradeDone:
