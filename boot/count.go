@@ -10,12 +10,12 @@ import (
 )
 
 // countBoot counts this boot, and takes another layer where too many have failed. What keeps it from counting keeps nobody from booting.
-func (s *starter) countBoot(leaf string) {
+func (s *starter) countBoot(leaf string, pin union.Pin) {
 	if s.params.Leaf.RAM {
 		return
 	}
 	layer, tries := s.params.Leaf.Layer, s.params.Tries
-	plan, err := union.CountBoot(leaf, layer, tries)
+	plan, err := union.CountBoot(leaf, layer, tries, s.known(pin))
 	if err != nil {
 		s.console.say("this boot is not counted: %v", err)
 		return
@@ -46,7 +46,7 @@ func (s *starter) uncountBoot(leaf, told string, failure error) {
 		return
 	}
 	err := union.ChangeBoots(leaf, told, func(b *union.BootState) error {
-		b.Attempts = max(0, b.Attempts-1)
+		b.Attempts, b.Root = max(0, b.Attempts-1), union.Digest{}
 		return nil
 	})
 	if err != nil {
@@ -104,6 +104,15 @@ func Good(ctx context.Context, g Given) (Status, error) {
 	st, err := ReadStatus(ctx, g)
 	if err == nil {
 		_, err = union.BootGood(st.Store, st.Told)
+	}
+	return st, err
+}
+
+// Retry has the next boot be from the layer that the machine is told, in whose place another one was booted from, and returns what was known before.
+func Retry(ctx context.Context, g Given) (Status, error) {
+	st, err := ReadStatus(ctx, g)
+	if err == nil {
+		err = union.RetryBoot(st.Store, st.Told)
 	}
 	return st, err
 }

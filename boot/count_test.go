@@ -17,7 +17,7 @@ func TestCountedBoots(t *testing.T) {
 	}
 	boot := func(tries int) (layer, from, said string) {
 		s, out := newStarter(t, Params{Leaf: Leaf{Device: leaf, Layer: "web"}, Tries: tries})
-		s.countBoot(leaf)
+		s.countBoot(leaf, union.Pin{})
 		makeLayer(t, leaf, s.params.Leaf.Layer)
 		return s.params.Leaf.Layer, s.from, out.String()
 	}
@@ -63,12 +63,12 @@ func makeLayer(t *testing.T, leaf, name string) {
 func TestUncountedBoot(t *testing.T) {
 	leaf := filepath.Join(t.TempDir(), "none")
 	s, out := newStarter(t, Params{Leaf: Leaf{Device: leaf, Layer: "web"}, Tries: 3})
-	s.countBoot(leaf)
+	s.countBoot(leaf, union.Pin{})
 	if s.params.Leaf.Layer != "web" || !strings.Contains(out.String(), "not counted") {
 		t.Errorf("%s: %s", s.params.Leaf.Layer, out)
 	}
 	s, out = newStarter(t, Params{Leaf: Leaf{RAM: true, Layer: "web"}, Tries: 3})
-	if s.countBoot(leaf); out.String() != "" {
+	if s.countBoot(leaf, union.Pin{}); out.String() != "" {
 		t.Errorf("memory is counted: %s", out)
 	}
 }
@@ -87,7 +87,7 @@ func TestBootOfAnotherRootIsNotCounted(t *testing.T) {
 		layer := ""
 		for range 3 {
 			s, _ := newStarter(t, Params{Leaf: Leaf{Device: leaf, Layer: "web"}, Tries: 2})
-			s.countBoot(leaf)
+			s.countBoot(leaf, union.Pin{})
 			layer = s.params.Leaf.Layer
 			s.uncountBoot(leaf, "web", &node.Error{Code: c.code})
 		}

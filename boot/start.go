@@ -73,11 +73,14 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	if err != nil {
 		return node.Device{}, err
 	}
+	if err := s.checkRoot(ctx, leaf, pin); err != nil {
+		return node.Device{}, err
+	}
 	if err := s.formatLeaf(leaf); err != nil {
 		return node.Device{}, err
 	}
 	told := s.params.Leaf.Layer
-	s.countBoot(leaf)
+	s.countBoot(leaf, pin)
 	if err := s.begin(ctx); err != nil {
 		return node.Device{}, fmt.Errorf("start the root's daemon: %w", err)
 	}
@@ -166,7 +169,7 @@ func (s *starter) createOn(ctx context.Context, leaf string, pin union.Pin) (nod
 	}
 	var e *node.Error
 	if errors.As(err, &e) {
-		e.Hint = fmt.Sprintf("give the root that the layer was made for, or another layer (%s=%s:LAYER); ,policy=fresh takes a new layer for each root and leaves the old ones, ,policy=keep stays with the layer's root", keyLeaf, s.params.Leaf)
+		e.Hint = s.otherRootHint()
 	}
 	return d, err
 }

@@ -125,8 +125,7 @@ func (a *roots) admit(base union.Base, refs []image.Ref) error {
 	root, ok := base.(*imageRoot)
 	if !ok {
 		if a.cfg.RequireSignature {
-			return fail(CodeUntrusted, "make an image of it and sign that: coppice image build, coppice image sign",
-				"root %s is a raw disk, which cannot be signed, and this machine takes only what is signed", refs[0])
+			return unsignable(refs[0])
 		}
 		return nil
 	}
@@ -144,29 +143,54 @@ func (a *roots) admit(base union.Base, refs []image.Ref) error {
 
 // check looks for a signature that counts beside each of the replicas: it is about their content.
 func (a *roots) check(root *imageRoot, refs []image.Ref) (*image.Statement, error) {
+	ctx, cancel := context.WithTimeout(root.ctx, openRootTime)
+	defer cancel()
+	return a.cfg.signed(ctx, refs, root.set.ContentRoot())
+}
+
+// signed returns what a trusted key has signed about a content that replicas have.
+func (c ImageConfig) signed(ctx context.Context, refs []image.Ref, content image.Digest) (*image.Statement, error) {
 	var keys []minisign.PublicKey
-	for _, path := range a.cfg.TrustedKeys {
+	for _, path := range c.TrustedKeys {
 		key, err := minisign.PublicKeyFromFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("read trusted key %s: %w", path, err)
 		}
 		keys = append(keys, key)
 	}
-	source, err := a.cfg.source()
+	source, err := c.source()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(root.ctx, openRootTime)
-	defer cancel()
 	var errs []error
 	for _, ref := range refs {
-		statement, err := checkSignature(ctx, ref, source, root.set.ContentRoot(), keys)
+		statement, err := checkSignature(ctx, ref, source, content, keys)
 		if err == nil {
 			return statement, nil
 		}
 		errs = append(errs, fmt.Errorf("root %s: %w", ref, err))
 	}
 	return nil, errors.Join(errs...)
+}
+
+// CheckSigned refuses, with [CodeUntrusted], replicas of a content that new layers may not stand on, for want of a signature. It says nothing of serials, nor of
+// what could not be looked at: the daemon will.
+func (c ImageConfig) CheckSigned(ctx context.Context, refs []image.Ref, content image.Digest) error {
+	if !c.RequireSignature {
+		return nil
+	}
+	if len(refs) > 0 && refs[0].Kind == image.KindFile {
+		return unsignable(refs[0])
+	}
+	if _, err := c.signed(ctx, refs, content); err != nil && distrusted(err) {
+		return fail(CodeUntrusted, admissionHint, "%w", err)
+	}
+	return nil
+}
+
+func unsignable(ref image.Ref) error {
+	return fail(CodeUntrusted, "make an image of it and sign that: coppice image build, coppice image sign",
+		"root %s is a raw disk, which cannot be signed, and this machine takes only what is signed", ref)
 }
 
 func checkSignature(ctx context.Context, ref image.Ref, o image.SourceOptions, content image.Digest, keys []minisign.PublicKey) (*image.Statement, error) {

@@ -3,6 +3,7 @@ package union
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // BootPlan is what a machine is to boot from.
@@ -17,8 +18,9 @@ type BootPlan struct {
 // CountBoot counts an attempt to boot from a layer of the store at path, which nobody has open for writing, and returns what the
 // machine is to boot from. When that many tries in a row have not been good, see [BootGood], the place of the layer is taken by a
 // fresh one, over the sealed layer that it stands on or, where there is none, over its root; if that fails as well, over what is below that. The layers that failed stay.
+// root is kept as [BootState.Root].
 // tries of 0 means that no layer is ever replaced, but attempts are counted. A layer that does not exist yet cannot be replaced.
-func CountBoot(path, layer string, tries int) (BootPlan, error) {
+func CountBoot(path, layer string, tries int, root Digest) (BootPlan, error) {
 	var plan BootPlan
 	err := ChangeBoots(path, layer, func(s *BootState) error {
 		if tries > 0 && s.Attempts >= tries {
@@ -29,6 +31,7 @@ func CountBoot(path, layer string, tries int) (BootPlan, error) {
 			plan.Replaced, plan.Exhausted = s.replace(layer, layers)
 		}
 		s.Attempts++
+		s.Root = root
 		plan.BootState = *s
 		return nil
 	})
@@ -100,4 +103,17 @@ func BootGood(path, layer string) (counted bool, err error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// RetryBoot has the machine that was told to boot from a layer of the store at path boot from that again, whatever has taken its place. The layers that did stay. The store may
+// be open elsewhere.
+func RetryBoot(path, told string) error {
+	return ChangeBoots(path, told, func(s *BootState) error {
+		failed := slices.DeleteFunc(s.Failed, func(name string) bool { return name == told })
+		if s.Layer != told {
+			failed = append(failed, s.Layer)
+		}
+		*s = BootState{Layer: told, Failed: failed}
+		return nil
+	})
 }

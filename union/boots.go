@@ -74,6 +74,8 @@ type BootState struct {
 	Number int `json:"number,omitempty"`
 	// Failed are the layers whose place was taken, the last ones.
 	Failed []string `json:"failed,omitempty"`
+	// Root is the content that Layer stands on, as far as the last boot from it knew; zero where that is not known.
+	Root Digest `json:"root,omitzero"`
 }
 
 type bootBlock struct {

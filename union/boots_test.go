@@ -74,11 +74,31 @@ func addSealed(s *Store, name, from string) error {
 
 func count(t *testing.T, path, layer string, tries int) BootPlan {
 	t.Helper()
-	p, err := CountBoot(path, layer, tries)
+	p, err := CountBoot(path, layer, tries, Digest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// A layer whose place was taken is booted from again where that is asked for, and gives its place again where it fails again.
+func TestRetryBoot(t *testing.T) {
+	path := bootStore(t)
+	for range 2 {
+		count(t, path, "web", 1)
+	}
+	if err := RetryBoot(path, "web"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := ReadBoots(path)
+	if got := r.Layers["web"]; err != nil || got.Layer != "web" || got.Attempts != 0 || !slices.Equal(got.Failed, []string{"web.boot1"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, want := range []string{"web<", "web.boot1<base"} {
+		if p := count(t, path, "web", 1); p.Layer+"<"+p.From != want {
+			t.Errorf("booted %s<%s, want %s", p.Layer, p.From, want)
+		}
+	}
 }
 
 // After as many boots as it is told a machine boots from what is below its layer, one level after the other, and stays with the root.
@@ -288,7 +308,7 @@ func TestBootBlockFormat(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, MinStoreBytes), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := CountBoot(path, "web", 1); !errors.Is(err, ErrNotFormatted) {
+	if _, err := CountBoot(path, "web", 1, Digest{}); !errors.Is(err, ErrNotFormatted) {
 		t.Errorf("no store: %v", err)
 	}
 }

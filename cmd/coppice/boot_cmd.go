@@ -18,6 +18,7 @@ type bootCmd struct {
 	Show    bootShowCmd    `cmd:"" help:"Show what this machine was told to boot from, and where that was said."`
 	Good    bootGoodCmd    `cmd:"" help:"Say that this machine is up, so that the boot does not count as failed."`
 	Status  bootStatusCmd  `cmd:"" help:"Show which layer this machine has booted from, and which boots have failed."`
+	Retry   bootRetryCmd   `cmd:"" help:"Boot from the layer that this machine was told again, from which boots have failed."`
 	Wants   bootWantsCmd   `cmd:"" help:"Tell by the exit code whether this machine is to boot from a device of ours, or needs the network for it."`
 }
 

@@ -26,6 +26,26 @@ func (bootGoodCmd) Run(env *environment) error {
 	return nil
 }
 
+type bootRetryCmd struct{}
+
+// Run goes back to the layer that the machine is told.
+func (bootRetryCmd) Run(env *environment) error {
+	given, err := boot.Read("/")
+	if err != nil {
+		return badParameters(err)
+	}
+	st, err := boot.Retry(env.ctx, given)
+	if err != nil {
+		return fmt.Errorf("go back to the layer that this machine was told to boot from: %w", err)
+	}
+	if st.Booted == st.Told {
+		fmt.Fprintf(env.out, "the next boot is from layer %s, as this one was\n", st.Told)
+		return nil
+	}
+	fmt.Fprintf(env.out, "the next boot is from layer %s again; layer %s stays as it is\n", st.Told, st.Booted)
+	return nil
+}
+
 type bootStatusCmd struct{ output }
 
 // Run shows what is known about boots.
@@ -53,7 +73,7 @@ func writeBootStatus(w io.Writer, st boot.Status) {
 		r.add("boots", "%d since the last good one", st.Attempts)
 	}
 	if len(st.Failed) > 0 {
-		r.add("failed", "%s; kept. To go back to one, boot with it: coppice.leaf=DEVICE:LAYER", strings.Join(st.Failed, ", "))
+		r.add("failed", "%s; kept. Mend what ails it, and go back to %s by coppice boot retry, to another by coppice.leaf=DEVICE:LAYER", strings.Join(st.Failed, ", "), st.Told)
 	}
 	r.write(w)
 }
