@@ -14,6 +14,7 @@ import (
 
 type bootCmd struct {
 	Start   bootStartCmd   `cmd:"" help:"Make the device that this machine's root is on, as the kernel's command line and credentials say."`
+	Links   bootLinksCmd   `cmd:"" help:"Switch on the network interfaces that the root may be behind, and wait for a carrier."`
 	Mounted bootMountedCmd `cmd:"" help:"Make the mounted root this node's: its size, its name, its keys."`
 	Show    bootShowCmd    `cmd:"" help:"Show what this machine was told to boot from, and where that was said."`
 	Good    bootGoodCmd    `cmd:"" help:"Say that this machine is up, so that the boot does not count as failed."`
@@ -130,6 +131,15 @@ func writeGiven(w io.Writer, g boot.Given) {
 		r.add("given", "%s", line)
 	}
 	r.write(w)
+}
+
+type bootLinksCmd struct{}
+
+// Run waits for a carrier. Where there is none, what comes after it may yet succeed, and has more to say.
+func (c *bootLinksCmd) Run(env *environment) error {
+	ctx, cancel := context.WithTimeout(env.ctx, boot.LinksLimit)
+	defer cancel()
+	return boot.RaiseLinks(ctx, "/")
 }
 
 type bootWantsCmd struct {
