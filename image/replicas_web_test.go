@@ -259,12 +259,14 @@ func TestReplicasThatAnswerWrongly(t *testing.T) {
 			st := f.status(t, s, 0)
 			t.Logf("%v; %s: %s", y, st.State, st.Error)
 			served := st.State == StateReady || st.State == StateSlow // on a busy machine, either
-			if st.State != c.state && !(served && c.state == StateReady) || (st.Error == "") != served {
+			// One that a busy machine had put aside before has its configuration read again, and is found out by that.
+			back := c.state == StateLiar && st.State == StateDown && strings.Contains(st.Error, ErrProtocol.Error())
+			if st.State != c.state && !back && !(served && c.state == StateReady) || (st.Error == "") != served {
 				t.Errorf("%+v", st)
 			}
 			before := f.proxies[0].Requests()
 			noErrors(t, f.during(s, 8, func() { time.Sleep(100 * time.Millisecond) }))
-			if n := f.proxies[0].Requests() - before; n > 2 && c.state == StateLiar {
+			if n := f.proxies[0].Requests() - before; n > 2 && st.State == StateLiar {
 				t.Errorf("a liar was asked %d times", n)
 			}
 		})

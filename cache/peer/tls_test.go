@@ -164,8 +164,9 @@ func TestConnectionsAreKept(t *testing.T) {
 		clear(c.list[0].roots)
 		c.mu.Unlock()
 	}
-	if len(seen) != 1 {
-		t.Errorf("%d connections", len(seen))
+	// net/http keeps none whose writer has not said within 50 ms that it is done (maxWriteWaitBeforeConnReuse), as happens on a busy machine.
+	if len(seen) > 1+len(pic.order)/16 {
+		t.Errorf("%d connections for %d requests", len(seen), len(pic.order))
 	}
 }
 
