@@ -315,7 +315,8 @@ func (m *node) cutDuringInstall(t *testing.T, vm *VM, packages string, after tim
 	return cutDuring(t, vm, installing+packages, after)
 }
 
-// cutDuring begins what a script does, which must not go wrong, and beside that to write files, and cuts the power some time after. It returns the digests of the files that were durable.
+// cutDuring begins what a script does, which must not go wrong, and beside that to write files, and cuts the power some time after the first is durable. It returns the digests of
+// the files that were.
 func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[string]string {
 	t.Helper()
 	synced := make(map[string]string)
@@ -330,22 +331,30 @@ func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[strin
 			}
 		})
 	}
+	begun := make(chan struct{})
 	wait.Go(func() {
+		begin := sync.OnceFunc(func() { close(begun) })
+		defer begin()
 		for lines := bufio.NewScanner(read); lines.Scan(); {
 			if sum, path, ok := strings.Cut(lines.Text(), "  "); ok && len(sum) == 64 {
 				synced[path] = sum
+				begin()
 			}
 		}
 	})
 	run(syncing, write)
 	run(work, &said)
+	select {
+	case <-begun:
+	case <-time.After(outputLimit):
+	}
 	time.Sleep(after)
 	if err := vm.Kill(); err != nil {
 		t.Error(err)
 	}
 	time.AfterFunc(3*time.Second, func() { _ = write.Close() })
 	wait.Wait()
-	t.Logf("the power was cut after %.1f s, when %d files were durable and the last word was %q", after.Seconds(), len(synced), lastLines(said.String(), 1))
+	t.Logf("the power was cut %.1f s after the first file was durable, when %d files were durable and the last word was %q", after.Seconds(), len(synced), lastLines(said.String(), 1))
 	if len(synced) == 0 {
 		t.Error("no file was durable")
 	}

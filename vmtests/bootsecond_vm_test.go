@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// largeRootBytes is the size of a root of which boots read little, and ballastBytes how much of it is one file that nobody reads and that does not compress.
-	largeRootBytes, ballastBytes = 5 << 30, 7 << 29
+	// largeRootBytes is the size of a root of which boots read little. It has as many files as ballastFiles, of ballastBytes each, that nobody reads and that do not compress.
+	largeRootBytes, ballastFiles, ballastBytes = 5 << 30, 14, 1 << 28
 
 	// mostOfSecond is how much of what the first machine takes from the origin the second may: what says which chunks the image has, and no chunk.
 	mostOfSecond = 0.1
@@ -36,6 +36,7 @@ func TestBootOfSecond(t *testing.T) {
 	var took []int64
 	for _, name := range []string{"first", "second"} {
 		m := l.node(t, name, l.web.address)
+		m.bootShort()
 		m.cfg.QEMUArgs = []string{"-fw_cfg", "name=opt/io.systemd.credentials/coppice.config,file=" + config}
 		l.web.sent.Store(0)
 		behind.sent.Store(0)
@@ -52,7 +53,9 @@ func TestBootOfSecond(t *testing.T) {
 			t.Errorf("the appliance sent %d bytes (%v)", appliance, err)
 		}
 		t.Log(out)
-		m.shutDown(t, vm)
+		if err := vm.Kill(); err != nil {
+			t.Error(err)
+		}
 	}
 	if took[0] < leastOfOne || float64(took[1]) > mostOfSecond*float64(took[0]) {
 		t.Errorf("the origin sent %d bytes for the first machine and %d for the second, want at most %.2f of it", took[0], took[1], mostOfSecond)
@@ -63,7 +66,8 @@ func TestBootOfSecond(t *testing.T) {
 func enlarged(t *testing.T, path string) {
 	t.Helper()
 	ballast := filepath.Join(t.TempDir(), "ballast")
-	script := fmt.Sprintf("truncate -s %d $1 && e2fsck -fy $1; resize2fs $1 && head -c %d /dev/urandom >$2 && debugfs -w -R \"write $2 /srv/ballast\" $1 && rm $2", largeRootBytes, ballastBytes)
+	script := fmt.Sprintf(`truncate -s %d $1 && e2fsck -fy $1; resize2fs $1 || exit 1
+for n in $(seq %d); do head -c %d /dev/urandom >$2 && debugfs -w -R "write $2 /srv/ballast$n" $1 || exit 1; done; rm $2`, largeRootBytes, ballastFiles, ballastBytes)
 	if _, err := command(t.Context(), "", "sh", "-c", script, "enlarge", path, ballast); err != nil {
 		t.Fatal(err)
 	}
