@@ -108,7 +108,7 @@ if [ -n "$3" ]; then
  rm $tree/package.deb
 fi
 if [ -e $tree/usr/bin/dracut ]; then
- chroot $tree dracut --force --no-hostonly /boot/initrd.img-$2 $2 >&2
+ chroot $tree dracut --force --no-hostonly --tmpdir /var/tmp /boot/initrd.img-$2 $2 >&2
 else
  chroot $tree update-initramfs -c -k $2 >&2
 fi
