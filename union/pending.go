@@ -19,13 +19,20 @@ import (
 //	 0  8  magic "COPPPEND"
 //	 8 16  boot id: after a reboot the content means nothing
 //	24 16  UUID of the store
+//
+// A store that was closed in order leaves a shorter file in its place, without records: the block of header with another magic, and then a block with the superblock that it
+// was closed with. The next opening of this boot that finds that very superblock need not read the log, all of which lies before the start that it names. Whoever has the store open in between
+// writes another superblock first, and who opens it in this run directory replaces the file.
 type pendingRing struct {
 	path  string // empty: anonymous
 	fresh string // name until it is published
 	mem   []byte // header block and ring
 }
 
-var pendingMagic = [8]byte{'C', 'O', 'P', 'P', 'P', 'E', 'N', 'D'}
+var (
+	pendingMagic = [8]byte{'C', 'O', 'P', 'P', 'P', 'E', 'N', 'D'}
+	closedMagic  = [8]byte{'C', 'O', 'P', 'P', 'S', 'H', 'U', 'T'}
+)
 
 // bootID identifies the running kernel (Documentation/admin-guide/sysctl/kernel.rst, random/boot_id).
 func bootID() (uuid.UUID, error) {
@@ -53,6 +60,29 @@ func readPending(runDir string, sb *superblock, boot uuid.UUID) ([]byte, error) 
 		return nil, nil
 	}
 	return b[blockSize:], nil
+}
+
+// closedFile is the file of a store that was closed with a superblock.
+func closedFile(sb *superblock, boot uuid.UUID) []byte {
+	b := make([]byte, 2<<blockShift)
+	copy(b, closedMagic[:])
+	copy(b[8:], boot[:])
+	copy(b[24:], sb.UUID[:])
+	sb.encode(b[blockSize:])
+	return b
+}
+
+// wasClosed tells whether the store was closed in order in this boot, with the superblock that it has, so that nothing in its log counts. A file that cannot be read says nothing.
+func wasClosed(runDir string, sb *superblock, boot uuid.UUID) bool {
+	if runDir == "" {
+		return false
+	}
+	info, err := os.Stat(pendingPath(runDir, sb.UUID))
+	if err != nil || info.Size() != 2<<blockShift {
+		return false
+	}
+	b, err := os.ReadFile(pendingPath(runDir, sb.UUID))
+	return err == nil && bytes.Equal(b, closedFile(sb, boot))
 }
 
 // newPendingRing makes an empty ring beside the one that a process before may have left, which stays whole. On
@@ -131,11 +161,20 @@ func (r *pendingRing) fill(f *os.File, size int, id, boot uuid.UUID) error {
 
 func (r *pendingRing) ring() []byte { return r.mem[blockSize:] }
 
-func (r *pendingRing) remove() error {
+// leave puts the word that the store was closed in the place of the ring, whose records are all in the store's own state.
+func (r *pendingRing) leave(sb *superblock, boot uuid.UUID) error {
 	if r.path == "" {
 		return nil
 	}
-	return os.Remove(r.path)
+	fresh := r.path + ".closed"
+	err := os.WriteFile(fresh, closedFile(sb, boot), 0o600)
+	if err == nil {
+		err = os.Rename(fresh, r.path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(r.path))
+	}
+	return nil
 }
 
 func (r *pendingRing) close() error {

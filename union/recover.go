@@ -50,7 +50,7 @@ func (s *Store) recover(o StoreOptions) error {
 	if seeded(bugRingForgotten) {
 		pending = nil
 	}
-	seen, err := s.replay(pending)
+	seen, err := s.replay(pending, pending == nil && wasClosed(o.RunDir, &s.sb, boot))
 	if err != nil {
 		return err
 	}
@@ -302,8 +302,11 @@ type logSource struct {
 // replay applies the records of the log and returns the highest sequence number in it. All
 // blocks up to the highest that any block calls durable must be there: one that is missing in both
 // copies is damage, and the store is refused. Beyond, a missing block was never covered by a flush, and
-// records there count only if their data has arrived.
-func (s *Store) replay(pending []byte) (seen uint64, err error) {
+// records there count only if their data has arrived. Of a store that was closed in order, the log is not read: it may have 128 MiB, and nothing in it counts.
+func (s *Store) replay(pending []byte, closed bool) (seen uint64, err error) {
+	if closed {
+		return s.sb.LogStart, nil
+	}
 	sources, release, err := s.readLog()
 	if err != nil {
 		return 0, err

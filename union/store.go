@@ -621,12 +621,13 @@ func (s *Store) Close() error {
 		<-s.stopped
 		s.flattener.Lock() // and never given back
 	}
+	boot := s.sb.BootID
 	err := s.commit()
 	if err == nil {
 		err = s.finalCheckpoint()
 	}
 	if err == nil {
-		err = s.pending.remove()
+		err = s.pending.leave(&s.sb, boot)
 	}
 	return errors.Join(err, s.pending.close(), s.unclaim(), s.disk.Close())
 }
