@@ -30,6 +30,7 @@ type Image struct {
 	config   *Config
 	g        geometry
 	zeros    [2]Digest // of a whole chunk of zeros, and of the last one
+	metadata map[Digest][]byte
 
 	pages       *lru.Cache[pageKey, *page]
 	pageFlights flight.Group[pageKey, *page]
@@ -47,11 +48,12 @@ type Image struct {
 // Open reads the manifest that a name (a tag, or a digest) means in a source, and the config: nothing else is read before it is asked for.
 // The source stays the caller's, and is closed after the image.
 func Open(ctx context.Context, src Source, name string) (*Image, error) {
-	m, desc, err := fetchManifest(ctx, src, name)
+	m, desc, data, err := fetchManifestBytes(ctx, src, name)
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
 	im := &Image{src: src, name: name, manifest: m, desc: desc, slots: make(chan struct{}, fetchers)}
+	im.metadata = map[Digest][]byte{sha256.Sum256(data): data}
 	if err := im.readConfig(ctx); err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
@@ -91,9 +93,11 @@ func (im *Image) fetchConfig(ctx context.Context) ([]byte, error) {
 	if err := im.src.ReadBlob(ctx, desc, data, 0); err != nil {
 		return nil, fmt.Errorf("read config: %w", err)
 	}
-	if got := Digest(sha256.Sum256(data)).oci(); got != desc.Digest {
+	got := Digest(sha256.Sum256(data))
+	if got.oci() != desc.Digest {
 		return nil, im.corrupt("config", "", "has digest %s, not %s", got, desc.Digest)
 	}
+	im.metadata[got] = data
 	return data, nil
 }
 

@@ -31,6 +31,9 @@ type SetOptions struct {
 	CacheBytes int64
 	// Log is told when replicas go and come. nil means [slog.Default].
 	Log *slog.Logger
+	// Known are manifests and configs by their digests, such as [Set.Metadata] of a set that was open a moment ago. [OpenSet] does not ask for them again: a replica with a known manifest
+	// is taken to be there until something else is read from it. Whatever opens a replica later asks.
+	Known map[Digest][]byte
 	// Patience is how long a read waits while no replica answers, before it fails. 0 means 60 s.
 	Patience time.Duration
 
@@ -103,7 +106,7 @@ func (s *Set) decide(ctx context.Context) error {
 	defer close(decided)
 	for _, r := range s.replicas {
 		s.work.Go(func() {
-			s.open(r)
+			s.openKnowing(r, s.o.Known)
 			opened <- struct{}{}
 			<-decided
 			s.tend(r)

@@ -207,10 +207,13 @@ func (s *Set) refused(r *replica, got Digest) {
 }
 
 // open opens a replica, and lets it join.
-func (s *Set) open(r *replica) {
+func (s *Set) open(r *replica) { s.openKnowing(r, nil) }
+
+// openKnowing is open with some metadata that the replica is not asked for.
+func (s *Set) openKnowing(r *replica, known map[Digest][]byte) {
 	ctx, cancel := context.WithTimeout(r.ctx, openTime)
 	defer cancel()
-	m, err := s.openMember(ctx, r)
+	m, err := s.openMember(ctx, r, known)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -226,17 +229,18 @@ func (s *Set) open(r *replica) {
 }
 
 // openMember opens the image that a replica's reference means.
-func (s *Set) openMember(ctx context.Context, r *replica) (*member, error) {
+func (s *Set) openMember(ctx context.Context, r *replica, known map[Digest][]byte) (*member, error) {
 	o := s.o.Source
 	o.arrived = r.arrive
 	src, err := s.o.source(r.ref, o)
 	if err != nil {
 		return nil, err
 	}
-	im, err := r.ref.open(ctx, measured{src, r})
+	im, err := r.ref.open(ctx, knowing{measured{src, r}, known})
 	if err != nil {
 		return nil, errors.Join(err, src.Close())
 	}
+	im.src = measured{src, r}
 	im.slots = nil // the replica's lanes bound them
 	return &member{im: im, src: src}, nil
 }
@@ -262,7 +266,7 @@ func (s *Set) join(r *replica, m *member) {
 func (s *Set) Add(ctx context.Context, ref Ref) error {
 	fail := func(err error) error { return fmt.Errorf("add replica %s: %w", ref, err) }
 	r := s.newReplica(ref)
-	m, err := s.openMember(ctx, r)
+	m, err := s.openMember(ctx, r, nil)
 	if err != nil {
 		r.cancel()
 		return fail(err)

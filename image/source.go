@@ -58,19 +58,25 @@ func checkManifest(data []byte, want Digest, name string, from fmt.Stringer) err
 
 // fetchManifest reads and decodes what a name means.
 func fetchManifest(ctx context.Context, src Source, name string) (*manifest, ocispec.Descriptor, error) {
+	m, desc, _, err := fetchManifestBytes(ctx, src, name)
+	return m, desc, err
+}
+
+// fetchManifestBytes is fetchManifest that also returns what was read.
+func fetchManifestBytes(ctx context.Context, src Source, name string) (*manifest, ocispec.Descriptor, []byte, error) {
 	data, err := src.Manifest(ctx, name)
 	if err != nil {
-		return nil, ocispec.Descriptor{}, err
+		return nil, ocispec.Descriptor{}, nil, err
 	}
 	desc := descriptor(ocispec.MediaTypeImageManifest, data)
 	place := fmt.Sprintf("%s of %s", name, src)
 	if want, err := ParseDigest(name); err == nil && want.oci() != desc.Digest {
-		return nil, desc, &CorruptError{"manifest", place, fmt.Sprintf("has digest %s", desc.Digest)}
+		return nil, desc, nil, &CorruptError{"manifest", place, fmt.Sprintf("has digest %s", desc.Digest)}
 	}
 	m, err := decodeManifest(data)
 	if err != nil {
-		return nil, desc, fmt.Errorf("manifest %s: %w", place, err)
+		return nil, desc, nil, fmt.Errorf("manifest %s: %w", place, err)
 	}
 	desc.ArtifactType = MediaTypeImage
-	return m, desc, nil
+	return m, desc, data, nil
 }

@@ -104,8 +104,9 @@ type roots struct {
 	prefetch prefetcher
 
 	records sync.Mutex // held while the replicas of a root are written into records
-	setsMu  sync.Mutex // guards sets, and the users of each; no other lock is taken under it
+	setsMu  sync.Mutex // guards sets, the users of each, and known; no other lock is taken under it
 	sets    map[image.Digest]*rootSet
+	known   map[image.Digest][]byte // what the former program had read of its images, while devices are taken over from it
 }
 
 // taken is what is remembered of an image's name.

@@ -110,7 +110,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.log.Info("daemon started", "version", d.cfg.Version, "run_dir", d.cfg.RunDir)
 	if d.follows != nil {
-		d.log.Info("taking devices over", "ms", milliseconds(now()-d.follows.Began))
+		d.roots.learn(d.follows.Known)
+		d.follows.step(stepProgram)
 	}
 	d.restoreAll(ctx)
 	d.endUpgrade()

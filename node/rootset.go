@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -104,11 +106,32 @@ func refusedOf(set *image.Set, w rootWanted) error {
 
 func (a *roots) setOptions() (image.SetOptions, error) {
 	source, err := a.cfg.source()
-	o := image.SetOptions{Source: source, Log: a.log, Patience: a.cfg.patience()}
+	a.setsMu.Lock()
+	o := image.SetOptions{Source: source, Log: a.log, Patience: a.cfg.patience(), Known: a.known}
+	a.setsMu.Unlock()
 	if a.cache == nil {
 		o.CacheBytes = rootCacheBytes
 	}
 	return o, err
+}
+
+// learn has images opened without asking for metadata that is known, until it is called with nil.
+func (a *roots) learn(known map[image.Digest][]byte) {
+	a.setsMu.Lock()
+	defer a.setsMu.Unlock()
+	a.known = known
+}
+
+// metadata returns what opening the images that are open has read.
+func (a *roots) metadata() map[image.Digest][]byte {
+	a.setsMu.Lock()
+	sets := slices.Collect(maps.Values(a.sets))
+	a.setsMu.Unlock()
+	all := make(map[image.Digest][]byte)
+	for _, s := range sets {
+		maps.Copy(all, s.Metadata())
+	}
+	return all
 }
 
 // join adds a user to an open set of the content that is wanted. References that it does not have are looked at in the background.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice/image"
 	"coppice/internal/resident"
 )
 
@@ -54,7 +56,24 @@ type Upgrade struct {
 	Outcome UpgradeOutcome `json:"outcome"`
 	// StallMS is for how long no device was served, in milliseconds; 0 until that is known.
 	StallMS float64 `json:"stall_ms"`
+	// Steps are what that time went to, in the order in which it was done.
+	Steps []UpgradeStep `json:"steps,omitempty"`
 }
+
+// UpgradeStep is a part of the time for which no device is served.
+type UpgradeStep struct {
+	Name string  `json:"name"`
+	MS   float64 `json:"ms"`
+}
+
+// The steps of a hand-over.
+const (
+	stepRequests = "requests" // the former program ends what is in service
+	stepDriver   = "driver"   // it ends its threads, and the kernel has the devices quiesced
+	stepStores   = "stores"   // it closes its leaf stores and its cache
+	stepProgram  = "program"  // the new program is executed, reads its configuration, locks its memory and reaches the driver
+	stepDevices  = "devices"  // it opens roots and leaf stores, and the kernel gives it the devices
+)
 
 const upgradeName = "upgrade.json"
 
@@ -64,6 +83,18 @@ type handover struct {
 	BootID  string        `json:"boot_id"`
 	Began   time.Duration `json:"began"` // of the stall, on the clock of [now]
 	Program fileID        `json:"program"`
+	// Known is the metadata of the images that are open, by digest: roots are opened again without waiting for their servers.
+	Known map[image.Digest][]byte `json:"known,omitempty"`
+}
+
+// step notes that a step has just ended.
+func (h *handover) step(name string) {
+	const perMS = 1000 // the clock is shown in µs
+	took := milliseconds(now() - h.Began)
+	for _, s := range h.Steps {
+		took -= s.MS
+	}
+	h.Steps = append(h.Steps, UpgradeStep{name, math.Round(took*perMS) / perMS})
 }
 
 // fileID tells a file in memory from all others of this boot.
@@ -111,7 +142,8 @@ func (d *Daemon) loadUpgrade() error {
 		h.Outcome = UpgradeWentBack
 		d.log.Error("THE NEW PROGRAM OF AN UPGRADE HAS ENDED: this is another one again", "from", h.From, "to", h.To, "version", d.cfg.Version)
 	}
-	d.upgraded = &h.Upgrade
+	last := h.Upgrade // of d.follows, more becomes known
+	d.upgraded = &last
 	return nil
 }
 
@@ -121,11 +153,18 @@ func (d *Daemon) endUpgrade() {
 		return
 	}
 	d.mu.Lock()
+	d.follows.step(stepDevices)
 	d.follows.Outcome, d.follows.StallMS = UpgradeDone, milliseconds(now()-d.follows.Began)
 	done := d.follows.Upgrade
 	d.upgraded = &done
 	d.mu.Unlock()
-	d.log.Info("devices taken over from another program", "from", done.From, "to", done.To, "stall_ms", done.StallMS)
+	attrs := []any{"from", done.From, "to", done.To, "stall_ms", done.StallMS}
+	for _, s := range done.Steps {
+		attrs = append(attrs, s.Name+"_ms", s.MS)
+	}
+	d.log.Info("devices taken over from another program", attrs...)
+	d.follows.Known = nil
+	d.roots.learn(nil)
 	if err := d.saveHandover(d.follows); err != nil {
 		d.log.Warn("end of the upgrade not recorded", "error", err)
 	}
@@ -302,28 +341,28 @@ func (d *Daemon) leaveAll(srv *server) {
 	if err != nil {
 		d.log.Warn("hand-over not prepared as wished; going on", "error", err)
 	}
-	d.successor.Began = now()
-	if err := d.saveHandover(&d.successor.handover); err != nil {
-		d.log.Warn("the next program will not know what it follows", "error", err)
+	h := &d.successor.handover
+	h.Known = d.roots.metadata()
+	h.Began = now()
+	save := func() {
+		if err := d.saveHandover(h); err != nil {
+			d.log.Warn("the next program will not know what it follows", "error", err)
+		}
 	}
-	step := d.steps()
+	save()
+	defer save() // with the steps
 	if err := d.detachAll(); err != nil {
 		d.log.Warn("devices are left as they are: the next program takes them up as after a crash", "error", oneLine(err))
 		return
 	}
-	step("requests ended")
+	h.step(stepRequests)
 	err = d.driver.Close()
-	step("driver closed")
+	h.step(stepDriver)
 	err = errors.Join(append(d.closeLeaves(StateStopping), err, d.cache.close())...)
-	step("stores closed")
+	h.step(stepStores)
 	if err != nil {
 		d.log.Warn("not all was closed well before the hand-over", "error", oneLine(err))
 	}
-}
-
-// steps returns what logs for how long the devices have waited.
-func (d *Daemon) steps() func(what string) {
-	return func(what string) { d.log.Info("hand-over: "+what, "ms", milliseconds(now()-d.successor.Began)) }
 }
 
 func (d *Daemon) detachAll() error {

@@ -1,20 +1,25 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"coppice/image"
 	"coppice/internal/resident"
 	"coppice/node"
 	"coppice/node/nodetest"
@@ -80,13 +85,7 @@ func (r *rig) awaitUpgrade(id string) node.Upgrade {
 // A daemon hands its device over to another program in its own process, within the time that a planned upgrade may take.
 func TestUpgradeInOneProcess(t *testing.T) {
 	r := newRig(t)
-	f := program(t)
-	config := filepath.Join(r.dir, "coppice.toml")
-	check(t, os.WriteFile(config, fmt.Appendf(nil, "run_dir = %q\n[cache]\ntraces = %q\n", r.cfg.RunDir, filepath.Join(r.dir, "traces")), 0o600))
-	cmd := &exec.Cmd{Path: resident.Path(f), Args: []string{programName, "daemon", config}, Stderr: os.Stderr}
-	check(t, cmd.Start())
-	t.Cleanup(func() { check(t, errors.Join(cmd.Process.Kill(), ignoreExit(cmd.Wait()))) })
-	r.eventually("the daemon", func() bool { _, err := r.client().Version(context.Background()); return err == nil })
+	cmd := r.startProgram()
 	r.create(r.request("web1"))
 	var stalls []float64
 	for i := range 5 {
@@ -99,6 +98,7 @@ func TestUpgradeInOneProcess(t *testing.T) {
 			t.Fatalf("%+v", u)
 		}
 		stalls = append(stalls, u.StallMS)
+		wantSteps(t, u)
 		v, err := r.client().Version(context.Background())
 		check(t, err)
 		if d := state(t, r, "web1"); v.PID != cmd.Process.Pid || d.State != node.StateLive {
@@ -110,6 +110,65 @@ func TestUpgradeInOneProcess(t *testing.T) {
 	if best := slices.Min(stalls); best > goal*busy {
 		t.Errorf("the shortest stall is %.0f ms", best)
 	}
+}
+
+// wantSteps wants the time of an upgrade to be made up of its steps.
+func wantSteps(t *testing.T, u node.Upgrade) {
+	t.Helper()
+	var names []string
+	sum := 0.0
+	for _, s := range u.Steps {
+		names = append(names, s.Name)
+		sum += s.MS
+	}
+	if got := strings.Join(names, " "); got != "requests driver stores program devices" || sum > u.StallMS+0.1 || sum < u.StallMS-100 {
+		t.Errorf("steps %+v of a stall of %.3f ms", u.Steps, u.StallMS)
+	}
+}
+
+// Roots are opened again without their servers, which may be far away or gone just then: an upgrade waits for none.
+func TestUpgradeAsksNoServer(t *testing.T) {
+	r := newRig(t)
+	layout, err := image.CreateLayout(filepath.Join(r.dir, "images"))
+	check(t, err)
+	_, err = image.Build(context.Background(), layout, "a:1", bytes.NewReader(bytes.Repeat([]byte("content"), 1<<17)), 7<<17, image.BuildOptions{})
+	check(t, errors.Join(err, layout.Close()))
+	var down atomic.Bool
+	files := http.FileServer(http.Dir(r.dir))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		files.ServeHTTP(w, q)
+	}))
+	t.Cleanup(server.Close)
+	r.root = server.URL + "/images:a:1"
+	r.startProgram()
+	r.create(r.request("web1"))
+	down.Store(true)
+	for _, id := range []string{"one", "two"} { // the second has from the first what that had not read itself
+		_, err = r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: id, FD: int(program(t).Fd())})
+		check(t, err)
+		if u := r.awaitUpgrade(id); u.Outcome != node.UpgradeDone {
+			t.Fatalf("%+v", u)
+		}
+		if d := state(t, r, "web1"); d.State != node.StateLive {
+			t.Fatalf("the device is %s: %s", d.State, d.Error)
+		}
+	}
+}
+
+// startProgram runs a daemon in a process of its own, until the test ends.
+func (r *rig) startProgram() *exec.Cmd {
+	r.t.Helper()
+	config := filepath.Join(r.dir, "coppice.toml")
+	check(r.t, os.WriteFile(config, fmt.Appendf(nil, "run_dir = %q\n[cache]\ntraces = %q\n", r.cfg.RunDir, filepath.Join(r.dir, "traces")), 0o600))
+	cmd := &exec.Cmd{Path: resident.Path(program(r.t)), Args: []string{programName, "daemon", config}, Stderr: os.Stderr}
+	check(r.t, cmd.Start())
+	r.t.Cleanup(func() { check(r.t, errors.Join(cmd.Process.Kill(), ignoreExit(cmd.Wait()))) })
+	r.eventually("the daemon", func() bool { _, err := r.client().Version(context.Background()); return err == nil })
+	return cmd
 }
 
 // ignoreExit is about a process that was killed.
