@@ -48,7 +48,7 @@ type Image struct {
 // Open reads the manifest that a name (a tag, or a digest) means in a source, and the config: nothing else is read before it is asked for.
 // The source stays the caller's, and is closed after the image.
 func Open(ctx context.Context, src Source, name string) (*Image, error) {
-	m, desc, data, err := fetchManifestBytes(ctx, src, name)
+	m, desc, data, err := fetchManifest(ctx, src, name)
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}

@@ -56,14 +56,8 @@ func checkManifest(data []byte, want Digest, name string, from fmt.Stringer) err
 	return nil
 }
 
-// fetchManifest reads and decodes what a name means.
-func fetchManifest(ctx context.Context, src Source, name string) (*manifest, ocispec.Descriptor, error) {
-	m, desc, _, err := fetchManifestBytes(ctx, src, name)
-	return m, desc, err
-}
-
-// fetchManifestBytes is fetchManifest that also returns what was read.
-func fetchManifestBytes(ctx context.Context, src Source, name string) (*manifest, ocispec.Descriptor, []byte, error) {
+// fetchManifest reads and decodes what a name means, and returns what was read, too.
+func fetchManifest(ctx context.Context, src Source, name string) (*manifest, ocispec.Descriptor, []byte, error) {
 	data, err := src.Manifest(ctx, name)
 	if err != nil {
 		return nil, ocispec.Descriptor{}, nil, err
