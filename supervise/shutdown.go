@@ -65,6 +65,7 @@ func installShutdown(dir, runDir string) error {
 const (
 	unmountTime = 20 * time.Second
 	releaseTime = 60 * time.Second
+	inUseTime   = 30 * time.Second // of releaseTime: processes that were killed take their mount namespaces, in which the root is still mounted, with them only when they have ended
 	syncTime    = 20 * time.Second
 )
 
@@ -111,7 +112,7 @@ func releaseRoot(say func(string)) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
-	return Release(ctx, string(runDir), say)
+	return Release(ctx, string(runDir), inUseTime, say)
 }
 
 // end does not return; where the kernel refuses the verb the machine is restarted.

@@ -28,5 +28,5 @@ func (releaseCmd) Run(env *environment) error {
 	const limit = time.Minute
 	ctx, cancel := context.WithTimeout(env.ctx, limit)
 	defer cancel()
-	return supervise.Release(ctx, env.runDir, func(text string) { fmt.Fprintln(env.out, "coppice: "+text) })
+	return supervise.Release(ctx, env.runDir, 0, func(text string) { fmt.Fprintln(env.out, "coppice: "+text) })
 }
