@@ -100,8 +100,8 @@ func TestLinkThatCannotBeRaisedIsNamed(t *testing.T) {
 
 func TestInterfaceOfIP(t *testing.T) {
 	for line, want := range map[string]string{
-		"root=/dev/ublkb0 quiet":                                 "",
-		"ip=dhcp":                                                "",
+		"root=/dev/ublkb0 quiet": "",
+		"ip=dhcp":                "",
 		"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth3:off":      "eth3",
 		"ip=:::::enp1s0:dhcp quiet":                              "enp1s0",
 		"ip=:::::enp1s0:dhcp ip=dhcp":                            "",
@@ -163,4 +163,3 @@ func TestAcknowledgement(t *testing.T) {
 		}
 	}
 }
-

@@ -198,7 +198,9 @@ func (b *Build) fillSystem(ctx context.Context, dir string, kind Kind, base, age
 // base returns a directory with the tree of a bootable Debian as tree.tar, and the release of its kernel, which is the one that the harness boots elsewhere too.
 func (b *Build) base(ctx context.Context, kind Kind) (dir, recipe string, err error) {
 	packages := slices.Concat(rootPackages, ownPackages)
-	switch without := func(gone string) { packages = slices.DeleteFunc(packages, func(name string) bool { return name == gone }) }; kind {
+	switch without := func(gone string) {
+		packages = slices.DeleteFunc(packages, func(name string) bool { return name == gone })
+	}; kind {
 	case SysVinit:
 		without("systemd-sysv")
 		packages = append(packages, "initscripts", "sysvinit-core")
