@@ -57,7 +57,7 @@ test -z "$(systemctl --failed --no-legend)"
 // TestPackageLife restarts, kills and upgrades the daemon under load, reboots with mounts of fstab and of a person, and removes all of the package.
 func TestPackageLife(t *testing.T) {
 	t.Parallel()
-	l := newPackageLab(t)
+	l := newPackageLab(t, oldPackage, newPackage)
 	l.up(t)
 	l.sh(t, "install", installPackage)
 	l.sh(t, "declare", declareDevice)

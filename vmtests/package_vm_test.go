@@ -11,17 +11,17 @@ import (
 	"time"
 )
 
-// Versions of the package that the tests install one after the other.
-const oldPackage, newPackage = "0.0.1", "0.0.2"
+// Versions of the package that tests install one after the other.
+const oldPackage, newPackage = packageVersion, "0.0.1"
 
-// packageLab is a Debian on a disk of its own, with two versions of the package at hand, and a disk for leaves.
+// packageLab is a Debian on a disk of its own, with versions of the package at hand, and a disk for leaves.
 type packageLab struct {
 	b   *Build
 	cfg Config
 	vm  *VM
 }
 
-func newPackageLab(t *testing.T) *packageLab {
+func newPackageLab(t *testing.T, versions ...string) *packageLab {
 	t.Helper()
 	b := newBuild(t)
 	system, err := b.System(t.Context(), "")
@@ -41,8 +41,14 @@ func newPackageLab(t *testing.T) *packageLab {
 	if err := os.Mkdir(debs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, version := range []string{oldPackage, newPackage} {
-		buildDeb(t, b, debs, version)
+	for _, version := range versions {
+		deb, err := b.PackageOf(t.Context(), version)
+		if err == nil {
+			_, err = command(t.Context(), "", "cp", deb, debs)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := ext4FromTree(t.Context(), debs, debs+".img", 0, "^has_journal"); err != nil {
 		t.Fatal(err)
@@ -51,16 +57,6 @@ func newPackageLab(t *testing.T) *packageLab {
 	return &packageLab{b: b, cfg: Config{
 		Name: "package", MemMiB: 1536, Own: system.Own(), Disks: disks, KernelArgs: bootArgs + " root=/dev/vda", Consoles: t.ArtifactDir(),
 	}}
-}
-
-// buildDeb makes the package of a version in a directory.
-func buildDeb(t *testing.T, b *Build, dir, version string) {
-	t.Helper()
-	nfpm := filepath.Join(t.TempDir(), "nfpm")
-	script := `go -C tools/nfpm build -o "$1" github.com/goreleaser/nfpm/v2/cmd/nfpm && NFPM=$1 OUT=$2 DEB_VERSION=$3 SOURCE_DATE_EPOCH=1 tools/deb.sh amd64`
-	if _, err := command(t.Context(), b.Repo(), "sh", "-c", script, "deb", nfpm, dir, version); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // up boots the system, and waits until it can be worked with.
@@ -154,7 +150,8 @@ test -e /dev/coppice/by-name/data
 // TestPackage installs the package with apt, and has the daemon serve in its sandbox: a device that is declared, with a mount of fstab on it, and one that is made and deleted by
 // hand. The machine goes down with the mount.
 func TestPackage(t *testing.T) {
-	l := newPackageLab(t)
+	t.Parallel()
+	l := newPackageLab(t, oldPackage)
 	l.up(t)
 	t.Log(l.sh(t, "install", installPackage))
 	t.Log(l.sh(t, "sandbox", sandboxed))
