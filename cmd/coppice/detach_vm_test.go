@@ -34,14 +34,14 @@ func (r *vmRig) detached(device string) int64 {
 // on are gone, and the file system is whole, byte for byte.
 func TestDetachMountedFileSystemUnderKills(t *testing.T) {
 	r := newVMRig(t)
-	r.sh("mkdir " + r.dir + "/files && head -c 24M /dev/urandom > " + r.dir + "/files/big && rm " + r.root +
-		" && truncate -s 64M " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
+	r.sh("mkdir " + r.dir + "/files && head -c " + detachedData + " /dev/urandom > " + r.dir + "/files/big && rm " + r.root +
+		" && truncate -s " + detachedRoot + " " + r.root + " && mkfs.ext4 -q -F -d " + r.dir + "/files " + r.root)
 	d := r.start()
 	web := r.create("web1")
 	r.sh("mount " + web.Path + " " + r.mnt + " && echo kept > " + r.mnt + "/kept")
 	r.freeze("web1", "gold")
 	stop := r.writers()
-	r.ok("detach", "web1", "--rate", "2M", "--background")
+	r.ok("detach", "web1", "--rate", detachRate, "--background")
 	const kills = 3
 	var resumed []int64 // bytes that were copied at each kill, as the next daemon finds it
 	for len(resumed) < kills {

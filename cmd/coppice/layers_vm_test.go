@@ -118,8 +118,8 @@ func TestKilledFreezeThaws(t *testing.T) {
 		}
 		_ = cmd.Wait()
 	}
-	for ms := 10; ms <= 250; ms += 12 {
-		kill(time.Duration(ms)*time.Millisecond, syscall.SIGKILL)
+	for lived := 10 * time.Millisecond; lived <= 250*time.Millisecond; lived += freezeStep {
+		kill(lived, syscall.SIGKILL)
 	}
 	// One that hangs is left to the watchdog.
 	self := os.Args[0]

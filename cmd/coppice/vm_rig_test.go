@@ -16,9 +16,6 @@ import (
 	"coppice/node"
 )
 
-// rootSize is how large a root is. All of it is digested again and again, at some 10 MB/s where the CPU is emulated.
-const rootSize = "48M"
-
 // vmRig is a run directory, a root with a file system and a leaf store, all on tmpfs, in a guest with the
 // real ublk driver.
 type vmRig struct {

@@ -120,7 +120,7 @@ func digestOf(t *testing.T, path string) string {
 	}
 	defer f.Close()
 	h := md5.New()
-	if _, err := io.Copy(h, io.LimitReader(f, 256<<20)); err != nil {
+	if _, err := io.Copy(h, io.LimitReader(f, 128<<20)); err != nil {
 		t.Fatal(err)
 	}
 	return string(h.Sum(nil))

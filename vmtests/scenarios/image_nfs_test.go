@@ -57,9 +57,9 @@ func background(t *testing.T, argv ...string) {
 // TestImageOnNFS has an image and a raw disk on an NFS mount as roots. While the server is away reads wait, and when it is back they go on.
 func TestImageOnNFS(t *testing.T) {
 	dir := t.TempDir()
-	sh(t, "cd "+dir+"; mkdir export mnt; dd if="+disk(t, "repo")+" of=export/raw bs=1M conv=sparse status=none")
+	sh(t, "cd "+dir+"; mkdir export mnt; "+nfsDisk)
 	t.Log(strings.TrimSpace(coppice(t, "image", "build", "oci:"+dir+"/export/images:repo:1", dir+"/export/raw")))
-	want := digestOfAll(t, disk(t, "repo"))
+	want := digestOfAll(t, dir+"/export/raw")
 	server := startNFS(t, dir+"/export")
 	mnt := filepath.Join(dir, "mnt")
 	sh(t, "mount -t nfs -o ro,vers=4.2,timeo=10 127.0.0.1:/ "+mnt)

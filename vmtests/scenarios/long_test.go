@@ -17,5 +17,14 @@ const modelSteps = 300
 // fioShare divides the sizes of TestRawFio's jobs.
 const fioShare = 1
 
+// edgeMiB is where fio's job at the end of the root begins and how much it covers; the root ends at 192 MiB and three sectors.
+var edgeMiB = [2]int{188, 12}
+
+// remoteMiB is how much fio writes to a leaf that is far away.
+const remoteMiB = 64
+
+// nfsDisk makes the disk that lies on NFS.
+const nfsDisk = "dd if=/dev/disk/by-id/virtio-repo of=export/raw bs=1M conv=sparse status=none"
+
 // geometries are those that the tests of raw images go through.
 var geometries = []geometry{{512, 1}, {512, 2}, {4096, 1}, {4096, 2}}

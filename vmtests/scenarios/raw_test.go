@@ -107,6 +107,6 @@ func mixes(t *testing.T, dev string, block int) {
 	fio(t, dev, "ranges", "--rw=randrw", "--offset=32M", fioSize(12<<20), "--bsrange="+bs+"-64k")
 	fio(t, dev, "trim", "--rw=randtrimwrite", "--offset=64M", fioSize(10<<20), "--bsrange=4k-32k")
 	// The end of the root and what is beyond it; the root's last block is not a whole one.
-	fio(t, dev, "edge", "--rw=randrw", "--offset=188M", "--size=12M", "--bs=4k")
+	fio(t, dev, "edge", "--rw=randrw", fmt.Sprint("--offset=", edgeMiB[0], "M"), fmt.Sprint("--size=", edgeMiB[1], "M"), "--bs=4k")
 	fio(t, dev, "kept", append(keptJob(block), "--end_fsync=1")...)
 }

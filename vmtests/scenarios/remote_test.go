@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -30,7 +31,7 @@ func useRemote(t *testing.T, leaf string, breakOnce func()) {
 		}
 	}()
 	began := time.Now()
-	fio(t, dev.Path, "remote", "--rw=randrw", "--offset=16M", "--size=64M", "--bsrange=4k-16k", "--end_fsync=1")
+	fio(t, dev.Path, "remote", "--rw=randrw", "--offset=16M", fmt.Sprint("--size=", remoteMiB, "M"), "--bsrange=4k-16k", "--end_fsync=1")
 	t.Logf("fio took %.1f s", time.Since(began).Seconds())
 	models := workOn(t, dev.Path, 512, 1, nil)
 	<-disturbed

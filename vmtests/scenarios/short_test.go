@@ -3,7 +3,7 @@
 package scenarios
 
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
-const kills = 10
+const kills = 6
 
 // comparedParts are the directories whose files TestImageRoot and TestDebianInstall compare. The whole system takes minutes under emulation.
 var comparedParts = []string{"etc", "usr/sbin", "var/lib"}
@@ -15,7 +15,16 @@ var installs = [][]string{{"jq"}, {"rsync"}}
 const modelSteps = 100
 
 // fioShare divides the sizes of TestRawFio's jobs.
-const fioShare = 2
+const fioShare = 4
+
+// edgeMiB is where fio's job at the end of the root begins and how much it covers; the root ends at 192 MiB and three sectors.
+var edgeMiB = [2]int{190, 4}
+
+// remoteMiB is how much fio writes to a leaf that is far away.
+const remoteMiB = 32
+
+// nfsDisk makes the disk that lies on NFS.
+const nfsDisk = "truncate -s 24M export/raw; mkfs.ext4 -q -m 0 -d /usr/sbin export/raw"
 
 // geometries are those that the tests of raw images go through.
 var geometries = []geometry{{512, 2}, {4096, 1}}
