@@ -49,11 +49,14 @@ func TestBoot(t *testing.T) {
 	}
 	m.shutDown(t, vm)
 
+	if shortReboots {
+		m.bootShort()
+	}
 	vm = l.boot(t, m)
 	m.wantInstalled(t, vm, "jq")
 	examineRoot(t, vm)
 	m.prepareInstall(t, vm)
-	synced := m.cutDuringInstall(t, vm, "nginx-light sqlite3", 5*time.Second)
+	synced := m.cutDuringInstall(t, vm, "nginx-light sqlite3", 8*time.Second)
 	wantClean(t, offline(t, m.leaf, m.disk), true)
 
 	vm = l.boot(t, m)

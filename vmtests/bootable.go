@@ -87,6 +87,7 @@ else
 fi
 if [ -e $tree/etc/inittab ]; then
  echo '/dev/ublkb0 / xfs defaults 0 0' >$tree/etc/fstab
+ echo xfs >>$tree/etc/initramfs-tools/modules
  sed -i '/^[1-6]:.*getty/d' $tree/etc/inittab
  echo 'S0:2345:respawn:/sbin/agetty -L 115200 ttyS0 linux' >>$tree/etc/inittab
  echo 'va:2345:respawn:/usr/bin/env HOME=/root TMPDIR=/tmp COPPICE_VM=1 ` + agentPath + ` service' >>$tree/etc/inittab

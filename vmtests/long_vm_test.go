@@ -18,3 +18,6 @@ const secondVersions = true
 
 // imagesLimit is how long all tests of TestImages in the guest may take together.
 const imagesLimit = time.Hour
+
+// shortReboots tells whether TestBoot leaves out of all boots but the first what has nothing to do with the root: none does.
+const shortReboots = false

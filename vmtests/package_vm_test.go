@@ -152,6 +152,7 @@ test -e /dev/coppice/by-name/data
 func TestPackage(t *testing.T) {
 	t.Parallel()
 	l := newPackageLab(t, oldPackage)
+	l.cfg.CPUs = 1 // little here happens at once, and two emulated ones spend much on each other
 	l.up(t)
 	t.Log(l.sh(t, "install", installPackage))
 	t.Log(l.sh(t, "sandbox", sandboxed))

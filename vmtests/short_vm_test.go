@@ -18,3 +18,6 @@ const secondVersions = false
 
 // imagesLimit is how long all tests of TestImages in the guest may take together.
 const imagesLimit = 15 * time.Minute
+
+// shortReboots tells whether TestBoot leaves out of all boots but the first what has nothing to do with the root.
+const shortReboots = true
