@@ -2,6 +2,9 @@ module coppice
 
 go 1.26.0
 
+// What make builds: trees of other systems lie there, some of them with their /proc.
+ignore ./build
+
 require (
 	aead.dev/minisign v0.3.0
 	github.com/alecthomas/kong v1.17.0
