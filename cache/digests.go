@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"coppice/image"
+	"coppice/internal/flight"
 )
 
 // digestPage is the digests of neighbouring chunks of an image. It is not changed.
@@ -137,18 +138,26 @@ func (r *Root) digestOf(ctx context.Context, index int64) (image.Digest, error) 
 func (r *Root) loadPage(ctx context.Context, number int64) (*digestPage, error) {
 	fl, mine := r.pageFlights.Claim(r.ctx, number)
 	defer r.pageFlights.Leave(number, fl)
-	if mine && !r.spawn(func() {
-		page := new(digestPage)
-		first := number << pageShift
-		r.shareTable(fl.Context(), number)
-		err := r.origin.Digests(fl.Context(), first, page.digests[:min(pageChunks, r.chunks-first)])
-		if err == nil {
-			r.cache.digests.add(pagePlace{r, number}, page)
-		}
-		r.pageFlights.Land(number, fl, page, err)
-	}) {
+	there := r.pages[number].Load()
+	switch {
+	case !mine:
+	case there != nil: // since the caller looked, another flight has landed
+		r.pageFlights.Land(number, fl, there, nil)
+	case !r.spawn(func() { r.readPage(number, fl) }):
 		r.pageFlights.Land(number, fl, nil, image.ErrClosed)
 	}
 	page, err := fl.Wait(ctx)
 	return page, r.ended(err)
+}
+
+// readPage reads a page for a flight, and lands it.
+func (r *Root) readPage(number int64, fl *flight.Flight[*digestPage]) {
+	page := new(digestPage)
+	first := number << pageShift
+	r.shareTable(fl.Context(), number)
+	err := r.origin.Digests(fl.Context(), first, page.digests[:min(pageChunks, r.chunks-first)])
+	if err == nil {
+		r.cache.digests.add(pagePlace{r, number}, page)
+	}
+	r.pageFlights.Land(number, fl, page, err)
 }
