@@ -11,6 +11,7 @@ import (
 
 // packageOf names the Debian package that brings each program the harness runs on the host.
 var packageOf = map[string]string{
+	"cpio":               "cpio",
 	"debugfs":            "e2fsprogs",
 	"depmod":             "kmod",
 	"dpkg-deb":           "dpkg",

@@ -133,6 +133,9 @@ type imageRoot struct {
 // Pin identifies the image.
 func (r imageRoot) Pin() union.Pin { return r.pin }
 
+// rootLayer is the layer that machines are told to boot from.
+const rootLayer = "root"
+
 // offline looks at the leaf of a machine that is off, whose root was made of a disk: it takes a copy as a daemon would after a power cut, wants the store sound, and
 // returns the file system that the machine had, as a file that is gone with the test. Where the power was cut, its journal is still to be replayed.
 func offline(t *testing.T, leaf, disk string) (path string) {
@@ -168,18 +171,15 @@ func mergeOffline(ctx context.Context, leaf, disk, dir string) (path string, err
 			layers[l.Name] = imageRoot{raw, l.Pin}
 		}
 	}
-	if len(layers) != 1 {
+	if layers[rootLayer] == nil {
 		text, _ := json.Marshal(info.Layers)
-		return "", fmt.Errorf("the store has %d layers that can be written, want 1: %s", len(layers), text)
+		return "", fmt.Errorf("the store has no layer %q that can be written: %s", rootLayer, text)
 	}
 	how, problems, err := powercut.Recover(ctx, store, layers, dir)
 	if err != nil || len(problems) > 0 {
 		return "", fmt.Errorf("store after %+v: %d problems %v: %w", how, len(problems), problems, err)
 	}
-	for name := range layers {
-		path = filepath.Join(dir, name)
-	}
-	return path, os.Remove(store)
+	return filepath.Join(dir, rootLayer), os.Remove(store)
 }
 
 // wantClean wants a file system without any error. replay does first what a boot does after a power cut: the journal is replayed, and files that were deleted while

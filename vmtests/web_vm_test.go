@@ -84,6 +84,12 @@ func imageAt(address string) string { return "http://" + address + "/root:debian
 // buildRoot makes an image debian:1 of a disk in a new layout.
 func buildRoot(t *testing.T, dir, disk string) image.BuildReport {
 	t.Helper()
+	return buildImage(t, dir, "debian:1", disk)
+}
+
+// buildImage makes an image of a disk in a layout, which is made where there is none.
+func buildImage(t *testing.T, dir, name, disk string) image.BuildReport {
+	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +107,7 @@ func buildRoot(t *testing.T, dir, disk string) image.BuildReport {
 		t.Fatal(err)
 	}
 	defer layout.Close()
-	report, err := image.Build(t.Context(), layout, "debian:1", f, info.Size(), image.BuildOptions{})
+	report, err := image.Build(t.Context(), layout, name, f, info.Size(), image.BuildOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
