@@ -291,4 +291,7 @@ func realContent(t *testing.T, path string, size int64) {
 	if !errors.Is(err, full) {
 		t.Fatalf("/usr has %s only: %v", mib(at), err)
 	}
+	if err := out.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
 }
