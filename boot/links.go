@@ -2,7 +2,6 @@ package boot
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -39,12 +38,12 @@ func RaiseLinks(ctx context.Context, root string) error {
 // links are the machine's network interfaces.
 type links struct {
 	interfaces func() ([]net.Interface, error)
-	raise      func(index int) error
+	raise      func(name string) error
 }
 
 // await raises the interface of a name, "" being all, and waits until one has a carrier.
 func (l links) await(ctx context.Context, name string) error {
-	raised := map[int]bool{}
+	raised := map[string]bool{}
 	for {
 		all, err := l.interfaces()
 		if err != nil {
@@ -55,11 +54,11 @@ func (l links) await(ctx context.Context, name string) error {
 			if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagRunning != 0 {
 				return nil
 			}
-			if !raised[i.Index] && i.Flags&net.FlagUp == 0 {
-				if err := l.raise(i.Index); err != nil {
+			if !raised[i.Name] && i.Flags&net.FlagUp == 0 {
+				if err := l.raise(i.Name); err != nil {
 					return fmt.Errorf("switch on network interface %s: %w", i.Name, err)
 				}
-				raised[i.Index] = true
+				raised[i.Name] = true
 			}
 		}
 		select {
@@ -100,46 +99,20 @@ func ipInterface(line string) (name string) {
 	return name
 }
 
-// raiseLink sets IFF_UP by rtnetlink(7).
-func raiseLink(index int) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+// raiseLink sets IFF_UP (netdevice(7)).
+func raiseLink(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Sendto(fd, upRequest(index), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr)
 	}
-	answer := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, answer, 0)
 	if err != nil {
 		return err
 	}
-	return acknowledged(answer[:n])
-}
-
-// upRequest is RTM_NEWLINK with struct nlmsghdr and struct ifinfomsg (include/uapi/linux/netlink.h and rtnetlink.h, Linux 6.12), to be acknowledged.
-func upRequest(index int) []byte {
-	host := binary.NativeEndian
-	msg := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
-	host.PutUint32(msg[0:], uint32(len(msg)))
-	host.PutUint16(msg[4:], unix.RTM_NEWLINK)
-	host.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	info := msg[unix.SizeofNlMsghdr:]
-	info[0] = unix.AF_UNSPEC
-	host.PutUint32(info[4:], uint32(index))
-	host.PutUint32(info[8:], unix.IFF_UP)  // flags
-	host.PutUint32(info[12:], unix.IFF_UP) // which of them to change
-	return msg
-}
-
-// acknowledged reads NLMSG_ERROR, whose number is 0 where all went well.
-func acknowledged(msg []byte) error {
-	if len(msg) < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(msg[4:]) != unix.NLMSG_ERROR {
-		return fmt.Errorf("netlink answers with %d bytes, which are no acknowledgement", len(msg))
-	}
-	if number := -int32(binary.NativeEndian.Uint32(msg[unix.SizeofNlMsghdr:])); number != 0 {
-		return unix.Errno(number)
-	}
-	return nil
+	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
