@@ -390,15 +390,8 @@ func (s *Store) RemoveLayer(name string) error {
 func (s *Store) roomToRemove(l *Layer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var freed []extent
-	for _, l := range s.withLeftovers(l) {
-		exts, err := l.ownSlots()
-		if err != nil {
-			return err
-		}
-		freed = append(freed, exts...)
-	}
-	return s.roomForCheckpoint(s.slots.cleanPages(freed))
+	_, err := s.roomToDrop(s.withLeftovers(l))
+	return err
 }
 
 // withLeftovers returns the layer and those below it that go with it.
@@ -419,22 +412,28 @@ func (s *Store) leftover(p, l *Layer) bool {
 	return strings.HasPrefix(p.entry.Name, ExportPrefix) && p.readers == 0 && !p.entry.Detaching && s.standsOnly(p, l) == nil
 }
 
-// dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them
-// before may be reading them still, where they belonged to a layer that others stood on until lately. The caller holds mu.
-func (s *Store) dropLayers(layers ...*Layer) error {
-	var freed, mapSlots []extent
+// roomToDrop returns the slots of the data of layers, and fails with [ErrNoSpace] where those are lacking that the checkpoint takes which frees them. The caller holds mu.
+func (s *Store) roomToDrop(layers []*Layer) (freed []extent, err error) {
 	for _, l := range layers {
 		exts, err := l.ownSlots()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		freed = append(freed, exts...)
-		mapSlots = append(mapSlots, l.mapSlots()...)
 	}
-	if err := s.roomForCheckpoint(s.slots.cleanPages(freed)); err != nil {
+	return freed, s.roomForCheckpoint(s.slots.cleanPages(freed))
+}
+
+// dropLayers forgets layers that nothing stands on. Their slots are retired: requests that found them
+// before may be reading them still, where they belonged to a layer that others stood on until lately. The caller holds mu.
+func (s *Store) dropLayers(layers ...*Layer) error {
+	freed, err := s.roomToDrop(layers)
+	if err != nil {
 		return err
 	}
+	var mapSlots []extent
 	for _, l := range layers {
+		mapSlots = append(mapSlots, l.mapSlots()...)
 		delete(s.layers, l.entry.Name)
 	}
 	s.slots.disownAll(freed)
