@@ -122,7 +122,7 @@ func parse(given map[string]string) (Params, error) {
 	if name := given[keyName]; name != "" {
 		p.Name = name
 		if !node.ValidName(name) {
-			note(keyName, errors.New("a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"))
+			note(keyName, errors.New(node.NameHint))
 		}
 	}
 	if size := given[keySize]; size != "" {

@@ -213,7 +213,7 @@ func (d *Daemon) declaredNames() (names []string, err error) {
 		case ValidName(name):
 			names = append(names, name)
 		default:
-			d.log.Error("file of a declared device left out: its name is no device's", "file", e.Name(), "hint", nameHint)
+			d.log.Error("file of a declared device left out: its name is no device's", "file", e.Name(), "hint", NameHint)
 		}
 	}
 	return names, nil

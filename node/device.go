@@ -196,7 +196,8 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 // ValidName tells whether a device may be called so: its name becomes a file name and a layer name.
 func ValidName(name string) bool { return validName.MatchString(name) }
 
-const nameHint = "a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"
+// NameHint says what [ValidName] takes.
+const NameHint = "a name begins with a letter or digit, goes on with letters, digits, '.', '_' or '-', and has at most 63 characters"
 
 // resolve checks a request by itself and fills in the defaults.
 func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
@@ -209,7 +210,7 @@ func (c DeviceConfig) resolve(r CreateRequest) (CreateRequest, error) {
 	}
 	switch {
 	case !ValidName(r.Name):
-		return bad(nameHint, "%q is no device name", r.Name)
+		return bad(NameHint, "%q is no device name", r.Name)
 	case !filepath.IsAbs(r.Store):
 		return bad("give an absolute path", "leaf store %q is not an absolute path", r.Store)
 	case r.QuotaBytes < 0 || r.QuotaBytes > 0 && r.QuotaBytes < minQuota:
