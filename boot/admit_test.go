@@ -7,9 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"aead.dev/minisign"
-
 	"coppice/image"
+	"coppice/image/imagetest"
 	"coppice/node"
 	"coppice/union"
 )
@@ -90,14 +89,7 @@ func TestKnownRoot(t *testing.T) {
 // sign signs an image with a new key and returns the path of the public one.
 func sign(t *testing.T, dir, name string) string {
 	t.Helper()
-	public, key, err := minisign.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := public.MarshalText()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, path := imagetest.Key(t)
 	layout, err := image.CreateLayout(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -107,8 +99,7 @@ func sign(t *testing.T, dir, name string) string {
 		t.Fatal(err)
 	}
 	_, err = image.Sign(t.Context(), im, layout, key, image.Statement{Name: "debian", Serial: 1})
-	path := filepath.Join(t.TempDir(), "key.pub")
-	if err := errors.Join(err, im.Close(), layout.Close(), os.WriteFile(path, text, 0o600)); err != nil {
+	if err := errors.Join(err, im.Close(), layout.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -13,6 +13,7 @@ import (
 	"aead.dev/minisign"
 
 	"coppice/image"
+	"coppice/image/imagetest"
 	"coppice/node"
 )
 
@@ -29,13 +30,8 @@ func newSigner(t *testing.T, dir string) *signer {
 	l, err := image.CreateLayout(filepath.Join(dir, "images"))
 	check(t, err)
 	t.Cleanup(func() { l.Close() })
-	public, key, err := minisign.GenerateKey(nil)
-	check(t, err)
-	text, err := public.MarshalText()
-	check(t, err)
-	s := &signer{t, l, key, filepath.Join(dir, "ann.pub")}
-	check(t, os.WriteFile(s.public, text, 0o600))
-	return s
+	key, public := imagetest.Key(t)
+	return &signer{t, l, key, public}
 }
 
 // build makes an image and returns its reference.

@@ -17,6 +17,7 @@ import (
 	"aead.dev/minisign"
 
 	"coppice/image"
+	"coppice/image/imagetest"
 	"coppice/union"
 )
 
@@ -38,8 +39,8 @@ func TestBootRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	buildImage(t, layout, "debian:2", second)
-	trusted, trustedPath := signingKey(t, l.dir, "trusted")
-	other, _ := signingKey(t, l.dir, "other")
+	trusted, trustedPath := imagetest.Key(t)
+	other, _ := imagetest.Key(t)
 	signImage(t, layout, "debian:1", trusted)
 	signImage(t, layout, "debian:2", other)
 	config := filepath.Join(l.dir, "coppice.toml")
@@ -158,24 +159,6 @@ func (m *node) wantLayer(t *testing.T, pin *union.Pin) {
 	if err != nil || layers["root"].Pin != *pin {
 		t.Errorf("layer root is over %+v, want %+v (%v)", layers["root"].Pin, *pin, err)
 	}
-}
-
-// signingKey makes a key and a file with its public half.
-func signingKey(t *testing.T, dir, name string) (key minisign.PrivateKey, path string) {
-	t.Helper()
-	public, key, err := minisign.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := public.MarshalText()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path = filepath.Join(dir, name+".pub")
-	if err := os.WriteFile(path, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return key, path
 }
 
 // withImage opens an image of a layout for do.
