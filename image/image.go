@@ -29,8 +29,8 @@ type Image struct {
 	desc     ocispec.Descriptor
 	config   *Config
 	g        geometry
-	zeros    [2]Digest // of a whole chunk of zeros, and of the last one
-	metadata map[Digest][]byte
+	zeros    [2]Digest         // of a whole chunk of zeros, and of the last one
+	metadata map[Digest][]byte // manifest and config
 
 	pages       *lru.Cache[pageKey, *page]
 	pageFlights flight.Group[pageKey, *page]

@@ -7,10 +7,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Metadata returns what opening the image has read, by digest: its manifest and its config. Neither is to be changed.
-func (im *Image) Metadata() map[Digest][]byte { return im.metadata }
-
-// Metadata returns that of every replica that is open now. It is what [SetOptions] take as Known.
+// Metadata returns what opening each replica that is open now has read, by digest: its manifest and its config. Neither is to be changed. It is what [SetOptions] take as Known.
 func (s *Set) Metadata() map[Digest][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
