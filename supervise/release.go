@@ -10,8 +10,8 @@ import (
 )
 
 // Release has the daemon of runDir, of whatever version, stop and delete each of its devices: what they hold is written and their leaf
-// stores are closed and marked clean. It fails where one is still in use after the given patience, and leaves that one as it is. say is told what is done.
-func Release(ctx context.Context, runDir string, patience time.Duration, say func(string)) error {
+// stores are closed and marked clean. It fails where one is still in use after half a minute, and leaves that one as it is. say is told what is done.
+func Release(ctx context.Context, runDir string, say func(string)) error {
 	client, err := node.ClientOf(ctx, runDir)
 	if err != nil {
 		return fmt.Errorf("release devices of %s: %w", runDir, err)
@@ -24,7 +24,7 @@ func Release(ctx context.Context, runDir string, patience time.Duration, say fun
 	var errs []error
 	for _, d := range devices {
 		_, err := client.Delete(ctx, d.Name)
-		for node.CodeOf(err) == node.CodeInUse && time.Since(began) < patience {
+		for node.CodeOf(err) == node.CodeInUse && time.Since(began) < inUseTime {
 			time.Sleep(100 * time.Millisecond)
 			_, err = client.Delete(ctx, d.Name)
 		}

@@ -112,7 +112,7 @@ func releaseRoot(say func(string)) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
-	return Release(ctx, string(runDir), inUseTime, say)
+	return Release(ctx, string(runDir), say)
 }
 
 // end does not return; where the kernel refuses the verb the machine is restarted.

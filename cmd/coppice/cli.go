@@ -46,7 +46,6 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Show the versions of this program and of the daemon."`
 
 	Supervise    superviseCmd `cmd:"" hidden:"" help:"Keep the daemon of the root file system running; for coppice itself."`
-	Release      releaseCmd   `cmd:"" hidden:"" help:"Stop all devices of a daemon, whatever its version, when the machine shuts down."`
 	UpgradeGuard guardCmd     `cmd:"" hidden:"" help:"Come back where a new program does not live; for coppice itself."`
 	Manual       manualCmd    `cmd:"" hidden:"" help:"Write pages of the manual and completions of shells; for the package."`
 	ThawWatchdog watchdogCmd  `cmd:"" hidden:"" help:"Thaw file systems whose freezer died; for coppice itself."`

@@ -174,7 +174,7 @@ func TestSupervisedDaemonIsKilledUnderLoad(t *testing.T) {
 	r.sh("umount " + r.mnt + " && fsck.ext4 -fn " + dev.Path)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if err := supervise.Release(ctx, r.runDir, 0, func(text string) { t.Log(text) }); err != nil {
+	if err := supervise.Release(ctx, r.runDir, func(text string) { t.Log(text) }); err != nil {
 		t.Fatal(err)
 	}
 	r.nothingLeft()
