@@ -87,7 +87,6 @@ else
 fi
 if [ -e $tree/etc/inittab ]; then
  echo '/dev/ublkb0 / xfs defaults 0 0' >$tree/etc/fstab
- echo xfs >>$tree/etc/initramfs-tools/modules
  sed -i '/^[1-6]:.*getty/d' $tree/etc/inittab
  echo 'S0:2345:respawn:/sbin/agetty -L 115200 ttyS0 linux' >>$tree/etc/inittab
  echo 'va:2345:respawn:/usr/bin/env HOME=/root TMPDIR=/tmp COPPICE_VM=1 ` + agentPath + ` service' >>$tree/etc/inittab
@@ -199,9 +198,10 @@ func (b *Build) fillSystem(ctx context.Context, dir string, kind Kind, base, age
 // base returns a directory with the tree of a bootable Debian as tree.tar, and the release of its kernel, which is the one that the harness boots elsewhere too.
 func (b *Build) base(ctx context.Context, kind Kind) (dir, recipe string, err error) {
 	packages := slices.Concat(rootPackages, ownPackages)
-	switch without := func(gone string) {
+	without := func(gone string) {
 		packages = slices.DeleteFunc(packages, func(name string) bool { return name == gone })
-	}; kind {
+	}
+	switch kind {
 	case SysVinit:
 		without("systemd-sysv")
 		packages = append(packages, "initscripts", "sysvinit-core")

@@ -204,13 +204,7 @@ func saysInTheEnd(t *testing.T, vm *VM, text string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), systemLimit)
 	defer cancel()
-	for !strings.Contains(vm.console(), text) {
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-vm.exited:
-			t.Fatalf("wait for %q on the console: %v\n%s", text, ErrGuestGone, vm.Report())
-		case <-ctx.Done():
-			t.Fatalf("wait for %q on the console: %v\n%s", text, context.Cause(ctx), vm.Report())
-		}
+	if err := vm.says(ctx, text, nil); err != nil {
+		t.Fatalf("%v\n%s", err, vm.Report())
 	}
 }

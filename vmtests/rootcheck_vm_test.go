@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"coppice/internal/resident"
 	"coppice/union"
 	"coppice/vmtests/powercut"
 )
@@ -38,9 +39,6 @@ for dir in /proc/[0-9]*; do
   echo "thread $pid $(sed 's/ .*) / /' $stat | awk '{ print $1, $8 }')"
  done
 done`
-
-// ioFlusher are the flags of a thread that has PR_SET_IO_FLUSHER: PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE (include/linux/sched.h).
-const ioFlusher = 0x00080000 | 0x00100000
 
 // rootInstance is what is known of the processes that serve the root.
 type rootInstance struct {
@@ -71,7 +69,7 @@ func parseRootInstance(text string) (r rootInstance, err error) {
 		case "thread":
 			var tid, flags int
 			r.threads++
-			if _, err = fmt.Sscan(rest, &tid, &flags); err == nil && flags&ioFlusher != ioFlusher {
+			if _, err = fmt.Sscan(rest, &tid, &flags); err == nil && flags&resident.FlusherFlags != resident.FlusherFlags {
 				r.wrong = append(r.wrong, fmt.Sprintf("thread %d of process %s has flags %#x: no IO_FLUSHER", tid, pid, flags))
 			}
 		}

@@ -231,13 +231,16 @@ func (vm *VM) prompted(ctx context.Context) error {
 var gaveUp = []string{"(initramfs)", "You are in emergency mode", "Kernel panic"}
 
 // Says waits until the console has a text, which it may have already. A system that has given up says nothing more.
-func (vm *VM) Says(ctx context.Context, text string) error {
+func (vm *VM) Says(ctx context.Context, text string) error { return vm.says(ctx, text, gaveUp) }
+
+// says is Says with other signs that the text will not come.
+func (vm *VM) says(ctx context.Context, text string, signs []string) error {
 	for {
 		console := vm.console()
 		if strings.Contains(console, text) {
 			return nil
 		}
-		for _, sign := range gaveUp {
+		for _, sign := range signs {
 			if strings.Contains(console, sign) {
 				return fmt.Errorf("wait for %q on the console: it says %q", text, sign)
 			}
