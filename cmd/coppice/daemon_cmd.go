@@ -108,7 +108,7 @@ func (c *daemonCmd) serve(env *environment, link *supervise.Link, flusher error)
 	if err != nil {
 		return errors.Join(err, driver.Close())
 	}
-	ctx, stop := untilSignal(log, endSignals(link)...)
+	ctx, stop := untilSignal(log, endSignals(link))
 	defer stop()
 	go tellOfSupervisor(ctx, link, log)
 	go feedWatchdog(ctx, log, d.Answers)
@@ -211,9 +211,9 @@ func tellOfSupervisor(ctx context.Context, link *supervise.Link, log *slog.Logge
 	}
 }
 
-// untilSignal returns a context that the first of some signals ends. Later ones are
-// only logged: cutting the stop short would lose data.
-func untilSignal(log *slog.Logger, signals ...os.Signal) (context.Context, func()) {
+// untilSignal returns a context that the first of some signals, which must not be none (that is all for [signal.Notify], those of Go's runtime
+// too), ends. Later ones are only logged: cutting the stop short would lose data.
+func untilSignal(log *slog.Logger, signals []os.Signal) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ch := make(chan os.Signal, 4)
 	signal.Notify(ch, signals...)

@@ -36,7 +36,7 @@ func (b *lockedBuffer) String() string {
 
 func TestSecondSignalIsOnlyLogged(t *testing.T) {
 	log := &lockedBuffer{}
-	ctx, stop := untilSignal(slog.New(slog.NewTextHandler(log, nil)), endSignals(nil)...)
+	ctx, stop := untilSignal(slog.New(slog.NewTextHandler(log, nil)), endSignals(nil))
 	defer stop()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		if err := syscall.Kill(os.Getpid(), sig); err != nil {

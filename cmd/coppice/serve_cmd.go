@@ -49,7 +49,7 @@ func (c *serveCmd) Run(env *environment) error {
 		o.Disk = d
 		defer d.Close() //nolint:errcheck // what it says is in its log, and nothing is lost but time
 	}
-	ctx, stop := untilSignal(log)
+	ctx, stop := untilSignal(log, endSignals(nil))
 	defer stop()
 	go reloadAt(ctx, hangups, log, func() error {
 		log.Info("nothing needs to be read again: certificates are when they change, and the rest is said by flags")

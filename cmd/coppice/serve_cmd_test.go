@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,5 +71,48 @@ func TestServeUntilStopped(t *testing.T) {
 	}
 	if _, err := http.Get(fmt.Sprintf("http://%s/images/index.json", addr)); err == nil {
 		t.Error("still served")
+	}
+}
+
+// What does not ask it to end does not: SIGHUP has it read again what it can, SIGURG is how Go's runtime interrupts a thread, SIGWINCH comes from a terminal.
+func TestServeEndsByItsSignalsOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "images")
+	l, err := image.CreateLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	log := &lockedBuffer{}
+	c := exec.Command("coppice", "serve", "--listen", "127.0.0.1:0", "--images", dir, "--insecure")
+	c.Stderr = log
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	says := func(text string) {
+		t.Helper()
+		for began := time.Now(); !strings.Contains(log.String(), text); time.Sleep(5 * time.Millisecond) {
+			if time.Since(began) > 30*time.Second {
+				_ = c.Process.Kill()
+				t.Fatalf("it does not say %q:\n%s", text, log)
+			}
+		}
+	}
+	says("msg=serving")
+	for _, s := range []syscall.Signal{syscall.SIGURG, syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGHUP} {
+		if err := c.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says("nothing needs to be read again")
+	if strings.Contains(log.String(), "signal received") {
+		t.Errorf("it ends:\n%s", log)
+	}
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil || !strings.Contains(log.String(), "signal received") {
+		t.Errorf("%v\n%s", err, log)
 	}
 }
