@@ -75,7 +75,7 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 		"-name", "coppice-" + cfg.Name + ",debug-threads=on", "-uuid", machineID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-m", strconv.Itoa(cfg.MemMiB), "-smp", strconv.Itoa(cfg.CPUs),
-		"-serial", "file:" + filepath.Join(dir, "console"),
+		"-chardev", consoleDev(cfg, dir), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,path=" + filepath.Join(dir, "agent"),
 		"-device", "virtserialport,chardev=agent,name=" + wire.PortName,
@@ -96,6 +96,15 @@ func qemuArgs(cfg Config, kernel Kernel, accel Accel, dir string) []string {
 		args = append(args, d.args(i)...)
 	}
 	return append(args, cfg.QEMUArgs...)
+}
+
+// consoleDev is what is behind the serial line that the console is on. All that comes is in a file.
+func consoleDev(cfg Config, dir string) string {
+	file := escapeCommas(filepath.Join(dir, "console"))
+	if cfg.Terminal == "" {
+		return "file,id=console,path=" + file
+	}
+	return "socket,id=console,path=" + escapeCommas(cfg.Terminal) + ",logfile=" + file
 }
 
 // directBoot are the arguments by which QEMU itself loads the kernel, where the firmware does not.

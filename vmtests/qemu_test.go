@@ -25,6 +25,11 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("command line lacks %q:\n%s", want, shellQuote(args))
 		}
 	}
+	for terminal, want := range map[string]string{"": "file,id=console,path=/dir/console", "/a,b": "socket,id=console,path=/a,,b,logfile=/dir/console"} {
+		if got := consoleDev(Config{Terminal: terminal}, "/dir"); got != want {
+			t.Errorf("console of terminal %q: %q", terminal, got)
+		}
+	}
 	line := args[slices.Index(args, "-append")+1]
 	for _, want := range []string{"panic=-1", "clocksource=tsc", "no_timer_check", "clearcpuid=rep_good", "more=1"} {
 		if !strings.Contains(line, want) {

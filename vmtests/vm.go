@@ -37,6 +37,7 @@ type Config struct {
 	Network    bool              // a network card eth0, not set up, on a network of QEMU's own; see [HostAddr]
 	Forward    map[int]int       // with Network: TCP port of this machine's loopback → port of the guest
 	KernelArgs string            // appended to the kernel command line
+	Terminal   string            // Unix socket of this machine that the console connects to, for who types at it; "": nobody does
 	Consoles   string            // directory that gets what the console said when the VM is gone, in a file of its own; "": nobody needs it then
 	QEMUArgs   []string          // more arguments of QEMU, such as "-smbios" or "-fw_cfg" and their values
 }
