@@ -14,21 +14,39 @@ import (
 // packageLimit is how long the tests of one package may take.
 const packageLimit = 8 * time.Minute
 
-// TestPackages runs every VM test that lives beside the code it tests, in one VM: two CPUs, 2 GiB, the userland, ublk_drv.
-// Packages below vmtests have hosts of their own.
+// commandPackage has as many VM tests as all other packages together, or more.
+const commandPackage = "./cmd/coppice"
+
+// TestPackages runs the VM tests that lie beside the code they test, in one VM: two CPUs, 2 GiB, the userland, ublk_drv. Those of commandPackage have a VM of their own, by the side of
+// it, and packages below vmtests have hosts of their own.
 func TestPackages(t *testing.T) {
 	t.Parallel() // with the scenarios: a VM waits much
+	runPackages(t, "packages", func(pkg string) bool { return pkg != commandPackage && !strings.HasPrefix(pkg, "./vmtests/") })
+}
+
+// TestCommand runs the VM tests of commandPackage.
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	runPackages(t, "command", func(pkg string) bool { return pkg == commandPackage })
+}
+
+// runPackages boots a VM for the packages that keep is true for, and runs their VM tests there, one package after the other.
+func runPackages(t *testing.T, name string, keep func(pkg string) bool) {
+	t.Helper()
 	b := newBuild(t)
 	packages, err := b.GuestPackages(longTags...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &testVM{t: t, b: b, cfg: Config{Name: "packages", Files: make(map[string]string)}}
+	m := &testVM{t: t, b: b, cfg: Config{Name: name, Files: make(map[string]string)}}
 	var all []*GuestTests
 	for _, pkg := range packages {
-		if !strings.HasPrefix(pkg, "./vmtests/") {
+		if keep(pkg) {
 			all = append(all, m.add(pkg))
 		}
+	}
+	if len(all) == 0 {
+		t.Fatal("there is no package to test")
 	}
 	for _, tests := range all {
 		t.Run(strings.TrimPrefix(tests.Package, "./"), func(t *testing.T) { m.run(t, tests, packageLimit) })
