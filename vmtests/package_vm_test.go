@@ -102,7 +102,7 @@ func (l *packageLab) sh(t *testing.T, what, script string) string {
 // Scripts of what is done with the package. Initramfs images are another test's matter, and dear.
 const (
 	installPackage = `
-sed -i /ublkb0/d /etc/fstab; systemctl daemon-reload
+sed -i 's|^/dev/ublkb0|/dev/vda|' /etc/fstab; systemctl daemon-reload
 echo update_initramfs=no >/etc/initramfs-tools/update-initramfs.conf
 mkdir -p /debs; mount -o ro /dev/disk/by-id/virtio-debs /debs
 apt-get install -y -q --no-install-recommends /debs/coppice_` + oldPackage + `_amd64.deb
