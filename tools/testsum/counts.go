@@ -15,6 +15,8 @@ type counts struct {
 	Failed  int     `json:"failed"`
 	Skipped int     `json:"skipped"`
 	Seconds float64 `json:"seconds"`
+	// CPUSeconds is what the command and all it started took of the processors: below CPUs × Seconds, the stage waited.
+	CPUSeconds float64 `json:"cpu_seconds"`
 	// Status is the exit status; it can be non-zero with no failed test (a package
 	// that does not build).
 	Status int `json:"status"`
@@ -25,8 +27,8 @@ func (c counts) line(stage string) string {
 	if c.Status != 0 {
 		verdict = "FAIL"
 	}
-	return fmt.Sprintf("%-4s %-6s %5d passed, %d failed, %d skipped in %.0f s",
-		verdict, stage, c.Passed, c.Failed, c.Skipped, c.Seconds)
+	return fmt.Sprintf("%-4s %-6s %5d passed, %d failed, %d skipped in %.0f s (%.0f s of CPU)",
+		verdict, stage, c.Passed, c.Failed, c.Skipped, c.Seconds, c.CPUSeconds)
 }
 
 func (c counts) save(path string) error {

@@ -74,6 +74,7 @@ func run(resultPath string, command []string, verbose bool, out io.Writer) (int,
 		return 0, err
 	}
 	counts.Seconds = time.Since(started).Seconds()
+	counts.CPUSeconds = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	counts.Status = status
 	if status == 0 && counts.Passed == 0 {
 		fmt.Fprintln(out, "testsum: no test ran")

@@ -94,3 +94,21 @@ func TestRunFailsWithoutTests(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a command's children took of the processor counts too.
+func TestRunCountsProcessorTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "busy.json")
+	// The flag that run adds comes as an argument, which the script leaves alone.
+	script := `sh -c 'n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done'; echo '{"Action":"pass","Package":"p","Test":"TestA"}'`
+	var out strings.Builder
+	if status, err := run(path, []string{"sh", "-c", script, "test"}, false, &out); err != nil || status != 0 {
+		t.Fatal(status, err, out.String())
+	}
+	c, err := load(path)
+	if err != nil || c.CPUSeconds <= 0.01 || c.CPUSeconds > 8*c.Seconds {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if !strings.Contains(out.String(), " s of CPU)") {
+		t.Error(out.String())
+	}
+}
