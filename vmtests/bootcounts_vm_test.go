@@ -158,6 +158,9 @@ dpkg --configure -a && apt-get -y -q -f install || exit 1
 	reinstalling = mending + `while :; do apt-get -y -q --no-install-recommends --reinstall install jq rsync tmux sqlite3 || exit 1; done`
 )
 
+// goodBoot waits until a boot counts as good. Those that are cut before are ones that have failed, and of them a few in a row lead to a fresh layer.
+const goodBoot = `for n in $(seq 200); do systemctl -q is-active coppice-boot-good.service && exit; sleep 1; done; systemctl list-jobs; exit 1`
+
 // cutAgainAndAgain cuts a machine's power so often.
 func (l *machineLab) cutAgainAndAgain(t *testing.T, name string, cuts int) {
 	t.Helper()
@@ -173,6 +176,10 @@ func (l *machineLab) cutAgainAndAgain(t *testing.T, name string, cuts int) {
 			m.prepareInstall(t, vm)
 		} else {
 			m.wantSynced(t, vm, synced)
+		}
+		m.sh(t, vm, "the boot is good", goodBoot)
+		if strings.Contains(vm.console(), "attempt 2") {
+			t.Error("a boot counts as failed that was good before its power was cut")
 		}
 		if _, err := vm.Output(t.Context(), "sh", "-c", "rm -rf /srv/synced; sync"); err != nil {
 			t.Fatal(err)
