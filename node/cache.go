@@ -101,6 +101,18 @@ func (c *nodeCache) close() error {
 	return errors.Join(append(errs, c.closeDisk())...)
 }
 
+// stopGiving closes ahead what takes long to close: what others take, and the disk tier. What is read meanwhile is read without that tier.
+func (c *nodeCache) stopGiving() error {
+	var err error
+	if c.server != nil {
+		err = c.server.Close()
+		c.server = nil
+	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	return errors.Join(err, c.closeDisk())
+}
+
 // CacheReport is what the cache of a node holds and did.
 type CacheReport struct {
 	cache.Stats

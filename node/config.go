@@ -75,6 +75,8 @@ type Config struct {
 	Level *slog.LevelVar `toml:"-"`
 	// Version is what the daemon says it is. "" means [Version].
 	Version string `toml:"-"`
+	// LeaveTime is how long an upgrade waits for requests in service to end. 0 means 5 s.
+	LeaveTime time.Duration `toml:"-"`
 	// LastWait is how long devices in use are served on while the machine goes down. 0 means a minute.
 	LastWait time.Duration `toml:"-"`
 	// Ready is called once all devices have been taken over, with a line about them.
@@ -154,6 +156,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.LogFormat, "text")
 	setDefault(&c.MaxConnections, 64)
 	setDefault(&c.OperationSeconds, 120)
+	setDefault(&c.LeaveTime, leaveTime)
 	setDefault(&c.LastWait, lastWait)
 	setDefault(&c.FullWait, "60s")
 	setDefault(&c.Lease, union.DefaultLease.String())

@@ -41,6 +41,9 @@ type Disk interface {
 	InService() int
 	Oldest() (oldest ublk.RequestInfo, ok bool, err error)
 
+	// Requests returns those being served, beginning with the oldest. It waits for the threads that serve until ctx ends.
+	Requests(ctx context.Context) ([]ublk.RequestInfo, error)
+
 	// Done is closed when the kernel has taken the device from this process: after Stop, or
 	// when another program removed it, or some time after Detach.
 	Done() <-chan struct{}
@@ -60,7 +63,7 @@ type Disk interface {
 	Abort(ctx context.Context) error
 
 	// Detach ends the service and leaves the device quiesced in the kernel for
-	// [Driver.Recover]. It fails where the kernel cannot do that.
+	// [Driver.Recover]. It fails where the kernel cannot do that, and where requests are being served still when ctx ends.
 	Detach(ctx context.Context) error
 }
 

@@ -256,6 +256,9 @@ func (r *imageRoot) stats() *cache.ReaderStats {
 	return &s
 }
 
+// Interrupt ends what is being read, and all that would be.
+func (r *imageRoot) Interrupt() { r.cancel() }
+
 func rootError(err error) error {
 	if err != nil {
 		return fmt.Errorf("read root: %w", err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"coppice/ublk"
@@ -21,23 +23,28 @@ func (d *Daemon) stopAll() error {
 	d.ops.Wait()
 
 	forEach(d.all(), d.stopDevice)
-	errs := d.closeLeaves(StateStopping)
+	errs := d.closeLeaves(d.allOf(StateStopping))
 	// Only now is nothing served any more that a failed recovery may have left.
 	errs = append(errs, d.driver.Close())
-	return errors.Join(append(errs, d.closeLeaves(StateFailed)...)...)
+	return errors.Join(append(errs, d.closeLeaves(d.allOf(StateFailed))...)...)
 }
 
-func (d *Daemon) closeLeaves(of State) (errs []error) {
-	for _, v := range d.all() {
-		if v.current() != of {
-			continue
-		}
+func (d *Daemon) allOf(s State) []*device {
+	return slices.DeleteFunc(d.all(), func(v *device) bool { return v.current() != s })
+}
+
+// closeLeaves closes what lies below devices that nobody serves any more.
+func (d *Daemon) closeLeaves(list []*device) (errs []error) {
+	var mu sync.Mutex // of errs
+	forEach(list, func(v *device) {
 		if err := v.closeBacking(); err != nil {
 			name := v.record().Device.Name
 			d.log.Error("leaf did not close well", "device", name, "error", oneLine(err))
+			mu.Lock()
+			defer mu.Unlock()
 			errs = append(errs, fmt.Errorf("close leaf of %s: %w", name, err))
 		}
-	}
+	})
 	return errs
 }
 
@@ -51,7 +58,7 @@ func (d *Daemon) stopDevice(v *device) {
 		return
 	}
 	log := d.log.With("device", v.record().Device.Name, "path", v.disk.Path())
-	quiet := noticeSlow(func(waited time.Duration) {
+	quiet := noticeSlow(slowToStop, func(waited time.Duration) {
 		log.Warn("still stopping device; waiting for its data to be written", "seconds", int(waited.Seconds()))
 	})
 	defer quiet()
@@ -107,9 +114,11 @@ func users(path string) []string {
 	return append(u.holders(path), u.openers(path)...)
 }
 
-// noticeSlow calls say every ten seconds until the returned function is called.
-func noticeSlow(say func(waited time.Duration)) (done func()) {
-	const every = 10 * time.Second
+// slowToStop is how often it is told that a device is being stopped still.
+const slowToStop = 10 * time.Second
+
+// noticeSlow calls say again and again until the returned function is called.
+func noticeSlow(every time.Duration, say func(waited time.Duration)) (done func()) {
 	began := time.Now()
 	stop := make(chan struct{})
 	ticker := time.NewTicker(every)

@@ -7,17 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"coppice/image"
 	"coppice/internal/resident"
+	"coppice/ublk"
 )
 
 // RecordFormat is the version of the records by which this program takes devices over. A program takes them from a daemon
@@ -69,7 +73,7 @@ type UpgradeStep struct {
 // The steps of a hand-over.
 const (
 	stepRequests = "requests" // the former program ends what is in service
-	stepDriver   = "driver"   // it ends its threads, and the kernel has the devices quiesced
+	stepDriver   = "driver"   // it ends its threads, and the kernel has the devices quiesced; missing where something was in service still
 	stepStores   = "stores"   // it closes its leaf stores and its cache
 	stepProgram  = "program"  // the new program is executed, reads its configuration, locks its memory and reaches the driver
 	stepDevices  = "devices"  // it opens roots and leaf stores, and the kernel gives it the devices
@@ -325,9 +329,9 @@ func CheckProgram(ctx context.Context, program *os.File) (ProgramVersion, error)
 	return v, nil
 }
 
-// leaveTime is how long requests that a device has may take to end when it is handed over. What is left then is served again by
-// the next program, as after the death of this one.
-const leaveTime = time.Second
+// leaveTime is how long requests that a device has may take to end when it is handed over, where the configuration does not say. They are reads and writes that
+// the kernel does already: the next program would have to wait for them as well. What is left then is served again by it, as after the death of this one.
+const leaveTime = 5 * time.Second
 
 // leaveAll hands all devices over. All that may take long comes before they are left.
 func (d *Daemon) leaveAll(srv *server) {
@@ -336,11 +340,12 @@ func (d *Daemon) leaveAll(srv *server) {
 	d.mu.Unlock()
 	d.stopWork()
 	d.ops.Wait()
-	d.stores.prepareEnd()
+	d.prepareEnd()
 	err := errors.Join(d.cfg.BeforeHandOver(d.successor.ID), srv.close(), d.metrics.close())
 	if err != nil {
 		d.log.Warn("hand-over not prepared as wished; going on", "error", err)
 	}
+	d.stores.checkpoint() // of what has changed since
 	h := &d.successor.handover
 	h.Known = d.roots.metadata()
 	h.Began = now()
@@ -351,54 +356,104 @@ func (d *Daemon) leaveAll(srv *server) {
 	}
 	save()
 	defer save() // with the steps
-	if err := d.detachAll(); err != nil {
-		d.log.Warn("devices are left as they are: the next program takes them up as after a crash", "error", oneLine(err))
-		return
-	}
+	left, whole := d.detachAll()
 	h.step(stepRequests)
-	err = d.driver.Close()
-	h.step(stepDriver)
-	err = errors.Join(append(d.closeLeaves(StateStopping), err, d.cache.close())...)
+	if whole { // else threads serve still, and end with this program
+		err = d.driver.Close()
+		h.step(stepDriver)
+	}
+	err = errors.Join(append(d.closeLeaves(left), err, d.cache.close())...)
 	h.step(stepStores)
 	if err != nil {
 		d.log.Warn("not all was closed well before the hand-over", "error", oneLine(err))
 	}
 }
 
-func (d *Daemon) detachAll() error {
-	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+// detachAll leaves the devices that are served, all at once, and returns those that nothing of is in service any more; whole tells whether these are all. It tells
+// of each of the others what it had to wait for.
+func (d *Daemon) detachAll() (left []*device, whole bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), d.cfg.LeaveTime)
 	defer cancel()
-	list := d.all()
-	errs := make(chan error, len(list))
-	forEach(list, func(v *device) {
-		if v.enter(StateStopping, StateLive) == nil {
-			errs <- v.disk.Detach(ctx)
+	var wg sync.WaitGroup
+	var mu sync.Mutex // of what is returned
+	whole = true
+	for _, v := range d.all() {
+		if v.enter(StateStopping, StateLive) != nil {
+			continue
 		}
-	})
-	close(errs)
-	var all []error
-	for err := range errs {
-		all = append(all, err)
+		wg.Go(func() {
+			err := d.detachOne(ctx, v)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				whole = false
+				return
+			}
+			left = append(left, v)
+		})
 	}
-	return errors.Join(all...)
+	wg.Wait()
+	return left, whole
 }
 
-// prepareEnd does ahead what the end of the stores would take long for.
-func (s *stores) prepareEnd() {
-	s.mu.Lock()
-	var all []*sharedStore
-	for _, st := range s.open {
-		all = append(all, st)
+// detachOne leaves a device, and says what holds that up while it goes on.
+func (d *Daemon) detachOne(ctx context.Context, v *device) error {
+	log := d.log.With("device", v.record().Device.Name, "path", v.disk.Path(), "step", stepRequests)
+	quiet := noticeSlow(d.cfg.LeaveTime/leaveNotices, func(waited time.Duration) {
+		const patience, most = time.Second, 4
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		list, err := v.disk.Requests(ctx)
+		attrs := []any{"ms", waited.Milliseconds(), "in_service", len(list), "requests", ublk.DescribeRequests(list, most)}
+		if err != nil {
+			attrs = append(attrs, "error", oneLine(err))
+		}
+		log.Warn("device not left yet: it has requests still", attrs...)
+	})
+	defer quiet()
+	err := v.disk.Detach(ctx)
+	if err != nil {
+		log.Error("DEVICE NOT LEFT IN TIME: the next program takes it up as after a crash", "error", oneLine(err))
 	}
+	return err
+}
+
+// leaveNotices is how often it is told, within the time that there is, what a device that is being left waits for.
+const leaveNotices = 5
+
+// prepareEnd does ahead, while the devices are served on, what the end of roots, cache and stores would take long for.
+func (d *Daemon) prepareEnd() {
+	forEach(d.all(), func(v *device) {
+		if root := v.imageRoot(); root != nil {
+			root.endRecord()
+			root.set.hydrate.stop()
+			root.set.replay.stop()
+		}
+	})
+	if err := d.cache.stopGiving(); err != nil {
+		d.log.Warn("cache not closed well before the hand-over: it may know less afterwards", "error", oneLine(err))
+	}
+	d.stores.checkpoint()
+}
+
+// checkpoint brings all open stores, which are not scrubbed any more from then on, close to the state that they are closed in.
+func (s *stores) checkpoint() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.open))
 	s.mu.Unlock()
+	var wg sync.WaitGroup
 	for _, st := range all {
-		st.mu.Lock()
-		if st.Store != nil {
+		wg.Go(func() {
+			st.mu.Lock()
+			defer st.mu.Unlock()
+			if st.Store == nil {
+				return
+			}
 			st.scrubber.stop()
 			if err := st.Checkpoint(); err != nil {
 				s.log.Warn("store not checkpointed before the hand-over", "error", err)
 			}
-		}
-		st.mu.Unlock()
+		})
 	}
+	wg.Wait()
 }

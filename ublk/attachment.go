@@ -122,29 +122,49 @@ func (re *reactor) fetch(lanes []*lane) error {
 }
 
 // Drain, to be called after Fetch, stops serving without ending the device: requests that a Handler has are ended and
-// committed, those that come from now on are left uncommitted, and when no Handler has
+// committed, or given back by a [Leaver], those that come from now on are left uncommitted, and when no Handler has
 // any more, each is detached. The commands of idle tags stay with the driver until the reactors
 // are closed; then the kernel quiesces the device and issues what was left to a successor
-// (UBLK_F_USER_RECOVERY with REISSUE).
+// (UBLK_F_USER_RECOVERY with REISSUE). When ctx ends first the error names what is still in service.
 func (a *Attachment) Drain(ctx context.Context) error {
-	for _, l := range a.lanes {
-		err := l.re.call(func() error {
-			if l.state == laneServing {
-				l.state = laneDraining
-				l.re.touch(l)
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, ErrReactorsClosed) {
-			return fmt.Errorf("drain queues: %w", err)
+	err := a.onThreads(ctx, func(l *lane) {
+		if l.state == laneServing {
+			l.state = laneDraining
+			l.re.touch(l)
 		}
+	})
+	if err == nil { // all queues are draining when the first Handler gives requests back
+		err = a.onThreads(ctx, func(l *lane) {
+			if h, ok := l.q.handler.(Leaver); ok && l.state == laneDraining {
+				h.Leave(l.q)
+			}
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("drain queues: %w", err)
 	}
 	select {
 	case <-a.drained:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("drain queues: %d requests are still in service: %w", a.InService(), ctx.Err())
+		return fmt.Errorf("drain queues: %w: %s", ctx.Err(), a.describe())
 	}
+}
+
+// onThreads runs f for every queue on its thread, and waits for that until ctx ends. A thread that is gone is left out.
+func (a *Attachment) onThreads(ctx context.Context, f func(*lane)) error {
+	asked := make([]<-chan error, len(a.lanes))
+	for i, l := range a.lanes {
+		asked[i] = l.re.ask(func() error { f(l); return nil })
+	}
+	for i, l := range a.lanes {
+		select {
+		case <-asked[i]: // ErrReactorsClosed, or nil
+		case <-ctx.Done():
+			return fmt.Errorf("the thread of CPU %d, which serves queue %d, does not answer: %w", l.re.cpu, l.q.index, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // Ended is closed when every queue has ended: the driver has given back every command with ENODEV, the

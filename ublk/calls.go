@@ -15,18 +15,22 @@ var ErrServing = errors.New("queues are still being served: stop or detach their
 
 // call runs f on the reactor's thread, between two batches, and returns what it returned. Not to be used
 // from that thread: it would wait for itself.
-func (re *reactor) call(f func() error) error {
+func (re *reactor) call(f func() error) error { return <-re.ask(f) }
+
+// ask is call without waiting: the channel gets what f returned.
+func (re *reactor) ask(f func() error) <-chan error {
 	done := make(chan error, 1)
 	re.mu.Lock()
 	if re.gone {
 		re.mu.Unlock()
-		return ErrReactorsClosed
+		done <- ErrReactorsClosed
+		return done
 	}
 	re.calls = append(re.calls, func() { done <- f() })
 	re.called.Store(true)
 	re.mu.Unlock()
 	re.waker.wake()
-	return <-done
+	return done
 }
 
 func (re *reactor) runCalls() {

@@ -258,6 +258,9 @@ func (d *Device) Err() error { return d.att.Err() }
 // InService returns how many requests the Handler has, or -1 when nobody can tell any more.
 func (d *Device) InService() int { return d.att.InService() }
 
+// Requests returns what the Handler has, beginning with what it has had for longest. It waits for the threads of the queues until ctx ends.
+func (d *Device) Requests(ctx context.Context) ([]RequestInfo, error) { return d.att.Requests(ctx) }
+
 // Oldest returns the request that the Handler has had for longest; ok is false when there is none.
 func (d *Device) Oldest() (oldest RequestInfo, ok bool, err error) { return d.att.Oldest() }
 
@@ -330,7 +333,7 @@ func (d *Device) Abort(ctx context.Context) error {
 //
 // With FeatureQuiesce (Linux 6.16) the device is quiesced when Detach returns. Kernels before cannot
 // take one device from a thread: there it is quiesced, and [Control.Recover] can begin, when the [Reactors] are
-// closed or the process ends. Detach all of their devices first.
+// closed or the process ends. Detach all of their devices first. When ctx ends first the error names the requests still in service.
 func (d *Device) Detach(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -348,18 +351,10 @@ func (d *Device) Detach(ctx context.Context) error {
 }
 
 func (d *Device) detach(ctx context.Context) error {
-	if !d.flags.Has(FeatureQuiesce) {
-		return d.att.Drain(ctx)
-	}
-	if err := d.control.Quiesce(ctx, d.id, millisecondsUntil(ctx)); err != nil {
+	if err := d.att.Drain(ctx); err != nil || !d.flags.Has(FeatureQuiesce) {
 		return err
 	}
-	select {
-	case <-d.gone:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return d.control.Quiesce(ctx, d.id, millisecondsUntil(ctx))
 }
 
 func millisecondsUntil(ctx context.Context) uint64 {

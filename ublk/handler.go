@@ -60,3 +60,16 @@ type Handler interface {
 	// follow. Files that Attach registered are released by the queue.
 	Detach(q *Queue)
 }
+
+// A Leaver is a [Handler] whose requests may wait for more than I/O of their own: for a server, for space, for a person. Its methods run on the
+// thread that serves the queue.
+type Leaver interface {
+	Handler
+
+	// Leave is called when q, and with it every queue of the device, is left to a successor, and again where that has to be tried again.
+	// Requests that wait for what may take long end by [Request.Withhold], then or soon, and so do those that would begin to.
+	Leave(q *Queue)
+
+	// Waits says in a few words what r waits for, which the Handler has.
+	Waits(r *Request) string
+}

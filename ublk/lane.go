@@ -20,7 +20,7 @@ import (
 //
 // A tag is with the driver (idle), with the Handler (served, completing), ended by the driver
 // (its command came back with an error, and none is issued any more), or withheld: its request came
-// after draining began and is left for the kernel to issue to a successor.
+// after draining began, or the Handler gave it back then, and is left for the kernel to issue to a successor.
 type lane struct {
 	q         *Queue
 	re        *reactor
@@ -137,14 +137,20 @@ func (l *lane) commandEnded(u userData, res int32) {
 		l.q.Start(int(r.tag), descriptorAt(l.area, r.tag))
 		return
 	case res == 0:
-		r.state = stateWithheld
-		l.withheld++
+		l.withhold(r)
 	case res == -int32(unix.ENODEV):
 		r.state = stateEnded
 	default:
 		r.state = stateEnded
 		l.owner.fail(fmt.Errorf("command of queue %d tag %d: %w", l.q.index, r.tag, commandError(res)))
 	}
+	l.re.touch(l)
+}
+
+// withhold leaves a request to a successor, by never answering it.
+func (l *lane) withhold(r *Request) {
+	r.state = stateWithheld
+	l.withheld++
 	l.re.touch(l)
 }
 

@@ -34,6 +34,7 @@ type Request struct {
 	next  *Request // while on a post list
 	state requestState
 	errno syscall.Errno // once completing
+	left  bool          // it is withheld, once completing
 	tag   uint16
 	gen   uint16 // counts the requests that this tag has carried
 
@@ -52,7 +53,7 @@ const (
 	stateServed                         // the Handler owns the request
 	stateCompleting                     // completed, but target I/O of it is still in flight
 	stateEnded                          // the driver will send no request with this tag any more
-	stateWithheld                       // fetched while draining, and left for a successor
+	stateWithheld                       // left for a successor: fetched while draining, or given back then
 )
 
 // Tag returns the request's slot in its queue, 0 ≤ Tag < Depth: an index for what a
@@ -72,10 +73,24 @@ func (r *Request) Began() int64 { return r.began }
 // then gets its answer only when the last one has ended, because the kernel may write to the
 // buffers until then; Resume is not called for them any more.
 func (r *Request) Complete(errno syscall.Errno) {
+	r.errno = errno
+	r.end()
+}
+
+// Withhold ends the request as Complete does, but without an answer: the kernel issues it to the successor of this process, which serves it
+// from the start. It is for a [Leaver] whose Leave has been called.
+func (r *Request) Withhold() {
+	if l := r.queue.lane; l == nil || l.state != laneDraining {
+		panic(fmt.Sprintf("ublk: request of queue %d tag %d withheld, and nobody is to follow", r.queue.index, r.tag))
+	}
+	r.left = true
+	r.end()
+}
+
+func (r *Request) end() {
 	if r.state != stateServed {
 		panic(fmt.Sprintf("ublk: request of queue %d tag %d completed twice", r.queue.index, r.tag))
 	}
-	r.errno = errno
 	if r.inflight == 0 && !r.posted.Load() {
 		r.finish()
 		return
@@ -84,8 +99,12 @@ func (r *Request) Complete(errno syscall.Errno) {
 }
 
 func (r *Request) finish() {
-	r.state = stateIdle
 	r.queue.served--
+	if r.left {
+		r.queue.lane.withhold(r)
+		return
+	}
+	r.state = stateIdle
 	r.queue.target.Commit(r, driverResult(r.Op, r.Len, r.errno))
 }
 

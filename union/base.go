@@ -19,7 +19,8 @@ import (
 // open: what changes is another root, with another [Pin].
 //
 // Reads that may have to wait, for a network or a decompression, are asynchronous, so that
-// they do not hold up the thread that serves other requests.
+// they do not hold up the thread that serves other requests. Where they may wait for long, the Base has a method
+// Interrupt as well, which returns at once and makes all asynchronous reads end soon, with an error, those that are yet to come among them.
 type Base interface {
 	// Size returns the length in bytes, at least 1. It need not be a multiple of 4 KiB.
 	Size() int64

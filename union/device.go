@@ -24,6 +24,7 @@ type Device struct {
 	readOnly bool
 	verify   bool
 	rootWait time.Duration
+	leaving  atomic.Bool // for good: another program is to serve the device
 	stats    counters
 }
 
@@ -129,20 +130,21 @@ type op struct {
 	target uint64 // log block that must be durable
 	to     uint64 // last log block of the commit that this request leads
 
-	first  uint64 // first block of the request
-	n      int    // blocks that it touches; for zeroing, of the edges only
-	maps   []mapping
-	sums   []uint32
-	exts   []extent
-	pieces []piece
-	asks   []ask
-	left   int // pieces in flight, and one more where the root is asked
-	errno  syscall.Errno
-	redo   func(*op) // after entries of the sector map were loaded
-	unread error     // they could not be
-	async  atomic.Int32
-	failed atomic.Bool
-	ticket ticket
+	first    uint64 // first block of the request
+	n        int    // blocks that it touches; for zeroing, of the edges only
+	maps     []mapping
+	sums     []uint32
+	exts     []extent
+	pieces   []piece
+	asks     []ask
+	left     int // pieces in flight, and one more where the root is asked
+	errno    syscall.Errno
+	forsaken bool      // it ends without an answer, when its I/O has
+	redo     func(*op) // after entries of the sector map were loaded
+	unread   error     // they could not be
+	async    atomic.Int32
+	failed   atomic.Bool
+	ticket   ticket
 
 	// Of a request for which space is short.
 	class   class
@@ -253,6 +255,7 @@ func (d *Device) Serve(r *ublk.Request) {
 	o.leads = false
 	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
+	o.forsaken = false
 	o.exts = o.exts[:0]
 	if d.readOnly && r.Op != ublk.OpRead && r.Op != ublk.OpFlush {
 		o.complete(syscall.EIO)
@@ -282,6 +285,10 @@ func (o *op) complete(errno syscall.Errno) {
 	o.unpin()
 	if o.owes {
 		o.leave()
+	}
+	if o.forsaken {
+		o.r.Withhold()
+		return
 	}
 	if errno != 0 {
 		o.q.d.stats.errors.Add(1)

@@ -54,6 +54,8 @@ func maxMisses(depth int) int { return max(1, depth-max(2, depth/4)) }
 func (o *op) askRoot() {
 	m := &o.q.misses
 	switch {
+	case o.q.d.leaving.Load():
+		o.forsake()
 	case m.reading < m.most:
 		o.left++
 		o.startRoot()
@@ -118,10 +120,13 @@ func (o *op) rootsDone() {
 	m := &o.q.misses
 	m.reading--
 	m.ended = time.Now()
-	if o.failed.Load() {
-		o.note(-int32(syscall.EIO))
-	} else {
+	switch {
+	case !o.failed.Load():
 		m.stalled = false
+	case o.q.d.leaving.Load():
+		o.forsake()
+	default:
+		o.note(-int32(syscall.EIO))
 	}
 	o.left--
 	m.move()
@@ -161,6 +166,10 @@ func (o *op) waitedInLine() {
 	m := &o.q.misses
 	still := time.Since(m.ended)
 	switch {
+	case o.q.d.leaving.Load():
+		o.ticket.number.Store(0)
+		o.left--
+		o.forsake()
 	case still >= m.wait:
 		m.stall() // with the ticket still expired: this request may be in line too
 		o.ticket.number.Store(0)
@@ -178,13 +187,18 @@ func (o *op) waitedInLine() {
 	o.ticket.called = false
 }
 
-// stall refuses all in line. Those whose time is over too are woken by themselves.
+// stall refuses all in line.
 func (m *misses) stall() {
 	m.stalled = true
+	m.dissolve((*op).refuseRoot)
+}
+
+// dissolve ends the wait of all in line. Those whose timer has been faster are woken by that.
+func (m *misses) dissolve(end func(*op)) {
 	for o := m.line.pop(); o != nil; o = m.line.pop() {
 		if o.leaveLine() {
 			o.left--
-			o.refuseRoot()
+			end(o)
 			o.goOn()
 		}
 	}

@@ -92,10 +92,13 @@ func (s *Store) standInLine(o *op) bool {
 	l.lined[o.class]++
 	l.inLine.Add(1)
 	sp.parked.Add(1)
-	if !s.keepInLine(o, time.Now()) {
+	if leaving := o.q.d.leaving.Load(); leaving || !s.keepInLine(o, time.Now()) {
 		s.stepOut(o)
 		sp.mu.Unlock()
 		s.spaceFreed()
+		if leaving {
+			o.forsake()
+		}
 		o.complete(syscall.ENOSPC)
 		return false
 	}

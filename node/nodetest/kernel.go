@@ -29,6 +29,7 @@ type kernelDisk struct {
 	held   bool
 	dead   bool
 	stuck  error // what Detach fails with
+	stalls bool  // Detach waits as long as it may, and has ended nothing then
 }
 
 // NewKernel returns a kernel without devices.
@@ -86,6 +87,13 @@ func (k *Kernel) FailDetach(id int, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.disks[id].stuck = err
+}
+
+// StallDetach makes the device with number id one whose requests do not end when it is to be left.
+func (k *Kernel) StallDetach(id int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.disks[id].stalls = true
 }
 
 // Plant adds a device that nobody serves, made with token; a dead one was never started.
@@ -287,13 +295,23 @@ func (s *servedDisk) InService() int { return s.a.InService() }
 // Oldest returns the request that has been in service for longest.
 func (s *servedDisk) Oldest() (ublk.RequestInfo, bool, error) { return s.a.Oldest() }
 
+// Requests returns what is being served.
+func (s *servedDisk) Requests(ctx context.Context) ([]ublk.RequestInfo, error) {
+	return s.a.Requests(ctx)
+}
+
 // Detach leaves the device to a successor.
 func (s *servedDisk) Detach(ctx context.Context) error {
 	s.d.k.mu.Lock()
-	stuck := s.disk.stuck
+	stuck, stalls := s.disk.stuck, s.disk.stalls
 	s.d.k.mu.Unlock()
 	if stuck != nil {
 		return fmt.Errorf("detach device %d: %w", s.id, stuck)
+	}
+	if stalls {
+		<-ctx.Done()
+		list, err := s.a.Requests(context.WithoutCancel(ctx))
+		return errors.Join(fmt.Errorf("detach device %d: %w: %d in service: %s", s.id, ctx.Err(), len(list), ublk.DescribeRequests(list, 1)), err)
 	}
 	if err := s.a.Drain(ctx); err != nil {
 		return err

@@ -1,0 +1,184 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"coppice/image"
+	"coppice/node"
+	"coppice/node/nodetest"
+	"coppice/ublk"
+	"coppice/union"
+)
+
+// silentServer serves the directory dir, and says nothing, but for manifests, while it is silent.
+type silentServer struct {
+	*httptest.Server
+	silent  atomic.Bool
+	waiting atomic.Int32
+}
+
+func serveSilently(t *testing.T, dir string) *silentServer {
+	t.Helper()
+	s := &silentServer{}
+	files := http.FileServer(http.Dir(dir))
+	end := make(chan struct{})
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if s.silent.Load() {
+			s.waiting.Add(1)
+			select {
+			case <-q.Context().Done():
+			case <-end:
+			}
+			return
+		}
+		files.ServeHTTP(w, q)
+	}))
+	t.Cleanup(func() { close(end); s.Close() })
+	return s
+}
+
+// handOver upgrades the daemon d, which hands its devices over, and returns what it left for the next one.
+func (r *rig) handOver(d *nodetest.Daemon) node.Upgrade {
+	r.t.Helper()
+	_, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: int(program(r.t).Fd())})
+	check(r.t, err)
+	select {
+	case <-d.Ended():
+	case <-time.After(2 * time.Minute):
+		r.t.Fatalf("the daemon does not end:\n%s", r.log)
+	}
+	check(r.t, d.Successor().Close())
+	data, err := os.ReadFile(filepath.Join(r.cfg.RunDir, "upgrade.json"))
+	check(r.t, err)
+	var u node.Upgrade
+	check(r.t, json.Unmarshal(data, &u))
+	return u
+}
+
+func stepsOf(u node.Upgrade) (names string, took map[string]time.Duration) {
+	took = make(map[string]time.Duration)
+	for _, s := range u.Steps {
+		names += s.Name + " "
+		took[s.Name] = time.Duration(s.MS * float64(time.Millisecond))
+	}
+	return names, took
+}
+
+// A read that no server answers and a write that waits for space hold no upgrade up: the next program serves them, from a store that was closed in order.
+func TestUpgradeWaitsForNoServer(t *testing.T) {
+	r := newRig(t)
+	content := make([]byte, 1<<20)
+	for i := range content {
+		content[i] = byte(rand.Uint32())
+	}
+	layout, err := image.CreateLayout(filepath.Join(r.dir, "images"))
+	check(t, err)
+	_, err = image.Build(context.Background(), layout, "a:1", bytes.NewReader(content), int64(len(content)), image.BuildOptions{})
+	check(t, errors.Join(err, layout.Close()))
+	server := serveSilently(t, r.dir)
+	r.root = server.URL + "/images:a:1"
+	r.cfg.FullWait = "1h"
+	r.cfg.LeaveTime = time.Minute // no reason to give up
+	d := r.start()
+	req := r.request("web1")
+	req.QuotaBytes = 64 << 10
+	web := r.create(req)
+	disk := r.kernel.Disk(web.ID)
+	_, err = disk.WriteAt(make([]byte, 64<<10), 0)
+	check(t, err)
+	server.silent.Store(true)
+	const readAt, writeAt = 512 << 10, 256 << 10
+	got, gotErr := make([]byte, 4096), make(chan error, 1)
+	go func() { _, err := disk.ReadAt(got, readAt); gotErr <- err }()
+	writeErr := make(chan error, 1)
+	go func() { _, err := disk.WriteAt(bytes.Repeat([]byte{7}, 4096), writeAt); writeErr <- err }()
+	r.eventually("both waiting", func() bool { return server.waiting.Load() > 0 && disk.InService() == 2 })
+	r.seen("WRITES WAIT FOR SPACE", "layer=web1")
+
+	u := r.handOver(d)
+	names, took := stepsOf(u)
+	const goal, busy = 500 * time.Millisecond, 20 // how much slower a machine may be
+	if names != "requests driver stores " || took["requests"]+took["stores"] > goal*busy {
+		t.Errorf("steps %+v", u.Steps)
+	}
+	t.Logf("%+v", u.Steps)
+	server.silent.Store(false)
+	r.start()
+	check(t, <-gotErr)
+	if !bytes.Equal(got, content[readAt:readAt+4096]) {
+		t.Error("the read got other content")
+	}
+	quota := int64(1 << 20)
+	_, err = r.client().Set(context.Background(), "web1", node.SetRequest{QuotaBytes: &quota})
+	check(t, err)
+	check(t, <-writeErr)
+	now, err := r.client().Inspect(context.Background(), "web1")
+	check(t, err)
+	if rec := now.Leaf.Info.Recovery; rec.Records != 0 || rec.FromProcess != 0 {
+		t.Errorf("the store was recovered as after a crash: %+v", rec)
+	}
+	if p := []byte(r.read(web.ID, writeAt, 4096)); !bytes.Equal(p, bytes.Repeat([]byte{7}, 4096)) {
+		t.Error("the write was not served")
+	}
+}
+
+// Where a device cannot be left in time, the log says which, what that waited for, and which requests of it were in service. The store of another is closed in
+// order all the same.
+func TestUpgradeTellsWhatHoldsIt(t *testing.T) {
+	r := newRig(t)
+	other := filepath.Join(r.dir, "other")
+	_, err := union.Format(other, union.FormatOptions{SizeBytes: storeSize})
+	check(t, err)
+	r.cfg.FullWait, r.cfg.LeaveTime = "2s", 600*time.Millisecond
+	d := r.start()
+	req := r.request("stuck")
+	req.QuotaBytes = 64 << 10
+	stuck := r.create(req)
+	req = r.request("good")
+	req.Store = other
+	good := r.create(req)
+	r.write(good.ID, "kept", 0)
+	disk := r.kernel.Disk(stuck.ID)
+	_, err = disk.WriteAt(make([]byte, 64<<10), 0)
+	check(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- disk.Do(ublk.Descriptor{Op: ublk.OpWrite, Off: 256 << 10, Len: 8192}, make([]byte, 8192))
+	}()
+	r.seen("WRITES WAIT FOR SPACE", "layer=stuck")
+	r.kernel.StallDetach(stuck.ID)
+
+	if names, _ := stepsOf(r.handOver(d)); names != "requests stores " {
+		t.Errorf("steps %s", names)
+	}
+	r.seen("WARN", "device not left yet", "device=stuck", "step=requests", "in_service=1", "queue 0 tag ", "write of 8192 bytes at 262144 since", "waits for space in the store")
+	r.seen("ERROR", "DEVICE NOT LEFT IN TIME", "device=stuck", "step=requests", "in service: queue 0 tag ", "write of 8192 bytes at 262144 since")
+	for _, line := range strings.Split(r.log.String(), "\n") {
+		if strings.Contains(line, "left") && strings.Contains(line, "device=good") {
+			t.Error(line)
+		}
+	}
+	st, err := union.OpenStore(other, union.StoreOptions{RunDir: r.cfg.RunDir})
+	check(t, err)
+	if rec := st.Info().Recovery; rec.Records != 0 || rec.FromProcess != 0 {
+		t.Errorf("the store of the other device was not closed in order: %+v", rec)
+	}
+	check(t, st.Close())
+	if err := <-ended; !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the write that waited: %v", err)
+	}
+	disk.Stop()
+}
