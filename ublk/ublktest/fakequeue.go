@@ -160,7 +160,7 @@ func (q *fakeQueue) Command(c ublk.Command, userData uint64) {
 	}
 }
 
-// next gives an idle tag the request that has waited longest, or ends it when the device is stopping.
+// next gives idle tags, this one first, the requests that have waited longest, or ends it when the device is stopping.
 func (q *fakeQueue) next(tag uint16) {
 	switch {
 	case q.stopping:
@@ -168,10 +168,6 @@ func (q *fakeQueue) next(tag uint16) {
 		if q.serving == 0 {
 			q.stopped.Broadcast()
 		}
-	case len(q.waiting) > 0 && q.unfetched == 0:
-		c := q.waiting[0]
-		q.waiting = q.waiting[1:]
-		q.deliver(tag, c)
 	default:
 		q.idle = append(q.idle, tag)
 		if q.unfetched == 0 {
