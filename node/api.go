@@ -110,6 +110,7 @@ type OldestRequest struct {
 	Len      int64  `json:"len"` // bytes
 	AgeNanos int64  `json:"age_nanos"`
 	TargetIO int    `json:"target_io"` // its reads, writes and syncs of leaf and root that have not ended
+	Waits    string `json:"waits"`     // what it waits for, in words
 }
 
 // Root is the root image below a device, and what the layer's pin says of it. All but the path and the references is

@@ -162,7 +162,7 @@ func inFlight(disk Disk) *InFlight {
 	if ok {
 		in.Oldest = &OldestRequest{
 			Op: oldest.Op.String(), Off: oldest.Off, Len: oldest.Len,
-			AgeNanos: oldest.Age.Nanoseconds(), TargetIO: oldest.TargetIO,
+			AgeNanos: oldest.Age.Nanoseconds(), TargetIO: oldest.TargetIO, Waits: oldest.Waits,
 		}
 	}
 	return in

@@ -75,8 +75,8 @@ func TestFullStoreWaitsAndGrows(t *testing.T) {
 	if s := list[0].Leaf.StoreSpace; s == nil || s.State != union.SpaceWaiting || s.Waiting != 1 {
 		t.Errorf("listed %+v", s)
 	}
-	if d, err := c.Inspect(ctx, "web1"); err != nil || d.Leaf.Info.Space.State != union.SpaceWaiting || d.InFlight.Requests != 1 {
-		t.Errorf("%+v %v", d.Leaf.Info, err)
+	if d, err := c.Inspect(ctx, "web1"); err != nil || d.Leaf.Info.Space.State != union.SpaceWaiting || d.InFlight.Requests != 1 || d.InFlight.Oldest.Waits != "space in the store" {
+		t.Errorf("%+v %+v %v", d.Leaf.Info, d.InFlight, err)
 	}
 	// Overwrites and flushes go on, and so do freezes where they are forced.
 	_, err = disk.WriteAt(make([]byte, 4096), 0)

@@ -345,7 +345,7 @@ func (d *Daemon) leaveAll(srv *server) {
 	if err != nil {
 		d.log.Warn("hand-over not prepared as wished; going on", "error", err)
 	}
-	d.stores.checkpoint() // of what has changed since
+	d.stores.prepareClose() // what has changed since
 	h := &d.successor.handover
 	h.Known = d.roots.metadata()
 	h.Began = now()
@@ -362,9 +362,12 @@ func (d *Daemon) leaveAll(srv *server) {
 		err = d.driver.Close()
 		h.step(stepDriver)
 	}
-	err = errors.Join(append(d.closeLeaves(left), err, d.cache.close())...)
+	errs := append(d.closeLeaves(left), err)
+	if whole { // else it is being read through
+		errs = append(errs, d.cache.close())
+	}
 	h.step(stepStores)
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		d.log.Warn("not all was closed well before the hand-over", "error", oneLine(err))
 	}
 }
@@ -433,11 +436,11 @@ func (d *Daemon) prepareEnd() {
 	if err := d.cache.stopGiving(); err != nil {
 		d.log.Warn("cache not closed well before the hand-over: it may know less afterwards", "error", oneLine(err))
 	}
-	d.stores.checkpoint()
+	d.stores.prepareClose()
 }
 
-// checkpoint brings all open stores, which are not scrubbed any more from then on, close to the state that they are closed in.
-func (s *stores) checkpoint() {
+// prepareClose brings all open stores, which are not scrubbed any more from then on, close to the state that they are closed in.
+func (s *stores) prepareClose() {
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.open))
 	s.mu.Unlock()
@@ -450,8 +453,8 @@ func (s *stores) checkpoint() {
 				return
 			}
 			st.scrubber.stop()
-			if err := st.Checkpoint(); err != nil {
-				s.log.Warn("store not checkpointed before the hand-over", "error", err)
+			if err := st.PrepareClose(); err != nil {
+				s.log.Warn("end of a store not prepared before the hand-over", "error", err)
 			}
 		})
 	}

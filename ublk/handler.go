@@ -56,7 +56,7 @@ type Handler interface {
 	// number of bytes moved, or a negative errno.
 	Resume(r *Request, cookie uint16, res int32)
 
-	// Detach ends the service of q: every request is completed, none will
+	// Detach ends the service of q: every request is completed, or withheld, none will
 	// follow. Files that Attach registered are released by the queue.
 	Detach(q *Queue)
 }

@@ -18,7 +18,7 @@ type RequestInfo struct {
 	Age        time.Duration // since it was handed to the Handler
 	TargetIO   int           // reads, writes and syncs of it in flight
 	Completing bool          // the Handler has completed it, its target I/O has not ended
-	Waits      string        // what it waits for, where the Handler is a [Leaver]
+	Waits      string        // what it waits for, where that is known, as by a [Leaver]
 }
 
 // String is for logs.
@@ -131,7 +131,11 @@ func (r *Request) info(now int64) RequestInfo {
 }
 
 func (r *Request) waits() string {
-	if h, ok := r.queue.handler.(Leaver); ok && r.state == stateServed {
+	h, ok := r.queue.handler.(Leaver)
+	switch {
+	case r.state == stateCompleting:
+		return "reads and writes that it has begun"
+	case ok:
 		return h.Waits(r)
 	}
 	return ""

@@ -80,3 +80,27 @@ func TestLogOfClosedStoreIsNotRead(t *testing.T) {
 	}
 	r.close()
 }
+
+// What closing a store takes long for is done ahead: the views of sealed layers, and the checkpoint.
+func TestPrepareClose(t *testing.T) {
+	r := newRig(t, 1, false)
+	data := make([]byte, 4096)
+	fill(data, 1)
+	if _, err := r.block.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.sealAs("sealed")
+	if _, err := r.block.WriteAt(data, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if r.store.unflattened() == nil || r.store.Info().LogUsed == 0 {
+		t.Fatal("there is nothing to do ahead")
+	}
+	if err := r.store.PrepareClose(); err != nil {
+		t.Fatal(err)
+	}
+	if l, used := r.store.unflattened(), r.store.Info().LogUsed; l != nil || used != 0 {
+		t.Errorf("left to do: flatten %v, %d bytes of log", l, used)
+	}
+	r.close()
+}

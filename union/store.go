@@ -598,6 +598,14 @@ func resumeAll(ready opList) {
 	}
 }
 
+// PrepareClose does ahead, beside requests, what Close would take long for: it makes the views of sealed layers that are missing, or waits for who does, and a
+// checkpoint. What requests change meanwhile is left to Close.
+func (s *Store) PrepareClose() error {
+	// Without its view a layer is looked up one by one; who flattens in the background tells why it cannot be made.
+	_ = s.flatten()
+	return s.Checkpoint()
+}
+
 // Close commits, checkpoints and gives the store up. No device on it may be open.
 func (s *Store) Close() error {
 	s.mu.Lock()

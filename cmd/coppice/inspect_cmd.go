@@ -180,6 +180,6 @@ func addInFlight(r *rows, in *node.InFlight) {
 	}
 	o := in.Oldest
 	r.add("in flight", "%s", count(uint64(in.Requests), "request"))
-	r.add("  oldest", "%s of %d bytes at %d for %s, waiting for %s",
-		o.Op, o.Len, o.Off, time.Duration(o.AgeNanos).Round(time.Microsecond), count(uint64(o.TargetIO), "I/O"))
+	r.add("  oldest", "%s of %d bytes at %d for %s, waiting for %s (%s)",
+		o.Op, o.Len, o.Off, time.Duration(o.AgeNanos).Round(time.Microsecond), o.Waits, count(uint64(o.TargetIO), "I/O"))
 }
