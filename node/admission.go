@@ -107,6 +107,8 @@ type roots struct {
 	setsMu  sync.Mutex // guards sets, the users of each, and known; no other lock is taken under it
 	sets    map[image.Digest]*rootSet
 	known   map[image.Digest][]byte // what the former program had read of its images, while devices are taken over from it
+
+	raw rawRoots
 }
 
 // taken is what is remembered of an image's name.

@@ -44,6 +44,7 @@ func (d *Daemon) loadRecords() error {
 // restoreAll takes up every device that the table has from an earlier daemon, until ctx ends; what
 // is left then stays for the next one.
 func (d *Daemon) restoreAll(ctx context.Context) {
+	defer d.roots.raw.share()()
 	forEach(d.all(), func(v *device) {
 		if ctx.Err() != nil || v.current() != StateRestoring {
 			return

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -201,4 +203,53 @@ func (r *rig) driver() node.Driver {
 	check(r.t, err)
 	r.t.Cleanup(func() { check(r.t, d.Close()) })
 	return d
+}
+
+// Devices that are taken up together look at the root that they have in common once, and each has it open then.
+func TestRawRootIsLookedAtOnce(t *testing.T) {
+	const devices, most = 12, 10 * mib // what to find out about one root, and all else, is less than that
+	r := newRig(t)
+	check(t, os.Truncate(r.root, 8*mib))
+	d := r.start()
+	for i := range devices {
+		r.kernel.Hold(r.create(r.request(fmt.Sprint("web", i))).ID, true)
+	}
+	check(t, d.Stop())
+	before := bytesRead(t)
+	r.start()
+	if n := bytesRead(t) - before; n > most {
+		t.Errorf("%d MiB were read for %d devices", n/mib, devices)
+	}
+	if n := opened(t, r.root); n != devices {
+		t.Errorf("the root is open %d times", n)
+	}
+	for i := range devices {
+		if got := r.read(i, 0, 4); got != "root" {
+			t.Errorf("device %d has %q", i, got)
+		}
+		r.kernel.Hold(i, false)
+	}
+}
+
+// bytesRead is how much this process has read by system calls.
+func bytesRead(t *testing.T) (n int64) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/io")
+	check(t, err)
+	_, err = fmt.Sscanf(string(text), "rchar: %d", &n)
+	check(t, err)
+	return n
+}
+
+// opened is how often this process has a file open.
+func opened(t *testing.T, path string) (n int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	check(t, err)
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && to == path {
+			n++
+		}
+	}
+	return n
 }

@@ -81,7 +81,7 @@ func (a *roots) open(w rootWanted) (union.Base, error) {
 
 func (a *roots) openAny(w rootWanted) (union.Base, error) {
 	if len(w.refs) == 1 && w.refs[0].Kind == image.KindFile {
-		return union.OpenRaw(w.refs[0].Place)
+		return a.raw.open(w.refs[0].Place)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openRootTime)
 	defer cancel()

@@ -216,6 +216,21 @@ func pinFile(f *os.File, modified time.Time, block bool) (Pin, error) {
 	return pin, nil
 }
 
+// Again opens the root for another user, who closes it by itself. Its pin is not taken anew.
+func (r *Raw) Again() (*Raw, error) {
+	conn, err := r.f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("open root %s again: %w", r.path, err)
+	}
+	var fd int
+	var dupErr error
+	err = conn.Control(func(own uintptr) { fd, dupErr = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err := errors.Join(err, dupErr); err != nil {
+		return nil, fmt.Errorf("open root %s again: %w", r.path, err)
+	}
+	return &Raw{f: os.NewFile(uintptr(fd), r.path), path: r.path, pin: r.pin}, nil
+}
+
 // Size returns the length in bytes.
 func (r *Raw) Size() int64 { return r.pin.SizeBytes }
 
