@@ -30,6 +30,7 @@ type kernelDisk struct {
 	dead   bool
 	stuck  error // what Detach fails with
 	stalls bool  // Detach waits as long as it may, and has ended nothing then
+	server *servedDisk
 }
 
 // NewKernel returns a kernel without devices.
@@ -94,6 +95,14 @@ func (k *Kernel) StallDetach(id int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.disks[id].stalls = true
+}
+
+// EndStalled ends the threads of a daemon that could not leave the device with number id, as the end of its process does.
+func (k *Kernel) EndStalled(id int) error {
+	k.mu.Lock()
+	s := k.disks[id].server
+	k.mu.Unlock()
+	return errors.Join(s.a.Drain(context.Background()), s.d.Close())
 }
 
 // Plant adds a device that nobody serves, made with token; a dead one was never started.
@@ -191,8 +200,8 @@ func (d *Driver) serve(id int, disk *kernelDisk, h ublk.Handler) (node.Disk, err
 	}
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
-	disk.served = true
-	return &servedDisk{d: d, id: id, disk: disk, a: a}, nil
+	disk.served, disk.server = true, &servedDisk{d: d, id: id, disk: disk, a: a}
+	return disk.server, nil
 }
 
 // Kernel lists the devices.
