@@ -159,7 +159,10 @@ func (a *Attachment) onThreads(ctx context.Context, f func(*lane)) error {
 	}
 	for i, l := range a.lanes {
 		select {
-		case <-asked[i]: // ErrReactorsClosed, or nil
+		case err := <-asked[i]:
+			if err != nil && !errors.Is(err, ErrReactorsClosed) {
+				return err
+			}
 		case <-ctx.Done():
 			return fmt.Errorf("the thread of CPU %d, which serves queue %d, does not answer: %w", l.re.cpu, l.q.index, ctx.Err())
 		}
