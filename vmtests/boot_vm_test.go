@@ -5,6 +5,7 @@ package vmtests
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -315,17 +316,17 @@ head -c $((n*7919%60000+1)) /dev/urandom >$file; sync $file /srv/synced; sha256s
 // cutDuringInstall begins to install packages, and beside that to write files, and cuts the power some time after. It returns the digests of the files that were durable.
 func (m *node) cutDuringInstall(t *testing.T, vm *VM, packages string, after time.Duration) map[string]string {
 	t.Helper()
-	return cutDuring(t, vm, installing+packages, after)
+	return cutDuring(t, vm, installing+packages, "", after)
 }
 
-// cutDuring begins what a script does, which must not go wrong, and beside that to write files, and cuts the power some time after the first is durable. It returns the digests of
-// the files that were.
-func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[string]string {
+// cutDuring begins what a script does, which must not go wrong, and beside that to write files, and cuts the power some time after the first is durable and the script has said a
+// text. It returns the digests of the files that were durable.
+func cutDuring(t *testing.T, vm *VM, work, text string, after time.Duration) map[string]string {
 	t.Helper()
 	synced := make(map[string]string)
 	read, write := io.Pipe()
 	var wait sync.WaitGroup
-	var said bytes.Buffer
+	said := &listener{text: text, heard: make(chan struct{})}
 	run := func(script string, output io.Writer) {
 		wait.Go(func() {
 			exit, err := vm.Run(t.Context(), Job{Argv: []string{"sh", "-c", script}, Output: output})
@@ -346,10 +347,15 @@ func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[strin
 		}
 	})
 	run(syncing, write)
-	run(work, &said)
-	select {
-	case <-begun:
-	case <-time.After(outputLimit):
+	run(work, said)
+	ctx, cancel := context.WithTimeout(t.Context(), outputLimit)
+	defer cancel()
+	for _, begun := range []chan struct{}{begun, said.heard} {
+		select {
+		case <-begun:
+		case <-ctx.Done():
+			t.Errorf("%s: %q not said, or no file durable, for too long", work, text)
+		}
 	}
 	time.Sleep(after)
 	if err := vm.Kill(); err != nil {
@@ -357,7 +363,7 @@ func cutDuring(t *testing.T, vm *VM, work string, after time.Duration) map[strin
 	}
 	time.AfterFunc(3*time.Second, func() { _ = write.Close() })
 	wait.Wait()
-	t.Logf("the power was cut %.1f s after the first file was durable, when %d files were durable and the last word was %q", after.Seconds(), len(synced), lastLines(said.String(), 1))
+	t.Logf("the power was cut %.1f s later, when %d files were durable and the last word was %q", after.Seconds(), len(synced), lastLines(said.String(), 1))
 	if len(synced) == 0 {
 		t.Error("no file was durable")
 	}
@@ -384,4 +390,21 @@ func (m *node) wantSynced(t *testing.T, vm *VM, synced map[string]string) {
 	for path, sum := range synced {
 		t.Errorf("%s was durable with %s, and is %q", path, sum, found[path])
 	}
+}
+
+// listener keeps what is written to it, from one goroutine at a time.
+type listener struct {
+	bytes.Buffer
+	text  string
+	heard chan struct{} // closed when it has the text
+	once  sync.Once
+}
+
+// Write takes it all.
+func (l *listener) Write(p []byte) (int, error) {
+	l.Buffer.Write(p)
+	if strings.Contains(l.String(), l.text) {
+		l.once.Do(func() { close(l.heard) })
+	}
+	return len(p), nil
 }
