@@ -57,13 +57,17 @@ deb: $(NFPM) ## build the Debian packages, build/deb/coppice_VERSION_{amd64,arm6
 demo: deps build ## show the main job on a real Debian root, in a VM where this kernel has no ublk
 	tools/demo.sh
 
+# Unit tests wait for more than half of their time, and so crash and mutants, which compute, go beside them. What those print comes afterwards.
 test: deps $(TESTSUM) ## run everything: format, vet, lint, unit, crash, mutant, race and VM tests
 	@rm -rf $(RESULTS)
 	@mkdir -p $(RESULTS)
 	@$(MAKE) --no-print-directory vmimages >$(RESULTS)/vmimages.log 2>&1 & \
-	failed=; for stage in checks build unit crash mutants race vm; do \
-	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
-	done; \
+	failed=; stage() { $(MAKE) --no-print-directory $$1 || failed="$$failed $$1"; }; \
+	stage checks; stage build; \
+	$(MAKE) --no-print-directory -k crash mutants >$(RESULTS)/beside.log 2>&1 & beside=$$!; \
+	stage unit; \
+	wait $$beside || failed="$$failed crash/mutants"; cat $(RESULTS)/beside.log; \
+	stage race; stage vm; \
 	[ -z "$$failed" ] || echo "make test: failed:$$failed"; \
 	$(TESTSUM) total $(RESULTS) unit crash mutants race vm && [ -z "$$failed" ]
 
