@@ -86,10 +86,7 @@ func (c *nodeCache) open(cfg Config) (err error) {
 
 // close ends what others take, and gives the memory back, unless an image is open still, which may be read: then the process is about to end.
 func (c *nodeCache) close() error {
-	var errs []error
-	if c.server != nil {
-		errs = append(errs, c.server.Close())
-	}
+	errs := []error{c.stopGiving()}
 	if c.Cache != nil && c.Stats().Images == 0 {
 		errs = append(errs, c.Close())
 	}
@@ -98,10 +95,10 @@ func (c *nodeCache) close() error {
 			errs = append(errs, p.Close())
 		}
 	}
-	return errors.Join(append(errs, c.closeDisk())...)
+	return errors.Join(errs...)
 }
 
-// stopGiving closes ahead what takes long to close: what others take, and the disk tier. What is read meanwhile is read without that tier.
+// stopGiving closes what takes long to close, and what an upgrade closes ahead: what others take, and the disk tier. What is read meanwhile is read without that tier.
 func (c *nodeCache) stopGiving() error {
 	var err error
 	if c.server != nil {

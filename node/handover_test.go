@@ -4,91 +4,31 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"coppice/image"
 	"coppice/node"
-	"coppice/node/nodetest"
 	"coppice/ublk"
 	"coppice/union"
 )
 
-// silentServer serves the directory dir, and says nothing, but for manifests, while it is silent.
-type silentServer struct {
-	*httptest.Server
-	silent  atomic.Bool
-	waiting atomic.Int32
-}
-
-func serveSilently(t *testing.T, dir string) *silentServer {
-	t.Helper()
-	s := &silentServer{}
-	files := http.FileServer(http.Dir(dir))
-	end := make(chan struct{})
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if s.silent.Load() {
-			s.waiting.Add(1)
-			select {
-			case <-q.Context().Done():
-			case <-end:
-			}
-			return
-		}
-		files.ServeHTTP(w, q)
-	}))
-	t.Cleanup(func() { close(end); s.Close() })
-	return s
-}
-
-// handOver upgrades the daemon d, which hands its devices over, and returns what it left for the next one.
-func (r *rig) handOver(d *nodetest.Daemon) node.Upgrade {
+// left is what a daemon that has handed its devices over left for the next one.
+func (r *rig) left() (u node.Upgrade) {
 	r.t.Helper()
-	_, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: int(program(r.t).Fd())})
-	check(r.t, err)
-	select {
-	case <-d.Ended():
-	case <-time.After(2 * time.Minute):
-		r.t.Fatalf("the daemon does not end:\n%s", r.log)
-	}
-	check(r.t, d.Successor().Close())
 	data, err := os.ReadFile(filepath.Join(r.cfg.RunDir, "upgrade.json"))
 	check(r.t, err)
-	var u node.Upgrade
 	check(r.t, json.Unmarshal(data, &u))
 	return u
-}
-
-func stepsOf(u node.Upgrade) (names string, took map[string]time.Duration) {
-	took = make(map[string]time.Duration)
-	for _, s := range u.Steps {
-		names += s.Name + " "
-		took[s.Name] = time.Duration(s.MS * float64(time.Millisecond))
-	}
-	return names, took
 }
 
 // A read that no server answers and a write that waits for space hold no upgrade up: the next program serves them, from a store that was closed in order.
 func TestUpgradeWaitsForNoServer(t *testing.T) {
 	r := newRig(t)
-	content := make([]byte, 1<<20)
-	for i := range content {
-		content[i] = byte(rand.Uint32())
-	}
-	layout, err := image.CreateLayout(filepath.Join(r.dir, "images"))
-	check(t, err)
-	_, err = image.Build(context.Background(), layout, "a:1", bytes.NewReader(content), int64(len(content)), image.BuildOptions{})
-	check(t, errors.Join(err, layout.Close()))
-	server := serveSilently(t, r.dir)
-	r.root = server.URL + "/images:a:1"
+	server, content := newPlace(t, filepath.Join(r.dir, "images")), imageContent(1)
+	_, r.root = server.build("a:1", content)
 	r.cfg.FullWait = "1h"
 	r.cfg.LeaveTime = time.Minute // no reason to give up
 	d := r.start()
@@ -96,7 +36,7 @@ func TestUpgradeWaitsForNoServer(t *testing.T) {
 	req.QuotaBytes = 64 << 10
 	web := r.create(req)
 	disk := r.kernel.Disk(web.ID)
-	_, err = disk.WriteAt(make([]byte, 64<<10), 0)
+	_, err := disk.WriteAt(make([]byte, 64<<10), 0)
 	check(t, err)
 	server.silent.Store(true)
 	const readAt, writeAt = 512 << 10, 256 << 10
@@ -104,13 +44,14 @@ func TestUpgradeWaitsForNoServer(t *testing.T) {
 	go func() { _, err := disk.ReadAt(got, readAt); gotErr <- err }()
 	writeErr := make(chan error, 1)
 	go func() { _, err := disk.WriteAt(bytes.Repeat([]byte{7}, 4096), writeAt); writeErr <- err }()
-	r.eventually("both waiting", func() bool { return server.waiting.Load() > 0 && disk.InService() == 2 })
+	r.eventually("both waiting", func() bool { return server.asked.Load() > 0 && disk.InService() == 2 })
 	r.seen("WRITES WAIT FOR SPACE", "layer=web1")
 
-	u := r.handOver(d)
+	r.handOver(d)
+	u := r.left()
 	names, took := stepsOf(u)
 	const goal, busy = 500 * time.Millisecond, 20 // how much slower a machine may be
-	if names != "requests driver stores " || took["requests"]+took["stores"] > goal*busy {
+	if names != "requests driver stores" || took["requests"]+took["stores"] > goal*busy {
 		t.Errorf("steps %+v", u.Steps)
 	}
 	t.Logf("%+v", u.Steps)
@@ -157,7 +98,8 @@ func TestUpgradeTellsWhatHoldsIt(t *testing.T) {
 	r.seen("WRITES WAIT FOR SPACE", "layer=stuck")
 	r.kernel.StallDetach(stuck.ID)
 
-	if names, _ := stepsOf(r.handOver(d)); names != "requests stores " {
+	r.handOver(d)
+	if names, _ := stepsOf(r.left()); names != "requests stores" {
 		t.Errorf("steps %s", names)
 	}
 	r.seen("WARN", "device not left yet", "device=stuck", "step=requests", "in_service=1", "queue 0 tag ", "write of 8192 bytes at 262144 since", "waits for space in the store")

@@ -18,7 +18,7 @@ import (
 	"coppice/node"
 )
 
-// place is a directory with images, on a web server that can be taken down.
+// place is a directory with images, on a web server that can be taken down, or be silent.
 type place struct {
 	t      *testing.T
 	layout *image.Layout
@@ -27,6 +27,8 @@ type place struct {
 	up     atomic.Bool
 	served atomic.Int64 // requests
 	slow   atomic.Int64 // nanoseconds that each takes
+	silent atomic.Bool  // it answers none
+	asked  atomic.Int64 // requests that it has not answered for that
 }
 
 func newPlace(t *testing.T, dir string) *place {
@@ -35,8 +37,16 @@ func newPlace(t *testing.T, dir string) *place {
 	check(t, err)
 	p := &place{t: t, layout: l, dir: dir}
 	p.up.Store(true)
-	files := http.FileServer(http.Dir(dir))
+	files, end := http.FileServer(http.Dir(dir)), make(chan struct{})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.silent.Load() {
+			p.asked.Add(1)
+			select {
+			case <-r.Context().Done():
+			case <-end:
+			}
+			return
+		}
 		time.Sleep(time.Duration(p.slow.Load()))
 		if !p.up.Load() {
 			http.Error(w, "down", http.StatusBadGateway)
@@ -46,7 +56,7 @@ func newPlace(t *testing.T, dir string) *place {
 		files.ServeHTTP(w, r)
 	}))
 	p.url = s.URL
-	t.Cleanup(func() { s.Close(); l.Close() })
+	t.Cleanup(func() { close(end); s.Close(); l.Close() })
 	return p
 }
 

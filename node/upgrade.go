@@ -358,11 +358,12 @@ func (d *Daemon) leaveAll(srv *server) {
 	defer save() // with the steps
 	left, whole := d.detachAll()
 	h.step(stepRequests)
+	var errs []error
 	if whole { // else threads serve still, and end with this program
-		err = d.driver.Close()
+		errs = append(errs, d.driver.Close())
 		h.step(stepDriver)
 	}
-	errs := append(d.closeLeaves(left), err)
+	errs = append(errs, d.closeLeaves(left)...)
 	if whole { // else it is being read through
 		errs = append(errs, d.cache.close())
 	}

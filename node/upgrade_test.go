@@ -1,25 +1,20 @@
 package node_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"coppice/image"
 	"coppice/internal/resident"
 	"coppice/node"
 	"coppice/node/nodetest"
@@ -71,6 +66,30 @@ func program(t *testing.T) *os.File {
 	return f
 }
 
+// upgrade asks for an upgrade to the test binary.
+func (r *rig) upgrade(id string) node.Upgrade {
+	r.t.Helper()
+	u, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: id, FD: int(program(r.t).Fd())})
+	check(r.t, err)
+	return u
+}
+
+// handOver begins the upgrade "one" of a daemon, and waits until that has handed its devices over.
+func (r *rig) handOver(d *nodetest.Daemon) node.Upgrade {
+	r.t.Helper()
+	u := r.upgrade("one")
+	select {
+	case <-d.Ended():
+	case <-time.After(2 * time.Minute):
+		r.t.Fatalf("the daemon does not end:\n%s", r.log)
+	}
+	if d.Successor() == nil {
+		r.t.Fatal("there is no successor")
+	}
+	check(r.t, d.Successor().Close())
+	return u
+}
+
 func (r *rig) awaitUpgrade(id string) node.Upgrade {
 	r.t.Helper()
 	var last node.VersionInfo
@@ -90,9 +109,7 @@ func TestUpgradeInOneProcess(t *testing.T) {
 	var stalls []float64
 	for i := range 5 {
 		id := fmt.Sprint("attempt", i)
-		next := program(t)
-		_, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: id, FD: int(next.Fd())})
-		check(t, err)
+		r.upgrade(id)
 		u := r.awaitUpgrade(id)
 		if u.Outcome != node.UpgradeDone {
 			t.Fatalf("%+v", u)
@@ -115,41 +132,36 @@ func TestUpgradeInOneProcess(t *testing.T) {
 // wantSteps wants the time of an upgrade to be made up of its steps.
 func wantSteps(t *testing.T, u node.Upgrade) {
 	t.Helper()
-	var names []string
+	names, took := stepsOf(u)
 	sum := 0.0
-	for _, s := range u.Steps {
-		names = append(names, s.Name)
-		sum += s.MS
+	for _, d := range took {
+		sum += d.Seconds() * 1000
 	}
-	if got := strings.Join(names, " "); got != "requests driver stores program devices" || sum > u.StallMS+0.1 || sum < u.StallMS-100 {
+	if names != "requests driver stores program devices" || sum > u.StallMS+0.1 || sum < u.StallMS-100 {
 		t.Errorf("steps %+v of a stall of %.3f ms", u.Steps, u.StallMS)
 	}
+}
+
+func stepsOf(u node.Upgrade) (names string, took map[string]time.Duration) {
+	var all []string
+	took = make(map[string]time.Duration)
+	for _, s := range u.Steps {
+		all = append(all, s.Name)
+		took[s.Name] = time.Duration(s.MS * float64(time.Millisecond))
+	}
+	return strings.Join(all, " "), took
 }
 
 // Roots are opened again without their servers, which may be far away or gone just then: an upgrade waits for none.
 func TestUpgradeAsksNoServer(t *testing.T) {
 	r := newRig(t)
-	layout, err := image.CreateLayout(filepath.Join(r.dir, "images"))
-	check(t, err)
-	_, err = image.Build(context.Background(), layout, "a:1", bytes.NewReader(bytes.Repeat([]byte("content"), 1<<17)), 7<<17, image.BuildOptions{})
-	check(t, errors.Join(err, layout.Close()))
-	var down atomic.Bool
-	files := http.FileServer(http.Dir(r.dir))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if down.Load() {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		files.ServeHTTP(w, q)
-	}))
-	t.Cleanup(server.Close)
-	r.root = server.URL + "/images:a:1"
+	server := newPlace(t, filepath.Join(r.dir, "images"))
+	_, r.root = server.build("a:1", imageContent(1))
 	r.startProgram()
 	r.create(r.request("web1"))
-	down.Store(true)
+	server.up.Store(false)
 	for _, id := range []string{"one", "two"} { // the second has from the first what that had not read itself
-		_, err = r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: id, FD: int(program(t).Fd())})
-		check(t, err)
+		r.upgrade(id)
 		if u := r.awaitUpgrade(id); u.Outcome != node.UpgradeDone {
 			t.Fatalf("%+v", u)
 		}
@@ -193,20 +205,12 @@ func testUpgradeGoesBack(t *testing.T, version string) {
 	r.create(r.request("web1"))
 	r.write(0, "kept", 0)
 	r.kernel.Hold(0, true)
-	u, err := r.client().Upgrade(context.Background(), node.UpgradeRequest{ID: "one", FD: int(program(t).Fd())})
-	check(t, err)
-	if u.To != "next" || u.From != "test" || u.Outcome != node.UpgradeBegun {
+	if u := r.handOver(d); u.To != "next" || u.From != "test" || u.Outcome != node.UpgradeBegun {
 		t.Errorf("%+v", u)
 	}
-	select {
-	case <-d.Ended():
-	case <-time.After(2 * time.Minute):
-		t.Fatal("the daemon does not end")
+	if r.kernel.Disk(0) == nil {
+		t.Fatal("the device is gone")
 	}
-	if d.Successor() == nil || r.kernel.Disk(0) == nil {
-		t.Fatalf("successor %v", d.Successor())
-	}
-	check(t, d.Successor().Close())
 	r.cfg.Version = version
 	r.start()
 	if u := r.awaitUpgrade("one"); u.Outcome != node.UpgradeWentBack {

@@ -54,11 +54,7 @@ func (a *Attachment) Requests(ctx context.Context) ([]RequestInfo, error) {
 	err := a.onThreads(ctx, func(l *lane) {
 		mu.Lock()
 		defer mu.Unlock()
-		for i := range l.q.reqs {
-			if r := &l.q.reqs[i]; r.inService() && r.began <= now {
-				all = append(all, r.info(now))
-			}
-		}
+		l.inService(now, func(info RequestInfo) { all = append(all, info) })
 	})
 	mu.Lock()
 	defer mu.Unlock()
@@ -100,15 +96,11 @@ func (a *Attachment) Oldest() (oldest RequestInfo, ok bool, err error) {
 	now := int64(time.Since(a.epoch))
 	for _, l := range a.lanes {
 		err := l.re.call(func() error {
-			for i := range l.q.reqs {
-				r := &l.q.reqs[i]
-				if !r.inService() || r.began > now {
-					continue
-				}
-				if info := r.info(now); !ok || info.Age > oldest.Age {
+			l.inService(now, func(info RequestInfo) {
+				if !ok || info.Age > oldest.Age {
 					oldest, ok = info, true
 				}
-			}
+			})
 			return nil
 		})
 		if err != nil {
@@ -118,7 +110,14 @@ func (a *Attachment) Oldest() (oldest RequestInfo, ok bool, err error) {
 	return oldest, ok, nil
 }
 
-func (r *Request) inService() bool { return r.state == stateServed || r.state == stateCompleting }
+// inService tells of each request that the Handler has had at now, a time since the attachment's epoch in nanoseconds. It runs on the queue's thread.
+func (l *lane) inService(now int64, tell func(RequestInfo)) {
+	for i := range l.q.reqs {
+		if r := &l.q.reqs[i]; (r.state == stateServed || r.state == stateCompleting) && r.began <= now {
+			tell(r.info(now))
+		}
+	}
+}
 
 func (r *Request) info(now int64) RequestInfo {
 	return RequestInfo{
