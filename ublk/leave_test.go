@@ -114,19 +114,7 @@ func TestDrainGivesBack(t *testing.T) {
 	if err := rs.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f.Quiesce()
-
-	next := newReactors(t, ublk.ReactorConfig{})
-	a2, err := f.Start(next, ublk.NewNull())
-	if err != nil {
-		t.Fatal(err)
-	}
-	all.Wait()
-	f.Stop()
-	mustClose(t, "successor's queues ended", a2.Ended())
-	if err := errors.Join(a.Err(), a2.Err(), f.Err(), f.Close(), next.Close()); err != nil {
-		t.Error(err)
-	}
+	succeed(t, f, a, &all)
 }
 
 // blocker is a Handler that breaks the rule: it holds its thread up.

@@ -364,8 +364,13 @@ func TestDrainAndSuccessor(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustClose(t, "drained queue ended with its reactors", a.Ended())
-	f.Quiesce()
+	succeed(t, f, a, &answered)
+}
 
+// succeed has a successor answer what was left of a device whose reactors are closed, and ends the device.
+func succeed(t *testing.T, f *ublktest.Fake, a *ublk.Attachment, answered *sync.WaitGroup) {
+	t.Helper()
+	f.Quiesce()
 	next := newReactors(t, ublk.ReactorConfig{})
 	a2, err := f.Start(next, ublk.NewNull())
 	if err != nil {
@@ -373,7 +378,7 @@ func TestDrainAndSuccessor(t *testing.T) {
 	}
 	answered.Wait()
 	f.Stop()
-	mustClose(t, "successor's queue ended", a2.Ended())
+	mustClose(t, "successor's queues ended", a2.Ended())
 	if err := errors.Join(a.Err(), a2.Err(), f.Err(), f.Close(), next.Close()); err != nil {
 		t.Error(err)
 	}
