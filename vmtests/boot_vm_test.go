@@ -261,6 +261,13 @@ func (m *node) install(t *testing.T, vm *VM, packages string, meanwhile func()) 
 // shutDown switches the machine off as its user would, and wants that to leave everything clean.
 func (m *node) shutDown(t *testing.T, vm *VM) {
 	t.Helper()
+	m.off(t, vm)
+	m.wantLeafClean(t)
+}
+
+// off switches the machine off as its user would.
+func (m *node) off(t *testing.T, vm *VM) {
+	t.Helper()
 	began := time.Now()
 	if err := vm.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
@@ -274,7 +281,6 @@ func (m *node) shutDown(t *testing.T, vm *VM) {
 	if err := vm.Kill(); err != nil {
 		t.Error(err)
 	}
-	m.wantLeafClean(t)
 }
 
 // wantLeafClean wants the leaf that the machine has left to be closed, and the file system in it to need nothing: no journal to replay, no error.

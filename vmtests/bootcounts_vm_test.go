@@ -158,9 +158,6 @@ const (
 	reinstalling = mounting + `while :; do ` + reinstall + `done`
 )
 
-// goodBoot waits until a boot counts as good. Those that are cut before are ones that have failed, and of them a few in a row lead to a fresh layer.
-const goodBoot = `for n in $(seq 200); do systemctl -q is-active coppice-boot-good.service && exit; sleep 1; done; systemctl list-jobs; exit 1`
-
 // cutAgainAndAgain cuts a machine's power so often.
 func (l *machineLab) cutAgainAndAgain(t *testing.T, name string, cuts int) {
 	t.Helper()
