@@ -5,6 +5,12 @@ package scenarios
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
 const kills = 200
 
+// replacements are the builds that TestDaemonIsReplacedUnderLoad goes through.
+var replacements = []string{"coppice", "coppice-next", "coppice"}
+
+// filled are the file systems of TestFileSystemsOnFullStore.
+var filled = []string{"ext4", "xfs"}
+
 // comparedParts are the directories whose files TestImageRoot and TestDebianInstall compare: all there are.
 var comparedParts = []string{"."}
 

@@ -3,7 +3,13 @@
 package scenarios
 
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
-const kills = 6
+const kills = 4
+
+// replacements are the builds that TestDaemonIsReplacedUnderLoad goes through.
+var replacements = []string{"coppice-next", "coppice"}
+
+// filled are the file systems of TestFileSystemsOnFullStore.
+var filled = []string{"ext4"}
 
 // comparedParts are the directories whose files TestImageRoot and TestDebianInstall compare. The whole system takes minutes under emulation.
 var comparedParts = []string{"etc", "usr/sbin", "var/lib"}

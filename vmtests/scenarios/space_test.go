@@ -19,7 +19,7 @@ import (
 // while, and what was synced stays; what is discarded can be used again; and what waits goes on when the store grows. The file
 // system stays mounted and writable all the time.
 func TestFileSystemsOnFullStore(t *testing.T) {
-	for _, fs := range []string{"ext4", "xfs"} {
+	for _, fs := range filled {
 		t.Run(fs, func(t *testing.T) { fillAndGrow(t, fs) })
 	}
 }
