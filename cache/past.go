@@ -15,7 +15,7 @@ func (v *Reader) ReadPast(ctx context.Context, p []byte, off int64) error {
 }
 
 func (v *Reader) windowPast(ctx context.Context, p []byte, off int64) error {
-	wants, chunks, err := v.missing(ctx, p, off)
+	wants, chunks, err := v.missing(ctx, p, off, new(Sources))
 	if err != nil {
 		return err
 	}

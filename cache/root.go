@@ -153,19 +153,28 @@ func (v *Reader) Stats() ReaderStats {
 	}
 }
 
-func (v *Reader) count(s Source, p Part) {
-	if p.Chunks > 0 {
-		v.parts[s].chunks.Add(p.Chunks)
-		v.parts[s].bytes.Add(p.Bytes)
+// count returns the source, where anything came from it.
+func (v *Reader) count(s Source, p Part) Sources {
+	if p.Chunks == 0 {
+		return 0
 	}
+	v.parts[s].chunks.Add(p.Chunks)
+	v.parts[s].bytes.Add(p.Bytes)
+	return 1 << s
 }
 
 // TryRead fills p from byte off on if memory has all of it, and reports whether it has. It does not allocate, and waits for nothing, so that it can be called
 // where requests are served. After false, p holds anything.
 func (v *Reader) TryRead(p []byte, off int64) bool {
+	_, ok := v.TryReadFrom(p, off)
+	return ok
+}
+
+// TryReadFrom is TryRead that tells where the bytes were.
+func (v *Reader) TryReadFrom(p []byte, off int64) (Sources, bool) {
 	r := v.root
 	if off < 0 || int64(len(p)) > r.size-off {
-		return false
+		return 0, false
 	}
 	var memory, zeros Part
 	for len(p) > 0 {
@@ -173,7 +182,7 @@ func (v *Reader) TryRead(p []byte, off int64) bool {
 		n := min(len(p), 1<<r.shift-skip)
 		d := r.digest(index)
 		if d == nil {
-			return false
+			return 0, false
 		}
 		switch r.cache.have(d, p[:n], skip) {
 		case FromMemory:
@@ -181,30 +190,34 @@ func (v *Reader) TryRead(p []byte, off int64) bool {
 		case FromZeros:
 			zeros = zeros.plus(Part{1, uint64(n)})
 		default:
-			return false
+			return 0, false
 		}
 		p, off = p[n:], off+int64(n)
 	}
-	v.count(FromMemory, memory)
-	v.count(FromZeros, zeros)
-	return true
+	return v.count(FromMemory, memory) | v.count(FromZeros, zeros), true
 }
 
 // Read fills p from byte off on. What memory does not have it takes from the other tiers, and then from the origin, for as long as that has patience. The
 // range lies within the image. After an error, p holds anything.
 func (v *Reader) Read(ctx context.Context, p []byte, off int64) error {
+	_, err := v.ReadFrom(ctx, p, off)
+	return err
+}
+
+// ReadFrom is Read that tells where the bytes came from.
+func (v *Reader) ReadFrom(ctx context.Context, p []byte, off int64) (from Sources, err error) {
 	r := v.root
 	if err := r.check(p, off); err != nil {
-		return err
+		return 0, err
 	}
 	began := time.Now()
 	v.reads.Add(1)
 	scan := r.cache.isScan(v.streams.note(off, int64(len(p))))
-	err := v.windows(p, off, func(p []byte, off int64) error { return v.readWindow(ctx, scan, p, off) })
+	err = v.windows(p, off, func(p []byte, off int64) error { return v.readWindow(ctx, scan, p, off, &from) })
 	took := time.Since(began)
 	v.fetch.add(took)
 	r.cache.fetch.add(took)
-	return err
+	return from, err
 }
 
 // check fails for a range that the image does not have.
@@ -235,8 +248,9 @@ type want struct {
 	skip int
 }
 
-func (v *Reader) readWindow(ctx context.Context, scan bool, p []byte, off int64) error {
-	wants, chunks, err := v.missing(ctx, p, off)
+// readWindow adds to from where the bytes came from.
+func (v *Reader) readWindow(ctx context.Context, scan bool, p []byte, off int64, from *Sources) error {
+	wants, chunks, err := v.missing(ctx, p, off, from)
 	if err != nil || len(wants) == 0 {
 		return err
 	}
@@ -248,13 +262,13 @@ func (v *Reader) readWindow(ctx context.Context, scan bool, p []byte, off int64)
 		if err != nil {
 			return err
 		}
-		v.count(got.from, Part{1, uint64(copy(w.dst, got.content[w.skip:]))})
+		*from |= v.count(got.from, Part{1, uint64(copy(w.dst, got.content[w.skip:]))})
 	}
 	return nil
 }
 
-// missing reads what is in memory, and returns the rest.
-func (v *Reader) missing(ctx context.Context, p []byte, off int64) (wants []want, chunks []Chunk, err error) {
+// missing reads what is in memory, adds to told where that was, and returns the rest.
+func (v *Reader) missing(ctx context.Context, p []byte, off int64, told *Sources) (wants []want, chunks []Chunk, err error) {
 	r := v.root
 	for len(p) > 0 {
 		index, skip := off>>r.shift, int(off&(1<<r.shift-1))
@@ -264,7 +278,7 @@ func (v *Reader) missing(ctx context.Context, p []byte, off int64) (wants []want
 			return nil, nil, err
 		}
 		if from := r.cache.have(&d, p[:n], skip); from == FromMemory || from == FromZeros {
-			v.count(from, Part{1, uint64(n)})
+			*told |= v.count(from, Part{1, uint64(n)})
 		} else {
 			wants = append(wants, want{p[:n], skip})
 			chunks = append(chunks, Chunk{Key: d, Root: r.content, Index: index, Len: r.chunkLen(index)})

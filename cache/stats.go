@@ -144,6 +144,12 @@ const (
 	fromNowhere Source = -1
 )
 
+// Sources is a set of them: bit s stands for Source s.
+type Sources uint8
+
+// Has tells whether a source is in the set.
+func (s Sources) Has(one Source) bool { return s&(1<<one) != 0 }
+
 // Part is what came from one source: how many parts of requests, each from one chunk, and their bytes.
 type Part struct {
 	Chunks uint64 `json:"chunks"`

@@ -264,20 +264,13 @@ func (d *Disk) findRoom() bool {
 // clear takes an entry out of the table.
 func (t *Tables) clear(place int) { atomic.StoreUint64(&t.devices[place].Diskseq, 0) }
 
-// dropOthers takes out what this process has not entered.
+// dropOthers takes out what this process has not entered: disks of a process before it, most of which are gone.
 func (t *Tables) dropOthers() {
 	for i := range t.devices {
 		if t.disks[i] == nil {
 			t.clear(i)
 		}
 	}
-}
-
-// DropOthers takes out of the table what this process has not entered: disks of a process before it that are gone.
-func (t *Tables) DropOthers() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.dropOthers()
 }
 
 // Marks returns a word for each tag of a queue, where who serves it says where the data of a request came from, before it completes the request. It

@@ -68,7 +68,7 @@ func TestEntriesNeverShare(t *testing.T) {
 		default: // the next process
 			tables.disks = make(map[int]*Disk)
 			if rng.IntN(2) == 0 {
-				tables.DropOthers()
+				tables.dropOthers()
 			}
 		}
 		if err := tables.check(); err != nil {
@@ -88,7 +88,7 @@ func TestEntriesNeverShare(t *testing.T) {
 // A table that holds anything at all neither panics, nor is believed.
 func TestBrokenTable(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	for range 200 {
+	for range 40 {
 		tables := memoryTables(4, 128, 1)
 		for i := range tables.devices {
 			e := &tables.devices[i]
@@ -109,7 +109,7 @@ func TestBrokenTable(t *testing.T) {
 				t.Fatalf("%+v", d.entry)
 			}
 		}
-		tables.DropOthers()
+		tables.dropOthers()
 		if err := tables.check(); err != nil {
 			t.Fatal(err)
 		}

@@ -210,15 +210,15 @@ func past(base union.Base) union.Base {
 }
 
 // TryRead returns false: whoever reads all of it can wait.
-func (r pastRoot) TryRead([]byte, int64) bool { return false }
+func (r pastRoot) TryRead([]byte, int64) (union.Origins, bool) { return 0, false }
 
-// ReadAsync reads in a goroutine of its own.
-func (r pastRoot) ReadAsync(p []byte, off int64, done func(error)) {
+// ReadAsync reads in a goroutine of its own. Nobody asks it where the bytes come from.
+func (r pastRoot) ReadAsync(p []byte, off int64, done func(union.Origins, error)) {
 	go func() {
 		read := r.set.Read
 		if r.reader != nil {
 			read = r.reader.ReadPast
 		}
-		done(rootError(read(r.ctx, p, off)))
+		done(0, rootError(read(r.ctx, p, off)))
 	}()
 }

@@ -151,6 +151,7 @@ func (d *Daemon) build(ctx context.Context, v *device, began time.Time) error {
 	}
 	marked := back.marked(rec.Device.Root)
 	v.setLive(disk, back, rec)
+	d.latency.enter(rec.Device.Name, disk)
 	d.shareRoot(v)
 	d.prefetchRoot(back)
 	d.startDetaches(marked)

@@ -28,6 +28,7 @@ type Daemon struct {
 	bootID  string
 	began   time.Time
 	metrics *metricsServer // nil: none
+	latency *latencies
 
 	cuts     cuts
 	detaches detaches
@@ -83,6 +84,7 @@ func New(cfg Config) (*Daemon, error) {
 		names:    udevNames{filepath.Join(cfg.RunDir, namesName)},
 		stores:   newStores(cfg, cached),
 		cache:    cached,
+		latency:  newLatencies(cfg.Log),
 		roots:    &roots{cfg: cfg.Images, log: cfg.Log, cache: cached},
 		restored: make(chan struct{}),
 		handOver: make(chan struct{}),
@@ -112,6 +114,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.follows != nil {
 		d.roots.learn(d.follows.Known)
 		d.follows.step(stepProgram)
+		d.inherit(d.follows.Latency)
 	}
 	d.restoreAll(ctx)
 	d.endUpgrade()
@@ -133,7 +136,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.log.Info("daemon stopping", "devices", len(d.all()))
 	_ = os.Remove(d.upgradePath()) // who comes next does not follow an upgrade
-	err = errors.Join(err, d.stopAll(), srv.close(), d.metrics.close(), d.cache.close(), d.lock.release())
+	err = errors.Join(err, d.stopAll(), srv.close(), d.metrics.close(), d.latency.install(nil), d.cache.close(), d.lock.release())
 	d.log.Info("daemon stopped")
 	return err
 }

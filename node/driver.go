@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 
+	"coppice/ebpf"
 	"coppice/ublk"
 )
 
@@ -36,6 +37,9 @@ type Disk interface {
 	Path() string        // of the block device
 	Params() ublk.Params // as the kernel has them
 
+	// Identity tells the disk from all others since the machine was started.
+	Identity() (ebpf.DiskID, error)
+
 	// InService returns how many requests are being served, -1 where nobody serves any more, and
 	// Oldest the one that has been for longest; ok is false when there is none.
 	InService() int
@@ -43,6 +47,10 @@ type Disk interface {
 
 	// Requests returns those being served, beginning with the oldest. It waits for the threads that serve until ctx ends.
 	Requests(ctx context.Context) ([]ublk.RequestInfo, error)
+
+	// SetMarks has what the Handler says of requests of a queue written to shared memory, or to nothing where m is nil. When it returns, what was given before is in
+	// use no more, also where it fails.
+	SetMarks(queue int, m []uint64) error
 
 	// Done is closed when the kernel has taken the device from this process: after Stop, or
 	// when another program removed it, or some time after Detach.

@@ -36,6 +36,7 @@ const (
 	CodeNoSpace      Code = "no_space"         // the store has too little space for it
 	CodeNoDriver     Code = "no_driver"        // the kernel has no ublk driver
 	CodeTimeout      Code = "timeout"          // the operation took too long
+	CodeNotMeasured  Code = "not_measured"     // no eBPF programs are loaded
 	CodeStopping     Code = "stopping"         // the daemon is on its way out
 	CodeFailed       Code = "failed"           // anything else
 )
@@ -96,6 +97,7 @@ var statuses = map[Code]int{
 	CodeCorrupt:      http.StatusUnprocessableEntity,
 	CodeNoSpace:      http.StatusInsufficientStorage,
 	CodeNoDriver:     http.StatusServiceUnavailable,
+	CodeNotMeasured:  http.StatusServiceUnavailable,
 	CodeStopping:     http.StatusServiceUnavailable,
 	CodeTimeout:      http.StatusGatewayTimeout,
 }

@@ -85,6 +85,10 @@ var (
 	deviceCached   = desc("device_cache_bytes_total", "Bytes that a device read of its image, by where the chunks came from.", "device", "tier")
 	deviceChunks   = desc("device_cache_chunks_total", "Parts of requests, each from one chunk, by where that came from.", "device", "tier")
 
+	latencySeconds = desc("request_latency_seconds", "How long the requests of a device took, as the kernel saw them, by operation and by the farthest place that their data came from.", "device", "operation", "source")
+	latencyMixed   = desc("request_mixed_total", "Those of them that had data from nearer places, too.", "device", "operation", "source")
+	latencyErrors  = desc("request_latency_errors_total", "Those of them that failed.", "device", "operation", "source")
+
 	storeUsed      = desc("store_used_ratio", "How full a leaf store is for blocks that are written for the first time, 1 is full.", "store")
 	storeAvailable = desc("store_available_bytes", "What such blocks can still take.", "store")
 	storeWaiting   = desc("store_waiting_requests", "Requests that wait for space.", "store")
@@ -147,6 +151,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	stores := map[string]bool{}
 	for _, v := range c.d.all() {
 		m.device(v, stores)
+		m.latencies(c.d.Latency(v.record().Device.Name))
 	}
 	m.cache(c.d.CacheStats())
 }
@@ -172,6 +177,19 @@ func (m metrics) flag(d *prometheus.Desc, on bool, labels ...string) {
 		v = 1
 	}
 	m.gauge(d, v, labels...)
+}
+
+// latencies gives what was measured in the kernel, where anything was.
+func (m metrics) latencies(r LatencyReport, err error) {
+	if err != nil {
+		return
+	}
+	for _, l := range r.Latencies {
+		labels := []string{r.Device, l.Op, l.Source}
+		m.out <- latencyMetric{l, labels}
+		m.count(latencyMixed, l.Mixed, labels...)
+		m.count(latencyErrors, l.Errors, labels...)
+	}
 }
 
 // device measures a device, and its store unless that has been.

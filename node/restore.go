@@ -224,6 +224,7 @@ func (d *Daemon) serveAgain(ctx context.Context, v *device, rec record, how outc
 	v.restored = &now
 	v.mu.Unlock()
 	v.setLive(disk, back, rec)
+	d.latency.enter(rec.Device.Name, disk)
 	d.shareRoot(v)
 	d.takeLeases(v)
 	go d.watch(v, disk)

@@ -222,29 +222,49 @@ func (r *imageRoot) NextData(off int64) int64 {
 }
 
 // TryRead reads from the memory of the cache.
-func (r *imageRoot) TryRead(p []byte, off int64) bool {
+func (r *imageRoot) TryRead(p []byte, off int64) (union.Origins, bool) {
 	if r.reader == nil {
-		return false
+		return 0, false
 	}
 	r.note(off, int64(len(p)))
-	return r.reader.TryRead(p, off)
+	from, ok := r.reader.TryReadFrom(p, off)
+	return originsOf(from), ok
+}
+
+// originOf is where a device's data comes from that has it from a source of the cache.
+var originOf = [...]struct {
+	source cache.Source
+	origin union.Origins
+}{
+	{cache.FromMemory, union.FromMemory}, {cache.FromDisk, union.FromDisk}, {cache.FromPeers, union.FromPeers},
+	{cache.FromAppliance, union.FromAppliance}, {cache.FromOrigin, union.FromRoot}, {cache.FromZeros, union.FromZeros},
+}
+
+func originsOf(from cache.Sources) (o union.Origins) {
+	for _, c := range originOf {
+		if from.Has(c.source) {
+			o |= c.origin
+		}
+	}
+	return o
 }
 
 // ReadAsync reads in a goroutine of its own, which waits while no replica answers, for as long as the patience lasts.
-func (r *imageRoot) ReadAsync(p []byte, off int64, done func(error)) {
+func (r *imageRoot) ReadAsync(p []byte, off int64, done func(union.Origins, error)) {
 	go func() {
 		r.set.guests.enter()
-		err := r.read(p, off)
+		from, err := r.read(p, off)
 		r.set.guests.leave()
-		done(rootError(err))
+		done(from, rootError(err))
 	}()
 }
 
-func (r *imageRoot) read(p []byte, off int64) error {
+func (r *imageRoot) read(p []byte, off int64) (union.Origins, error) {
 	if r.reader == nil {
-		return r.set.Read(r.ctx, p, off)
+		return union.FromRoot, r.set.Read(r.ctx, p, off)
 	}
-	return r.reader.Read(r.ctx, p, off)
+	from, err := r.reader.ReadFrom(r.ctx, p, off)
+	return originsOf(from), err
 }
 
 // stats returns what was read through the cache, or nil where nothing can be; r may be nil.

@@ -45,7 +45,7 @@ func servedImage(t *testing.T, up *atomic.Bool) (ref string, content []byte) {
 
 func readRoot(b union.Base, p []byte, off int64) error {
 	done := make(chan error, 1)
-	b.ReadAsync(p, off, func(err error) { done <- err })
+	b.ReadAsync(p, off, func(_ union.Origins, err error) { done <- err })
 	return <-done
 }
 

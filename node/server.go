@@ -95,6 +95,9 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST "+one+"/roots/hydrate", s.guard(s.hydrateRoot, true))
 	mux.Handle("POST "+one+"/roots/replicate", s.admit(true, s.replicateRoot))
 	mux.Handle("POST "+one+"/warm", s.admit(true, s.warmCache))
+	mux.Handle("GET "+one+"/latency", s.guard(s.latency, false))
+	mux.Handle("POST /"+APIVersion+"/"+mapsPath, s.admit(true, s.measure))
+	mux.Handle("DELETE /"+APIVersion+"/"+mapsPath, s.guard(s.endMeasure, true))
 	mux.Handle("GET "+one+"/trace", s.admit(false, s.cacheTrace))
 	const cached = "/" + APIVersion + "/cache"
 	mux.Handle("GET "+cached, s.guard(s.cacheStats, false))

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os/exec"
+	"path/filepath"
 	"time"
 
+	"coppice/ebpf"
 	"coppice/ublk"
 )
 
@@ -70,7 +72,7 @@ func (u *UblkDriver) Create(ctx context.Context, p ublk.Params, h ublk.Handler) 
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return ublkDisk{d}, nil
 }
 
 // notRecoverable says why a device cannot be left to a successor, or "".
@@ -91,7 +93,15 @@ func (u *UblkDriver) Recover(ctx context.Context, id int, h ublk.Handler) (Disk,
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return ublkDisk{d}, nil
+}
+
+// ublkDisk is a device of the kernel's driver.
+type ublkDisk struct{ *ublk.Device }
+
+// Identity looks the disk up in /sys.
+func (d ublkDisk) Identity() (ebpf.DiskID, error) {
+	return ebpf.DiskIDOf("/sys", filepath.Base(d.Path()))
 }
 
 // Kernel lists the devices of the machine.

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice/ebpf"
 	"coppice/image"
 	"coppice/internal/resident"
 	"coppice/ublk"
@@ -89,6 +90,8 @@ type handover struct {
 	Program fileID        `json:"program"`
 	// Known is the metadata of the images that are open, by digest: roots are opened again without waiting for their servers.
 	Known map[image.Digest][]byte `json:"known,omitempty"`
+	// Latency are the maps that requests are measured with, where they are.
+	Latency *ebpf.Inherited `json:"latency,omitempty"`
 }
 
 // step notes that a step has just ended.
@@ -167,7 +170,7 @@ func (d *Daemon) endUpgrade() {
 		attrs = append(attrs, s.Name+"_ms", s.MS)
 	}
 	d.log.Info("devices taken over from another program", attrs...)
-	d.follows.Known = nil
+	d.follows.Known, d.follows.Latency = nil, nil
 	d.roots.learn(nil)
 	if err := d.saveHandover(d.follows); err != nil {
 		d.log.Warn("end of the upgrade not recorded", "error", err)
@@ -347,7 +350,7 @@ func (d *Daemon) leaveAll(srv *server) {
 	}
 	d.stores.prepareClose() // what has changed since
 	h := &d.successor.handover
-	h.Known = d.roots.metadata()
+	h.Known, h.Latency = d.roots.metadata(), d.latency.keepForExec()
 	h.Began = now()
 	save := func() {
 		if err := d.saveHandover(h); err != nil {

@@ -17,6 +17,7 @@ func (d *Daemon) watch(v *device, disk Disk) {
 		d.broken(v, disk)
 		<-disk.Done()
 	}
+	d.latency.leave(disk, d.quit.Err() != nil)
 	if v.enter(StateStopping, StateLive) != nil {
 		return // stopped by us
 	}

@@ -170,6 +170,16 @@ func (a *Attachment) onThreads(ctx context.Context, f func(*lane)) error {
 	return nil
 }
 
+// SetMarks has what Handlers say of requests of a queue ([Request.Mark]) written to m, which has a word for each of its tags, from now on; where m is nil, to
+// nothing. When it returns, the thread that serves the queue has let go what was given before. It fails with ErrReactorsClosed, and then nobody writes any more.
+func (a *Attachment) SetMarks(queue int, m []uint64) error {
+	if queue < 0 || queue >= len(a.lanes) {
+		return fmt.Errorf("set marks: no queue %d", queue)
+	}
+	l := a.lanes[queue]
+	return l.re.call(func() error { return l.q.SetMarks(m) })
+}
+
 // Ended is closed when every queue has ended: the driver has given back every command with ENODEV, the
 // Handler is detached, and neither ublkc nor the descriptor areas are in use any more. It
 // is also closed, for drained queues, when their reactors are.

@@ -264,6 +264,9 @@ func (d *Device) Requests(ctx context.Context) ([]RequestInfo, error) { return d
 // Oldest returns the request that the Handler has had for longest; ok is false when there is none.
 func (d *Device) Oldest() (oldest RequestInfo, ok bool, err error) { return d.att.Oldest() }
 
+// SetMarks has what the Handler says of requests of a queue written to shared memory; see [Attachment.SetMarks].
+func (d *Device) SetMarks(queue int, m []uint64) error { return d.att.SetMarks(queue, m) }
+
 // Stop removes the device in order: it makes sure that nobody has it in exclusive use, writes back
 // what the page cache holds, takes the block device away and deletes it. It fails with [ErrInUse],
 // or with the error of the write-back, and then nothing has changed and the device goes on.

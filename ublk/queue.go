@@ -68,8 +68,9 @@ type Queue struct {
 	reqs    []Request
 	bufs    []byte // depth × maxIO, mapped outside the Go heap and touched when used
 
-	local any   // the Handler's
-	lane  *lane // how a reactor reaches the driver; nil over any other Target
+	marks []uint64 // by tag; nil: nobody wants to know
+	local any      // the Handler's
+	lane  *lane    // how a reactor reaches the driver; nil over any other Target
 }
 
 // NewQueue makes a queue whose requests act on t. It maps depth × MaxIO bytes of
@@ -142,6 +143,16 @@ func (q *Queue) SetLocal(v any) { q.local = v }
 
 // Local returns what SetLocal kept.
 func (q *Queue) Local() any { return q.local }
+
+// SetMarks has [Request.Mark] write to m, which has a word for each tag, or to nothing where m is nil. It is for a Target, on its thread; of a device,
+// [Device.SetMarks] calls it.
+func (q *Queue) SetMarks(m []uint64) error {
+	if m != nil && len(m) != len(q.reqs) {
+		return fmt.Errorf("set marks of queue %d: %d words for %d tags", q.index, len(m), len(q.reqs))
+	}
+	q.marks = m
+	return nil
+}
 
 // InService returns how many requests are between Serve and their answer to the driver.
 func (q *Queue) InService() int { return q.served }

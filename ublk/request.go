@@ -66,6 +66,17 @@ func (r *Request) Queue() *Queue { return r.queue }
 // Began returns when the request was handed to the Handler, on the clock of [Queue.Now].
 func (r *Request) Began() int64 { return r.began }
 
+// Marked tells whether anybody wants to know what Mark says.
+func (r *Request) Marked() bool { return r.queue.marks != nil }
+
+// Mark says something about the request to who looks at the queue from outside the process, in memory that it shares ([Device.SetMarks]). It is to be said
+// before Complete, and costs nothing where nobody wants to know.
+func (r *Request) Mark(m uint8) {
+	if marks := r.queue.marks; marks != nil {
+		marks[r.tag] = uint64(m)
+	}
+}
+
 // Complete ends the request. An errno of 0 means that all of it is done. ENOSPC and
 // EOPNOTSUPP reach the kernel as they are, any other errno as EIO.
 //

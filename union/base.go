@@ -32,15 +32,15 @@ type Base interface {
 	// each queue, or nil where the root is not one readable file.
 	File() *os.File
 
-	// TryRead fills p from byte off on and returns true if it can without waiting for anything: from memory. Else it returns false, and
+	// TryRead fills p from byte off on and returns true, and where the bytes were, if it can without waiting for anything: from memory. Else it returns false, and
 	// what is in p does not count. It allocates nothing, starts no goroutine and takes no lock that is held for long, because the thread
 	// that serves all other requests calls it. The range lies within Size. It is used where File is nil, before ReadAsync.
-	TryRead(p []byte, off int64) bool
+	TryRead(p []byte, off int64) (Origins, bool)
 
-	// ReadAsync fills p from byte off on and then calls done once with nil or the error, from any
+	// ReadAsync fills p from byte off on and then calls done once with where the bytes came from, and nil or the error, from any
 	// goroutine, possibly before it returns. The range lies within Size. p belongs to the Base until
 	// then. It is used where File is nil.
-	ReadAsync(p []byte, off int64, done func(error))
+	ReadAsync(p []byte, off int64, done func(Origins, error))
 
 	// Close releases the root. No read may be in flight.
 	Close() error
@@ -253,13 +253,13 @@ func (r *Raw) NextData(off int64) int64 {
 }
 
 // TryRead returns false: nobody knows whether the page cache has it. Devices read [Raw.File] instead.
-func (r *Raw) TryRead([]byte, int64) bool { return false }
+func (r *Raw) TryRead([]byte, int64) (Origins, bool) { return 0, false }
 
 // ReadAsync reads in a goroutine of its own. Devices read [Raw.File] instead.
-func (r *Raw) ReadAsync(p []byte, off int64, done func(error)) {
+func (r *Raw) ReadAsync(p []byte, off int64, done func(Origins, error)) {
 	go func() {
 		_, err := r.f.ReadAt(p, off)
-		done(err)
+		done(FromRoot, err)
 	}()
 }
 

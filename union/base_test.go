@@ -60,11 +60,11 @@ func TestOpenRawSizes(t *testing.T) {
 		}
 		got := make([]byte, size-size/3)
 		done := make(chan error)
-		r.ReadAsync(got, int64(size/3), func(err error) { done <- err })
+		r.ReadAsync(got, int64(size/3), func(_ Origins, err error) { done <- err })
 		if err := <-done; err != nil || !bytes.Equal(got, content[size/3:]) {
 			t.Errorf("%d bytes: asynchronous read to the end differs: %v", size, err)
 		}
-		r.ReadAsync(make([]byte, 1), int64(size), func(err error) { done <- err })
+		r.ReadAsync(make([]byte, 1), int64(size), func(_ Origins, err error) { done <- err })
 		if err := <-done; err != io.EOF {
 			t.Errorf("%d bytes: read beyond the end: %v", size, err)
 		}

@@ -118,11 +118,11 @@ type simBase struct {
 	memBase
 }
 
-func (b *simBase) TryRead([]byte, int64) bool { return false }
+func (b *simBase) TryRead([]byte, int64) (Origins, bool) { return 0, false }
 
-func (b *simBase) ReadAsync(p []byte, off int64, done func(error)) {
+func (b *simBase) ReadAsync(p []byte, off int64, done func(Origins, error)) {
 	copy(p, b.content[off:])
-	done(nil)
+	done(FromRoot, nil)
 }
 
 // simDevice is one of the block devices of a run.

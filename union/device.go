@@ -144,6 +144,8 @@ type op struct {
 	unread   error     // they could not be
 	async    atomic.Int32
 	failed   atomic.Bool
+	came     atomic.Uint32 // Origins of what the root was asked for
+	from     Origins
 	ticket   ticket
 
 	// Of a request for which space is short.
@@ -256,6 +258,10 @@ func (d *Device) Serve(r *ublk.Request) {
 	o.fua = r.FUA && r.Op == ublk.OpWrite
 	o.errno = 0
 	o.forsaken = false
+	o.from = 0
+	if r.Op != ublk.OpRead {
+		o.from = FromLeaf
+	}
 	o.exts = o.exts[:0]
 	if d.readOnly && r.Op != ublk.OpRead && r.Op != ublk.OpFlush {
 		o.complete(syscall.EIO)
@@ -293,6 +299,7 @@ func (o *op) complete(errno syscall.Errno) {
 	if errno != 0 {
 		o.q.d.stats.errors.Add(1)
 	}
+	o.r.Mark(uint8(o.from))
 	o.r.Complete(errno)
 }
 

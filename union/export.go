@@ -122,7 +122,7 @@ func readRoot(base Base, p []byte, off int64) error {
 		return nil
 	}
 	done := make(chan error, 1)
-	base.ReadAsync(p[:have], off, func(err error) { done <- err })
+	base.ReadAsync(p[:have], off, func(_ Origins, err error) { done <- err })
 	if err := <-done; err != nil {
 		return fmt.Errorf("read at byte %d: %w: %w", off, ErrRoot, err)
 	}

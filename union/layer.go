@@ -232,7 +232,7 @@ type missing struct {
 
 // resolve finds where blocks are: in this layer, in one below, or in none. It may read the store. It is not for requests.
 func (l *Layer) resolve(first uint64, out []mapping, sums []uint32) error {
-	return l.store.untilLoaded(func() missing { return l.lookup(first, out, sums) })
+	return l.store.untilLoaded(func() missing { return l.lookup(first, out, sums, nil) })
 }
 
 // untilLoaded repeats a look-up until everything that it needs is in memory.
@@ -248,16 +248,24 @@ func (s *Store) untilLoaded(look func() missing) error {
 	}
 }
 
-// lookup is resolve for requests: where something has to be loaded, it says what.
-func (l *Layer) lookup(first uint64, out []mapping, sums []uint32) missing {
+// lookup is resolve for requests: where something has to be loaded, it says what. Unless told is nil, it adds whether blocks are in the layer itself or below.
+func (l *Layer) lookup(first uint64, out []mapping, sums []uint32, told *Origins) missing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.lookupLocked(first, out, sums)
+	return l.lookupTelling(first, out, sums, told)
 }
 
 func (l *Layer) lookupLocked(first uint64, out []mapping, sums []uint32) missing {
+	return l.lookupTelling(first, out, sums, nil)
+}
+
+func (l *Layer) lookupTelling(first uint64, out []mapping, sums []uint32, told *Origins) missing {
 	if want := l.m.lookupOwn(first, out, sums); want.m != nil {
 		return want
+	}
+	own := 0
+	if told != nil {
+		own = countData(out)
 	}
 	if seeded(bugDiscardToRoot) {
 		for i := range out {
@@ -267,7 +275,12 @@ func (l *Layer) lookupLocked(first uint64, out []mapping, sums []uint32) missing
 		}
 	}
 	if l.parent != nil {
-		return l.parent.fill(first, out, sums)
+		if want := l.parent.fill(first, out, sums); want.m != nil {
+			return want
+		}
+	}
+	if told != nil {
+		told.note(own, countData(out))
 	}
 	return missing{}
 }

@@ -97,6 +97,7 @@ func (o *op) leaveLine() bool {
 func (o *op) startRoot() {
 	o.q.misses.reading++
 	o.failed.Store(false)
+	o.came.Store(0)
 	// One more, so that none is the last before all are started.
 	o.async.Store(int32(len(o.asks)) + 1)
 	for _, a := range o.asks {
@@ -107,7 +108,8 @@ func (o *op) startRoot() {
 	}
 }
 
-func (o *op) rootDone(err error) {
+func (o *op) rootDone(from Origins, err error) {
+	o.came.Or(uint32(from))
 	if err != nil {
 		o.failed.Store(true)
 	}
@@ -120,6 +122,7 @@ func (o *op) rootsDone() {
 	m := &o.q.misses
 	m.reading--
 	m.ended = time.Now()
+	o.from |= Origins(o.came.Load())
 	switch {
 	case !o.failed.Load():
 		m.stalled = false

@@ -34,20 +34,20 @@ func (b *gatedBase) Pin() Pin       { return Pin{Kind: PinImage, SizeBytes: b.Si
 func (b *gatedBase) File() *os.File { return nil }
 func (b *gatedBase) Close() error   { return nil }
 
-func (b *gatedBase) TryRead(p []byte, off int64) bool {
+func (b *gatedBase) TryRead(p []byte, off int64) (Origins, bool) {
 	if off < b.memory {
 		copy(p, b.content[off:])
 	}
-	return off+int64(len(p)) <= b.memory
+	return FromMemory, off+int64(len(p)) <= b.memory
 }
 
-func (b *gatedBase) ReadAsync(p []byte, off int64, done func(error)) {
+func (b *gatedBase) ReadAsync(p []byte, off int64, done func(Origins, error)) {
 	answer := func() {
 		copy(p, b.content[off:])
 		b.mu.Lock()
 		b.under--
 		b.mu.Unlock()
-		done(nil)
+		done(FromRoot, nil)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

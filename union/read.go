@@ -60,6 +60,7 @@ func (o *op) read() {
 			}
 			p, _ := o.bytes(i, k)
 			clear(p)
+			o.from |= FromZeros
 			d.stats.zero.Add(uint64(len(p)))
 		default:
 			for k < o.n && o.maps[k] == mapAbsent {
@@ -77,7 +78,11 @@ func (o *op) read() {
 }
 
 func (o *op) lookup(first uint64, n int) missing {
-	return o.q.d.layer.lookup(first, o.maps[:n], o.sums[:n])
+	var told *Origins
+	if o.r.Marked() {
+		told = &o.from
+	}
+	return o.q.d.layer.lookup(first, o.maps[:n], o.sums[:n], told)
 }
 
 // bytes returns the part of the request's buffer that blocks i to k of it cover, and where on the device it lies.
@@ -119,15 +124,20 @@ func (o *op) readRoot(p []byte, off int64) {
 	have := max(0, min(int64(len(p)), d.baseSize-off))
 	clear(p[have:])
 	d.stats.zero.Add(uint64(int64(len(p)) - have))
+	if have < int64(len(p)) {
+		o.from |= FromZeros
+	}
 	if have == 0 {
 		return
 	}
 	d.stats.root.Add(uint64(have))
 	if o.q.hasRoot {
+		o.from |= FromRoot
 		o.pieces = append(o.pieces, piece{p[:have], off, o.q.root, false})
 		return
 	}
-	if d.base.TryRead(p[:have], off) {
+	if from, ok := d.base.TryRead(p[:have], off); ok {
+		o.from |= from
 		d.stats.rootMemory.Add(uint64(have))
 		return
 	}

@@ -37,27 +37,27 @@ func (b *memBase) File() *os.File {
 	return b.disk.File()
 }
 
-func (b *memBase) TryRead(p []byte, off int64) bool {
+func (b *memBase) TryRead(p []byte, off int64) (Origins, bool) {
 	if b.gone.Load() || off%5 != 0 { // some is in memory
-		return false
+		return 0, false
 	}
 	copy(p, b.content[off:])
-	return true
+	return FromMemory, true
 }
 
-func (b *memBase) ReadAsync(p []byte, off int64, done func(error)) {
+func (b *memBase) ReadAsync(p []byte, off int64, done func(Origins, error)) {
 	if b.gone.Load() {
-		done(syscall.EIO)
+		done(0, syscall.EIO)
 		return
 	}
 	if off%3 == 0 { // some at once
 		copy(p, b.content[off:])
-		done(nil)
+		done(FromRoot, nil)
 		return
 	}
 	go func() {
 		copy(p, b.content[off:])
-		done(nil)
+		done(FromRoot, nil)
 	}()
 }
 func (b *memBase) Close() error { return nil }

@@ -70,6 +70,7 @@ func (o *op) readEdges() {
 		case e.was.isData():
 			o.pieces = append(o.pieces, piece{o.scratch[i], d.layer.store.sb.slotOffset(e.was.slot()), o.q.leaf, false})
 		case e.was == mapZero:
+			o.from |= FromZeros
 			clear(o.scratch[i])
 		default:
 			o.readRoot(o.scratch[i], int64(e.block)<<blockShift)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"coppice/ebpf"
 	"coppice/node"
 	"coppice/ublk"
 	"coppice/ublk/ublktest"
@@ -18,11 +19,13 @@ import (
 // Kernel is what survives a daemon. Its methods may be called from any goroutine.
 type Kernel struct {
 	mu      sync.Mutex // guards what follows
+	seq     uint64     // of the last disk
 	disks   map[int]*kernelDisk
 	failing error // what Create and Recover fail with
 }
 
 type kernelDisk struct {
+	seq    uint64
 	fake   *ublktest.Fake
 	params ublk.Params
 	served bool
@@ -167,6 +170,8 @@ func (d *Driver) Create(_ context.Context, p ublk.Params, h ublk.Handler) (node.
 	}
 	disk := &kernelDisk{fake: fake, params: p}
 	d.k.mu.Lock()
+	d.k.seq++
+	disk.seq = d.k.seq
 	d.k.disks[p.ID] = disk
 	d.k.mu.Unlock()
 	served, err := d.serve(p.ID, disk, h)
@@ -255,6 +260,11 @@ func (s *servedDisk) Path() string { return fmt.Sprintf("/dev/ublkb%d", s.id) }
 // Params returns what the device was made with.
 func (s *servedDisk) Params() ublk.Params { return s.d.k.Params(s.id) }
 
+// Identity has the device's number for a minor number, which is free for any.
+func (s *servedDisk) Identity() (ebpf.DiskID, error) {
+	return ebpf.DiskID{Minor: s.id, Seq: s.disk.seq}, nil
+}
+
 // Done is closed when the queues have ended.
 func (s *servedDisk) Done() <-chan struct{} { return s.a.Ended() }
 
@@ -308,6 +318,9 @@ func (s *servedDisk) Oldest() (ublk.RequestInfo, bool, error) { return s.a.Oldes
 func (s *servedDisk) Requests(ctx context.Context) ([]ublk.RequestInfo, error) {
 	return s.a.Requests(ctx)
 }
+
+// SetMarks has what is said of requests written to m.
+func (s *servedDisk) SetMarks(queue int, m []uint64) error { return s.a.SetMarks(queue, m) }
 
 // Detach leaves the device to a successor.
 func (s *servedDisk) Detach(ctx context.Context) error {
