@@ -98,7 +98,7 @@ func checkContent(t *testing.T, deb string) {
 	command(t, "", nil, "dpkg-deb", "-x", deb, dir)
 	for _, path := range []string{
 		"usr/bin/coppice", "etc/coppice/coppice.toml", "etc/coppice/devices.d", "etc/default/coppice-serve",
-		"usr/lib/systemd/system/coppice.service", "usr/lib/systemd/system/coppice-serve.service", "usr/lib/systemd/system-generators/coppice-generator",
+		"usr/lib/systemd/system/coppice.service", "usr/lib/systemd/system/coppice-serve.service", "usr/lib/systemd/system/coppice-ebpf.service", "usr/lib/systemd/system-generators/coppice-generator",
 		"usr/lib/udev/rules.d/90-coppice.rules", "usr/lib/tmpfiles.d/coppice.conf", "usr/lib/sysusers.d/coppice.conf",
 		"usr/share/initramfs-tools/hooks/coppice", "usr/share/man/man1/coppice.1.gz", "usr/share/man/man1/coppice-create.1.gz", "usr/share/man/man5/coppice.toml.5.gz",
 		"usr/share/bash-completion/completions/coppice", "usr/share/zsh/vendor-completions/_coppice", "usr/share/fish/vendor_completions.d/coppice.fish",

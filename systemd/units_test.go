@@ -27,7 +27,7 @@ func units(t *testing.T) []string {
 }
 
 func TestUnitsAreSandboxed(t *testing.T) {
-	for _, unit := range []string{"coppice.service", "coppice-serve.service"} {
+	for _, unit := range []string{"coppice.service", "coppice-serve.service", "coppice-ebpf.service"} {
 		out := command(t, "", []string{"LC_ALL=C"}, "systemd-analyze", "security", "--offline=true", "--no-pager", filepath.Join(unitDir, unit))
 		m := regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`).FindStringSubmatch(out)
 		if m == nil {

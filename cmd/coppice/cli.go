@@ -11,6 +11,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"coppice/ebpf"
 	"coppice/node"
 )
 
@@ -39,6 +40,8 @@ type cli struct {
 	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
 	Root    rootCmd    `cmd:"" help:"Say where the root of a device is read from, while it is in use."`
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
+	Latency latencyCmd `cmd:"" help:"Show how long the requests of a device took, by where their data came from."`
+	EBPF    ebpfCmd    `cmd:"" name:"ebpf" help:"Have requests measured in the kernel, by eBPF programs."`
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Boot    bootCmd    `cmd:"" help:"Bring this machine up on a root device; for the initramfs."`
@@ -78,7 +81,7 @@ func (e *environment) client() *node.Client { return node.NewClient(e.runDir, e.
 func newParser(c *cli, out, errOut io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
-		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
+		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath, "pins": ebpf.DefaultPins},
 		kong.Exit(exit))
 }
 

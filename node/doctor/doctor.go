@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice/ebpf"
 	"coppice/ublk"
 )
 
@@ -50,13 +51,14 @@ type System struct {
 	LookPath  func(string) (string, error)
 	OpenUring func() error                  // makes and closes a ring
 	OpenUblk  func() (ublk.Features, error) // asks the driver
+	ProbeEBPF func() []ebpf.Lack            // tells what measuring in the kernel lacks
 }
 
 // Host returns the machine that the process runs on.
 func Host() System {
 	s := System{
 		Root: "/", Arch: runtime.GOARCH, PageSize: os.Getpagesize(), EUID: os.Geteuid(), Now: time.Now(),
-		LookPath: exec.LookPath, OpenUring: openUring, OpenUblk: openUblk,
+		LookPath: exec.LookPath, OpenUring: openUring, OpenUblk: openUblk, ProbeEBPF: ebpf.Probe,
 	}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
@@ -100,7 +102,7 @@ func openUblk() (ublk.Features, error) {
 func (s System) Examine() []Finding {
 	checks := []func() Finding{
 		s.kernel, s.machine, s.user, s.driver, s.control, s.uring, s.pidSpace,
-		s.memory, s.files, s.locked, s.runDir, s.clock, s.scheduler, s.udev, s.tools,
+		s.memory, s.files, s.locked, s.runDir, s.clock, s.scheduler, s.udev, s.tools, s.ebpf,
 	}
 	list := make([]Finding, len(checks))
 	for i, check := range checks {

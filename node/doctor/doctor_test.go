@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice/ebpf"
 	"coppice/ublk"
 )
 
@@ -30,6 +31,7 @@ func fine(t *testing.T) System {
 		OpenUblk: func() (ublk.Features, error) {
 			return ublk.FeatureRecovery | ublk.FeatureReissue | ublk.FeaturePerIODaemon, nil
 		},
+		ProbeEBPF: func() []ebpf.Lack { return nil },
 	}
 	s.put(t, "sys/module/ublk_drv/refcnt", "0")
 	s.put(t, "proc/sys/kernel/io_uring_disabled", "0\n")
@@ -136,6 +138,16 @@ func TestFindings(t *testing.T) {
 					return "", os.ErrNotExist
 				}
 				return name, nil
+			}
+		}},
+		{"no eBPF", "eBPF", Warn, "cannot be measured by source: no types; no permission", func(_ *testing.T, s *System) {
+			s.ProbeEBPF = func() []ebpf.Lack {
+				return []ebpf.Lack{{What: "no types", ToDo: "another kernel"}, {What: "no permission", ToDo: "as root"}}
+			}
+		}},
+		{"eBPF to do", "eBPF", Warn, "another kernel; as root", func(_ *testing.T, s *System) {
+			s.ProbeEBPF = func() []ebpf.Lack {
+				return []ebpf.Lack{{What: "no types", ToDo: "another kernel"}, {What: "no permission", ToDo: "as root"}}
 			}
 		}},
 	} {

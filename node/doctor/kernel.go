@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 
+	"coppice/ebpf"
 	"coppice/ublk"
 	"coppice/ublk/uring"
 )
@@ -171,4 +172,17 @@ func (s System) pidSpace() Finding {
 			"not the machine's own: some kernels refuse to start devices from here")
 	}
 	return finding("pid namespace", OK, "", "the machine's own")
+}
+
+// ebpf tells whether requests can be measured in the kernel. Devices are served without.
+func (s System) ebpf() Finding {
+	lack := ebpf.LackError{Lacks: s.ProbeEBPF()}
+	if len(lack.Lacks) > 0 {
+		var what []string
+		for _, l := range lack.Lacks {
+			what = append(what, l.What)
+		}
+		return finding("eBPF", Warn, lack.ToDo(), "devices work; the latency of their requests cannot be measured by source: %s", strings.Join(what, "; "))
+	}
+	return finding("eBPF", OK, "", "requests can be measured in the kernel (coppice ebpf load)")
 }
