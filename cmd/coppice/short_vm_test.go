@@ -15,3 +15,6 @@ const detachedRoot, detachedData, detachRate = "32M", "10M", "512K"
 
 // freezeStep is how much longer than the last one each frozen command lives.
 const freezeStep = 24 * time.Millisecond
+
+// How many pairs of rounds the cost of measuring is taken from, and how many seconds each round takes.
+const latencyRounds, latencySeconds = 3, 1

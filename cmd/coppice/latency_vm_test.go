@@ -1,0 +1,299 @@
+//go:build vm
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"coppice/ebpf"
+	"coppice/node"
+)
+
+// fioJob is what fio says of one of its jobs, of its reads.
+type fioJob struct {
+	Name string `json:"jobname"`
+	Read struct {
+		Total int64 `json:"total_ios"`
+		Clat  struct {
+			Percentile map[string]float64 `json:"percentile"` // ns
+		} `json:"clat_ns"`
+	} `json:"read"`
+}
+
+// fio runs jobs on a device, all at once, past the page cache.
+func (r *vmRig) fio(path string, args ...string) map[string]fioJob {
+	r.t.Helper()
+	args = append([]string{"--output-format=json", "--filename=" + path, "--direct=1", "--group_reporting=0", "--allow_mounted_write=0"}, args...)
+	out, err := exec.Command("fio", args...).Output()
+	if err != nil {
+		r.t.Fatalf("fio %q: %v\n%s", args, err, out)
+	}
+	var said struct{ Jobs []fioJob }
+	if err := json.Unmarshal(out, &said); err != nil {
+		r.t.Fatalf("fio: %v\n%s", err, out)
+	}
+	jobs := make(map[string]fioJob)
+	for _, j := range said.Jobs {
+		jobs[j.Name] = j
+	}
+	return jobs
+}
+
+type latencyKey struct{ op, source string }
+
+// latencies are what was measured of a device.
+func (r *vmRig) latencies(name string) map[latencyKey]ebpf.Latency {
+	r.t.Helper()
+	var rep node.LatencyReport
+	if err := json.Unmarshal([]byte(r.ok("latency", name, "-o", "json")), &rep); err != nil {
+		r.t.Fatal(err)
+	}
+	all := make(map[latencyKey]ebpf.Latency)
+	for _, l := range rep.Latencies {
+		all[latencyKey{l.Op, l.Source}] = l
+	}
+	return all
+}
+
+// since returns what came after an earlier measurement.
+func since(now, before ebpf.Latency) ebpf.Latency {
+	d := ebpf.Latency{Op: now.Op, Source: now.Source, Count: now.Count - before.Count, Mixed: now.Mixed - before.Mixed}
+	counts := make(map[int]uint64)
+	for _, b := range before.Buckets {
+		counts[b.Index] = b.Count
+	}
+	for _, b := range now.Buckets {
+		if n := b.Count - counts[b.Index]; n > 0 {
+			d.Buckets = append(d.Buckets, ebpf.Bucket{Index: b.Index, Count: n})
+		}
+	}
+	return d
+}
+
+// The image of TestLatencyBySource, in MiB: data, of which the first part is overwritten, the next is read through the cache and the next stays cold; the rest is zeros.
+const (
+	latencyImage = 16
+	latencyZeros = 12 // where zeros begin
+)
+
+// measuredDevice makes a device on an image, with its first 4 MiB written, that nothing but these tests reads, and has it measured.
+func (r *vmRig) measuredDevice() (node.Device, *vmDaemon) {
+	r.t.Helper()
+	source, ref := filepath.Join(r.dir, "source"), "oci:"+filepath.Join(r.dir, "images")+":root:1"
+	r.sh(fmt.Sprintf("head -c %dM /dev/urandom > %s && truncate -s %dM %s", latencyZeros, source, latencyImage, source))
+	r.ok("image", "build", ref, source)
+	r.root = ref
+	config := filepath.Join(r.dir, "latency.toml")
+	// What is read before it is asked for would be in memory when it is.
+	text := "scrub_bytes_per_second = 0\n[cache]\nmemory = \"64M\"\nreadahead = \"0\"\nprefetch_percent = 0\nrecord = \"0\"\ntraces = \"" + filepath.Join(r.dir, "traces") + "\"\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	d := r.start("--config", config)
+	dev := r.create("web1")
+	r.refused("no eBPF programs are loaded", "latency", "web1")
+	r.ok("ebpf", "load")
+	r.t.Cleanup(func() { r.ok("ebpf", "unload") })
+	r.fio(dev.Path, "--name=fill", "--rw=write", "--bs=64k", "--size=4M", "--ioengine=psync")
+	return dev, d
+}
+
+// Requests of a known mix, some at once, are counted under the source that each has its data from: as many as fio says that it made, and no others.
+func TestLatencyBySource(t *testing.T) {
+	r := newVMRig(t)
+	dev, d := r.measuredDevice()
+	load := func(jobs ...string) { r.mix(dev, jobs...) }
+	// The first 4 MiB are the leaf's.
+	const leaf, cached, cold, zero = "leaf", "memory", "root", "zero"
+	load(cold + " --offset=4M --size=4M --bs=64k")
+	load(leaf+" --offset=0 --size=4M --bs=4k", cached+" --offset=4M --size=4M --bs=4k", cold+" --offset=8M --size=4M --bs=64k", zero+" --offset=12M --size=4M --bs=4k")
+
+	before := r.latencies("web1")
+	r.fio(dev.Path, "--name=across", "--rw=read", "--bs=8k", "--offset=4190208", "--size=8k", "--ioengine=psync") // the last block of the leaf, and the next one
+	if got := since(r.latencies("web1")[latencyKey{"read", "memory"}], before[latencyKey{"read", "memory"}]); got.Count != 1 || got.Mixed != 1 {
+		t.Errorf("a read of leaf and cache is counted as %+v", got)
+	}
+
+	// Another daemon goes on with the numbers, once it has the maps.
+	before = r.latencies("web1")
+	d.signal(syscall.SIGKILL)
+	<-d.ended
+	r.start("--config", filepath.Join(r.dir, "latency.toml"))
+	r.refused("no eBPF programs are loaded", "latency", "web1")
+	var loaded ebpfLoadReport
+	if err := json.Unmarshal([]byte(r.ok("ebpf", "load", "-o", "json")), &loaded); err != nil || loaded.New || loaded.Devices != 1 {
+		t.Errorf("loaded again: %+v, %v", loaded, err)
+	}
+	load(leaf + " --offset=0 --size=1M --bs=4k")
+	if got := r.latencies("web1")[latencyKey{"read", "leaf"}].Count; got != before[latencyKey{"read", "leaf"}].Count+256 {
+		t.Errorf("%d reads of the leaf after a restart, were %d", got, before[latencyKey{"read", "leaf"}].Count)
+	}
+	t.Logf("\n%s", r.ok("latency", "web1"))
+	r.ok("ebpf", "unload")
+	r.refused("no eBPF programs are loaded", "latency", "web1")
+	r.fio(dev.Path, "--name=after", "--rw=randread", "--bs=4k", "--size=1M", "--ioengine=psync")
+	r.ok("delete", "web1")
+}
+
+// mix runs jobs, each named as the source that all of its reads have their data from, and compares.
+func (r *vmRig) mix(dev node.Device, jobs ...string) {
+	r.t.Helper()
+	before := r.latencies("web1")
+	args := []string{"--rw=randread", "--ioengine=io_uring", "--iodepth=8"}
+	for _, j := range jobs {
+		name, rest, _ := strings.Cut(j, " ")
+		args = append(append(args, "--name="+name), strings.Fields(rest)...)
+	}
+	said := r.fio(dev.Path, args...)
+	now := r.latencies("web1")
+	for key, l := range now {
+		got, want := since(l, before[key]), int64(0)
+		if key.op == "read" {
+			want = said[key.source].Read.Total
+		}
+		if int64(got.Count) != want || got.Mixed != 0 {
+			r.t.Errorf("%v: the kernel counted %d (%d mixed), fio made %d", key, got.Count, got.Mixed, want)
+		}
+	}
+	for name, job := range said {
+		if job.Read.Total == 0 || now[latencyKey{"read", name}].Count == 0 {
+			r.t.Errorf("%s: fio made %d, the kernel counted none", name, job.Read.Total)
+		}
+	}
+}
+
+// The percentiles of the kernel's histogram are those that fio sees, or one bucket beside.
+func TestLatencyPercentiles(t *testing.T) {
+	r := newVMRig(t)
+	dev, _ := r.measuredDevice()
+	key := latencyKey{"read", "leaf"}
+	before := r.latencies("web1")[key]
+	job := r.fio(dev.Path, "--name=job", "--rw=randread", "--bs=64k", "--size=4M", "--ioengine=psync", "--time_based", fmt.Sprintf("--runtime=%d", latencySeconds),
+		"--percentile_list=50:90:95:99")["job"]
+	got := since(r.latencies("web1")[key], before)
+	if int64(got.Count) != job.Read.Total {
+		t.Errorf("the kernel counted %d, fio made %d", got.Count, job.Read.Total)
+	}
+	if len(job.Read.Clat.Percentile) != 4 {
+		t.Fatalf("fio says %+v", job)
+	}
+	for text, ns := range job.Read.Clat.Percentile {
+		percent, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kernel, fio := got.PercentileBucket(percent), ebpf.BucketOf(time.Duration(ns))
+		t.Logf("%g %%: fio %s (bucket %d), the kernel less than %s (bucket %d)", percent, time.Duration(ns), fio, got.Percentile(percent), kernel)
+		if kernel < fio-1 || kernel > fio+1 {
+			t.Errorf("%g %%: bucket %d, fio's is %d", percent, kernel, fio)
+		}
+	}
+}
+
+// Measuring costs a request at depth 32 no more than a twentieth of the CPU that it takes: rounds with and without, in turns.
+func TestLatencyCost(t *testing.T) {
+	r := newVMRig(t)
+	dev, _ := r.measuredDevice()
+	cost := func(on bool) float64 {
+		verb := "unload"
+		if on {
+			verb = "load"
+		}
+		r.ok("ebpf", verb)
+		busy := busyTime(t)
+		job := r.fio(dev.Path, "--name=job", "--rw=randread", "--bs=4k", "--size=4M", "--ioengine=io_uring", "--iodepth=32", "--time_based",
+			fmt.Sprintf("--runtime=%d", latencySeconds))["job"]
+		return (busyTime(t) - busy) / float64(job.Read.Total) * 1e6
+	}
+	cost(true) // warm
+	var ratios, off []float64
+	for round := range latencyRounds {
+		var with, without float64
+		if round%2 == 0 {
+			without, with = cost(false), cost(true)
+		} else {
+			with, without = cost(true), cost(false)
+		}
+		ratios, off = append(ratios, with/without), append(off, without)
+	}
+	low, high := bootstrap(ratios)
+	t.Logf("guest CPU per request: %.1f µs without, times %.3f with, 95 %% interval %.3f to %.3f, of %d rounds: %.3f", median(off), median(ratios), low, high, len(ratios), ratios)
+	if low > 1.05 {
+		t.Errorf("measuring costs more than 5 %%: the interval is %.3f to %.3f", low, high)
+	}
+
+	// The kernel's own count is beside it, as counting costs too.
+	r.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled")
+	defer r.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled")
+	cost(true)
+	var programs []ebpf.ProgramStatus
+	if err := json.Unmarshal([]byte(r.ok("ebpf", "show", "-o", "json")), &programs); err != nil {
+		t.Fatal(err)
+	}
+	perRequest, completed := 0.0, 0.0
+	for _, p := range programs {
+		perRequest += float64(p.Nanos)
+		if p.Name == "complete_request" {
+			completed = float64(p.Runs)
+		}
+	}
+	if completed == 0 {
+		t.Fatalf("no program has run: %+v", programs)
+	}
+	t.Logf("the kernel says: %.2f µs in programs per request\n%s", perRequest/completed/1e3, r.ok("ebpf", "show"))
+}
+
+// busyTime is how many seconds the CPUs of the machine have worked.
+func busyTime(t *testing.T) float64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line)
+	const ticks, idle, wait = 100, 4, 5 // user, nice, system, idle, iowait, irq, softirq
+	sum := 0.0
+	for i := 1; i <= 7; i++ {
+		n, err := strconv.ParseFloat(fields[i], 64)
+		if err != nil {
+			t.Fatalf("/proc/stat: %q", line)
+		}
+		if i != idle && i != wait {
+			sum += n
+		}
+	}
+	return sum / ticks
+}
+
+func median(list []float64) float64 {
+	sorted := slices.Sorted(slices.Values(list))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// bootstrap returns the 95 % interval of the median.
+func bootstrap(list []float64) (low, high float64) {
+	const draws = 4000
+	rng := rand.New(rand.NewPCG(1, 1))
+	medians := make([]float64, draws)
+	drawn := make([]float64, len(list))
+	for i := range medians {
+		for k := range drawn {
+			drawn[k] = list[rng.IntN(len(list))]
+		}
+		medians[i] = median(drawn)
+	}
+	slices.Sort(medians)
+	return medians[draws/40], medians[draws-1-draws/40]
+}
