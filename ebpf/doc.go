@@ -2,8 +2,8 @@
 //
 // # How
 //
-// Programs at the tracepoints block_rq_insert, block_rq_issue, block_rq_merge and block_rq_complete (c/latency.bpf.c) time each request of the disks that are
-// entered in a table, and count it in a histogram of its disk, operation and source. Three maps are memory that the programs share with the daemon: the table of
+// A program at the tracepoint block_rq_complete (c/latency.bpf.c) counts each request of the disks that are entered in a table in a histogram of its disk, operation and
+// source, by how long ago the kernel made it. Three maps are memory that the programs share with the daemon: the table of
 // disks, a word per tag in which the daemon says where the data came from before it answers the request ([Disk.Marks]), and the histograms. So the daemon makes
 // no system call for any of that, neither per request nor to read the numbers.
 //

@@ -22,7 +22,7 @@ func Bound(i int) float64 {
 }
 
 // Latency is how long the requests of one disk took that were of one operation and had their data from one source, or from several of which it is the farthest.
-// It is counted from when the kernel had the request ready to be issued until it was completed.
+// It is counted from when the kernel made the request until it was completed.
 type Latency struct {
 	Op     string `json:"operation"`
 	Source string `json:"source"`

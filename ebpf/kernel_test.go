@@ -298,13 +298,13 @@ func TestForeignMapsAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer objects.Close()
-	fd, err = unix.FcntlInt(uintptr(objects.Starts.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err = unix.FcntlInt(uintptr(objects.Marks.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	starts := os.NewFile(uintptr(fd), "starts")
-	defer starts.Close()
-	m := Maps{Files: [handedMaps]*os.File{starts, starts, starts}, Shards: 1}
+	marks := os.NewFile(uintptr(fd), "marks")
+	defer marks.Close()
+	m := Maps{Files: [handedMaps]*os.File{marks, marks, marks}, Shards: 1}
 	if _, err := m.shape(); !errors.Is(err, ErrNotOurs) {
 		t.Errorf("another map: %v", err)
 	}

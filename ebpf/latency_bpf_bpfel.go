@@ -16,7 +16,6 @@ import (
 type latencyDevice struct {
 	_       structs.HostLayout
 	Diskseq uint64
-	Epoch   uint64
 	Slot    uint32
 	Base    uint32
 	Queues  uint32
@@ -31,12 +30,6 @@ type latencyHistogram struct {
 	Buckets [50]uint64
 }
 
-type latencyStart struct {
-	_     structs.HostLayout
-	Nanos uint64
-	Epoch uint64
-}
-
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -44,11 +37,7 @@ const (
 	latencyMapDevices          = "devices"
 	latencyMapHistograms       = "histograms"
 	latencyMapMarks            = "marks"
-	latencyMapStarts           = "starts"
 	latencyProgCompleteRequest = "complete_request"
-	latencyProgInsertRequest   = "insert_request"
-	latencyProgIssueRequest    = "issue_request"
-	latencyProgMergeRequest    = "merge_request"
 	latencyVarShardMask        = "shard_mask"
 )
 
@@ -95,9 +84,6 @@ type latencySpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type latencyProgramSpecs struct {
 	CompleteRequest *ebpf.ProgramSpec `ebpf:"complete_request"`
-	InsertRequest   *ebpf.ProgramSpec `ebpf:"insert_request"`
-	IssueRequest    *ebpf.ProgramSpec `ebpf:"issue_request"`
-	MergeRequest    *ebpf.ProgramSpec `ebpf:"merge_request"`
 }
 
 // latencyMapSpecs contains maps before they are loaded into the kernel.
@@ -107,7 +93,6 @@ type latencyMapSpecs struct {
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Histograms *ebpf.MapSpec `ebpf:"histograms"`
 	Marks      *ebpf.MapSpec `ebpf:"marks"`
-	Starts     *ebpf.MapSpec `ebpf:"starts"`
 }
 
 // latencyVariableSpecs contains global variables before they are loaded into the kernel.
@@ -140,7 +125,6 @@ type latencyMaps struct {
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Histograms *ebpf.Map `ebpf:"histograms"`
 	Marks      *ebpf.Map `ebpf:"marks"`
-	Starts     *ebpf.Map `ebpf:"starts"`
 }
 
 func (m *latencyMaps) Close() error {
@@ -148,7 +132,6 @@ func (m *latencyMaps) Close() error {
 		m.Devices,
 		m.Histograms,
 		m.Marks,
-		m.Starts,
 	)
 }
 
@@ -164,17 +147,11 @@ type latencyVariables struct {
 // It can be passed to loadLatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type latencyPrograms struct {
 	CompleteRequest *ebpf.Program `ebpf:"complete_request"`
-	InsertRequest   *ebpf.Program `ebpf:"insert_request"`
-	IssueRequest    *ebpf.Program `ebpf:"issue_request"`
-	MergeRequest    *ebpf.Program `ebpf:"merge_request"`
 }
 
 func (p *latencyPrograms) Close() error {
 	return _LatencyClose(
 		p.CompleteRequest,
-		p.InsertRequest,
-		p.IssueRequest,
-		p.MergeRequest,
 	)
 }
 

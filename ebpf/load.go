@@ -61,10 +61,7 @@ func shardsFor(cpus int) int {
 }
 
 // pointOf is where each program is attached.
-var pointOf = map[string]string{
-	latencyProgInsertRequest: "block_rq_insert", latencyProgIssueRequest: "block_rq_issue",
-	latencyProgMergeRequest: "block_rq_merge", latencyProgCompleteRequest: "block_rq_complete",
-}
+var pointOf = map[string]string{latencyProgCompleteRequest: "block_rq_complete"}
 
 // handedNames are the names of the maps that are handed over.
 var handedNames = [handedMaps]string{mapDevices: latencyMapDevices, mapMarks: latencyMapMarks, mapHistograms: latencyMapHistograms}
@@ -212,7 +209,6 @@ func newLatency(cfg LoadConfig, shards int) (*latencyObjects, error) {
 		return nil, err
 	}
 	spec.Maps[latencyMapMarks].MaxEntries = uint32(cfg.Tags)
-	spec.Maps[latencyMapStarts].MaxEntries = uint32(cfg.Tags)
 	spec.Maps[latencyMapHistograms].MaxEntries = uint32(cfg.Devices * shards * classes)
 	if err := spec.Variables[latencyVarShardMask].Set(uint32(shards - 1)); err != nil {
 		return nil, err
@@ -233,10 +229,7 @@ func (o *latencyObjects) maps() map[string]*cilium.Map {
 }
 
 func (o *latencyObjects) programs() map[string]*cilium.Program {
-	return map[string]*cilium.Program{
-		latencyProgInsertRequest: o.InsertRequest, latencyProgIssueRequest: o.IssueRequest,
-		latencyProgMergeRequest: o.MergeRequest, latencyProgCompleteRequest: o.CompleteRequest,
-	}
+	return map[string]*cilium.Program{latencyProgCompleteRequest: o.CompleteRequest}
 }
 
 // openPinned opens the maps if all is there.

@@ -96,13 +96,13 @@ func fileSystem(path string) (int64, error) {
 	return st.Type, nil
 }
 
-// kernelTypes finds the tracepoints, whose first argument is a request from Linux 5.11 on.
+// kernelTypes finds the tracepoints.
 func kernelTypes() error {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"block_rq_insert", "block_rq_issue", "block_rq_merge", "block_rq_complete"} {
+	for _, name := range pointOf {
 		var point *btf.Typedef
 		if err := types.TypeByName("btf_trace_"+name, &point); err != nil {
 			return fmt.Errorf("no tracepoint %s: %w", name, strip(err))

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -126,6 +125,9 @@ func DiskIDOf(sys, name string) (DiskID, error) {
 		return DiskID{}, fmt.Errorf("identify disk: %w", err)
 	}
 	_, minor, _ := strings.Cut(dev, ":")
+	if counted, err := read("queue/iostats"); err != nil || counted != "1" {
+		return DiskID{}, fmt.Errorf("identify disk %s: the kernel does not note when its requests begin: echo 1 >/sys/block/%s/queue/iostats (%w)", name, name, err)
+	}
 	var id DiskID
 	var errs [2]error
 	id.Minor, errs[0] = strconv.Atoi(minor)
@@ -211,9 +213,8 @@ func (d *Disk) allocate() error {
 	from, to := d.entry.tags()
 	clear(t.marks[from:to])
 	clear(t.all[int(d.entry.Slot)*t.shards*classes:][:t.shards*classes])
-	d.entry.Epoch = uint64(time.Now().UnixNano())
 	e := &t.devices[d.place]
-	e.Epoch, e.Slot, e.Base, e.Queues, e.Depth = d.entry.Epoch, d.entry.Slot, d.entry.Base, d.entry.Queues, d.entry.Depth
+	e.Slot, e.Base, e.Queues, e.Depth = d.entry.Slot, d.entry.Base, d.entry.Queues, d.entry.Depth
 	atomic.StoreUint64(&e.Diskseq, d.entry.Diskseq) // from now on the programs read the rest
 	return nil
 }

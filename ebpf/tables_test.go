@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -93,7 +94,7 @@ func TestBrokenTable(t *testing.T) {
 		for i := range tables.devices {
 			e := &tables.devices[i]
 			*e = latencyDevice{
-				Diskseq: rng.Uint64N(3), Epoch: rng.Uint64(), Slot: rng.Uint32() >> rng.IntN(32), Base: rng.Uint32() >> rng.IntN(32),
+				Diskseq: rng.Uint64N(3), Slot: rng.Uint32() >> rng.IntN(32), Base: rng.Uint32() >> rng.IntN(32),
 				Queues: rng.Uint32() >> rng.IntN(32), Depth: rng.Uint32() >> rng.IntN(32),
 			}
 		}
@@ -164,9 +165,10 @@ func TestClosedTables(t *testing.T) {
 
 func TestDiskIDOf(t *testing.T) {
 	sys := t.TempDir()
+	iostats := "1"
 	put := func(dev, seq string) {
 		dir := filepath.Join(sys, "block", "ublkb3")
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "dev"), []byte(dev), 0o600),
+		if err := errors.Join(os.MkdirAll(dir+"/queue", 0o755), os.WriteFile(filepath.Join(dir, "queue/iostats"), []byte(iostats+"\n"), 0o600), os.WriteFile(filepath.Join(dir, "dev"), []byte(dev), 0o600),
 			os.WriteFile(filepath.Join(dir, "diskseq"), []byte(seq), 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -178,6 +180,12 @@ func TestDiskIDOf(t *testing.T) {
 	if id, err := DiskIDOf(sys, "ublkb3"); err != nil || id != (DiskID{12, 77}) {
 		t.Errorf("%+v, %v", id, err)
 	}
+	iostats = "0"
+	put("259:12", "77")
+	if _, err := DiskIDOf(sys, "ublkb3"); err == nil || !strings.Contains(err.Error(), "queue/iostats") {
+		t.Errorf("without times: %v", err)
+	}
+	iostats = "1"
 	for _, bad := range [][2]string{{"259", "1"}, {"259:x", "1"}, {"259:1", ""}, {"259:1", "0"}, {"259:-1", "5"}} {
 		put(bad[0], bad[1])
 		if id, err := DiskIDOf(sys, "ublkb3"); err == nil {

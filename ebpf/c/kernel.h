@@ -49,6 +49,7 @@ struct request {
 	unsigned int cmd_flags;
 	int tag;
 	unsigned int __data_len;
+	__u64 start_time_ns;
 };
 
 #pragma clang attribute pop
