@@ -134,7 +134,8 @@ vet:
 vuln: $(VULNCHECK)
 	@tools/vuln.sh $(VULNCHECK) $(PKGS)
 
-generate: ## run go generate; the tree must be clean afterwards
+generate: ## run go generate (clang-19, from Debian 12 or 13); the tree must be clean afterwards
+	@tools/deps.sh clang-19 llvm-19
 	$(GO) generate $(PKGS)
 
 clean:

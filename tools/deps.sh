@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs by apt what the Makefile's targets need, and only what is missing.
+# Installs by apt what the Makefile's targets need and the packages that are given, and only what is missing.
 # Debian 12 and 13; as root, or with a sudo that asks nothing.
 set -euo pipefail
 
@@ -12,6 +12,7 @@ packages=(
 	iproute2                                            # networks of nodes, in namespaces
 	systemd git gzip man-db groff                       # units and pages of the package
 	nginx-light docker-registry skopeo                  # servers of images, and who copies between them
+	"$@"                                                # what one target alone needs
 )
 
 missing=()

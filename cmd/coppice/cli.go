@@ -11,7 +11,6 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"coppice/ebpf"
 	"coppice/node"
 )
 
@@ -81,7 +80,7 @@ func (e *environment) client() *node.Client { return node.NewClient(e.runDir, e.
 func newParser(c *cli, out, errOut io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
-		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath, "pins": ebpf.DefaultPins},
+		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
 		kong.Exit(exit))
 }
 

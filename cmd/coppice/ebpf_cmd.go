@@ -18,7 +18,7 @@ type ebpfCmd struct {
 }
 
 type ebpfPins struct {
-	Pins string `placeholder:"DIR" default:"${pins}" type:"path" help:"Where they are pinned, in a bpf file system (${default})."`
+	Pins string `placeholder:"DIR" default:"/sys/fs/bpf/coppice" type:"path" help:"Where they are pinned, in a bpf file system (${default})."`
 }
 
 type ebpfLoadCmd struct {
