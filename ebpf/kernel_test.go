@@ -195,6 +195,43 @@ func handed(t *testing.T, m Maps) Maps {
 	return got
 }
 
+// What is kept for a program that this process executes is what that program takes.
+func TestKeptForExec(t *testing.T) {
+	if !supported(t) {
+		return // TestVerifier has asserted that it is said
+	}
+	l := loadAt(t, LoadConfig{Pins: pinsDir(t), Devices: 1, Tags: 512})
+	in, err := l.Maps.KeepForExec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, fd := range in.FDs {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+			t.Errorf("descriptor %d: flags %#x, %v", fd, flags, err)
+		}
+		// As the next program has them: nobody else owns them there.
+		if in.FDs[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := in.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range m.Files {
+		if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("map %d: flags %#x, %v: a child would inherit it", i, flags, err)
+		}
+	}
+	tables := openTables(t, m)
+	if _, err := tables.Enter(DiskID{1, 1}, 1, 8); err != nil {
+		t.Error(err)
+	}
+}
+
 func socketPair(t *testing.T) (near, far *net.UnixConn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
