@@ -5,7 +5,7 @@
 // the histograms: it makes no call of bpf() for any of that. What it writes there is not trusted: each number is compared with the map that it leads to.
 //
 // One program is enough: the kernel notes in each request when it was made (blk_mq_rq_ctx_init and blk_rq_init, Linux 6.1 to 6.18), for its own statistics. Programs where
-// requests are inserted, issued and merged, and a map of their times, gave the same numbers for more than twice the CPU.
+// requests are inserted, issued and merged, and a map of their times, counted the same requests and took more CPU.
 //
 // Sizes of the maps are set by who loads this; those here are the least.
 #include "kernel.h"
