@@ -13,11 +13,10 @@ import (
 )
 
 // supported tells whether this machine says that it can measure. Where it does, what follows has to work; where it does not, it has said why.
-func supported(t *testing.T) bool {
+func supported(t testing.TB) bool {
 	t.Helper()
-	lacks := Probe()
 	able := true
-	for _, l := range lacks {
+	for _, l := range Probe() {
 		if l.What == "" || l.ToDo == "" {
 			t.Errorf("unclear: %+v", l)
 		}
@@ -31,7 +30,7 @@ func supported(t *testing.T) bool {
 }
 
 // pinsDir mounts a bpf file system and returns a directory in it that does not exist yet.
-func pinsDir(t *testing.T) string {
+func pinsDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
@@ -45,7 +44,7 @@ func pinsDir(t *testing.T) string {
 	return filepath.Join(dir, "coppice")
 }
 
-func loadAt(t *testing.T, cfg LoadConfig) *Loaded {
+func loadAt(t testing.TB, cfg LoadConfig) *Loaded {
 	t.Helper()
 	l, err := Load(cfg)
 	if err != nil {
@@ -59,7 +58,7 @@ func loadAt(t *testing.T, cfg LoadConfig) *Loaded {
 	return l
 }
 
-func openTables(t *testing.T, m Maps) *Tables {
+func openTables(t testing.TB, m Maps) *Tables {
 	t.Helper()
 	tables, err := Open(m)
 	if err != nil {
@@ -83,7 +82,7 @@ type loopDisk struct {
 	depth  int
 }
 
-func newLoopDisk(t *testing.T) *loopDisk {
+func newLoopDisk(t testing.TB) *loopDisk {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 16<<20)); err != nil {

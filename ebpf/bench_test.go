@@ -1,0 +1,53 @@
+package ebpf
+
+import (
+	"testing"
+
+	cilium "github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// BenchmarkRequest reads 4 KiB of a loop device, measured and not, and tells what the kernel itself says of the programs' part.
+func BenchmarkRequest(b *testing.B) {
+	if !supported(b) {
+		return // it has said why
+	}
+	disk := newLoopDisk(b)
+	read := func(b *testing.B) {
+		for b.Loop() {
+			if _, err := disk.f.ReadAt(disk.buf[:4096], 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("off", read)
+	pins := pinsDir(b)
+	tables := openTables(b, loadAt(b, LoadConfig{Pins: pins}).Maps)
+	b.Run("of others", read)
+	if _, err := tables.Enter(disk.id, disk.queues, disk.depth); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("on", read)
+	b.Run("counted", func(b *testing.B) {
+		counting, err := cilium.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer counting.Close()
+		before := programsTime(b, pins)
+		read(b)
+		b.ReportMetric(float64(programsTime(b, pins)-before)/float64(b.N), "ns-in-programs/op")
+	})
+}
+
+func programsTime(b *testing.B, pins string) (nanos uint64) {
+	b.Helper()
+	list, err := Status(pins)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, p := range list {
+		nanos += p.Nanos
+	}
+	return nanos
+}
