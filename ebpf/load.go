@@ -177,7 +177,7 @@ func attach(cfg LoadConfig, dir string, shards int) error {
 	if err != nil {
 		return err
 	}
-	defer objects.Close()
+	defer func() { _ = objects.Close() }() // what is pinned stays
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -217,7 +217,7 @@ func newLatency(cfg LoadConfig, shards int) (*latencyObjects, error) {
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		var v *cilium.VerifierError
 		if errors.As(err, &v) {
-			return nil, fmt.Errorf("%w\n%+v", err, v)
+			return nil, fmt.Errorf("%w\n%s", err, fmt.Sprintf("%+v", v))
 		}
 		return nil, err
 	}
@@ -258,7 +258,7 @@ func openMap(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pinned map: %w", err)
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -320,7 +320,7 @@ func status(path string) (ProgramStatus, error) {
 	if err != nil {
 		return ProgramStatus{}, err
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	info, err := p.Info()
 	if err != nil {
 		return ProgramStatus{}, err
