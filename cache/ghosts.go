@@ -1,12 +1,9 @@
 package cache
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
+import "math/bits"
 
-// ghosts remembers about as many of the keys that went from the small queue as there are slots. It has no pointers: 32 bits of a key, and the
-// number of its going. Two keys that look alike do no harm. The zero value is empty.
+// ghosts remembers about as many of the names that went from the small queue as there are slots. It has no pointers: 32 bits of a name, and the
+// number of its going. Two that look alike do no harm. The zero value is empty.
 type ghosts struct {
 	entries []uint64
 	slots   int
@@ -19,8 +16,8 @@ const ghostWays = 4
 // ghostBytes is what a slot adds to ghosts at most.
 const ghostBytes = 16
 
-func (g *ghosts) places(key *Key) []uint64 {
-	h := binary.LittleEndian.Uint64(key[20:]) & uint64(len(g.entries)/ghostWays-1)
+func (g *ghosts) places(name uint64) []uint64 {
+	h := name >> 32 & uint64(len(g.entries)/ghostWays-1)
 	return g.entries[h*ghostWays:][:ghostWays]
 }
 
@@ -33,13 +30,13 @@ func (g *ghosts) fit(slots int) {
 	g.slots = slots
 }
 
-// add remembers a key, in the place of the oldest.
-func (g *ghosts) add(key *Key, slots int) {
+// add remembers a name, in the place of the oldest.
+func (g *ghosts) add(name uint64, slots int) {
 	if g.slots != slots {
 		g.fit(slots)
 	}
 	g.gone++
-	places := g.places(key)
+	places := g.places(name)
 	oldest := 0
 	for i, e := range places {
 		if e == 0 {
@@ -50,19 +47,19 @@ func (g *ghosts) add(key *Key, slots int) {
 			oldest = i
 		}
 	}
-	places[oldest] = tagOf(key) | uint64(g.gone)
+	places[oldest] = name<<32 | uint64(g.gone)
 }
 
 func (g *ghosts) age(e uint64) uint32 { return g.gone - uint32(e) }
 
-// take reports whether a key went not long ago, and forgets it.
-func (g *ghosts) take(key *Key) bool {
+// take reports whether one of that name went not long ago, and forgets it.
+func (g *ghosts) take(name uint64) bool {
 	if g.entries == nil {
 		return false
 	}
-	places := g.places(key)
+	places := g.places(name)
 	for i, e := range places {
-		if e != 0 && e&tagMask == tagOf(key) {
+		if e != 0 && e&tagMask == name<<32 {
 			places[i] = 0
 			return g.age(e) <= uint32(g.slots)
 		}

@@ -47,7 +47,10 @@ func (x *index) bucket(key *Key, choice int) []atomic.Uint64 {
 	return x.entries[h*bucketSize:][:bucketSize:bucketSize]
 }
 
-func tagOf(key *Key) uint64 { return uint64(binary.LittleEndian.Uint32(key[16:])) << 32 }
+// nameOf returns what a policy knows a key by.
+func nameOf(key *Key) uint64 { return binary.LittleEndian.Uint64(key[16:]) }
+
+func tagOf(key *Key) uint64 { return nameOf(key) << 32 }
 
 const tagMask = uint64(0xffffffff) << 32
 

@@ -93,6 +93,10 @@ func (m *memory) slot(id slotID) *slot {
 	return s
 }
 
+func (m *memory) entry(id slotID) *entry { return &m.slot(id).entry }
+func (m *memory) name(id slotID) uint64  { return nameOf(&m.slot(id).key) }
+func (m *memory) take(id slotID) bool    { return m.slot(id).take() }
+
 // read fills p from byte skip of a chunk on, if it is there. It does not allocate, and waits for nothing.
 func (m *memory) read(key *Key, p []byte, skip int) bool {
 	s, g, id := m.index.Load().pin(key)
@@ -101,7 +105,7 @@ func (m *memory) read(key *Key, p []byte, skip int) bool {
 	}
 	ok := skip+len(p) <= int(s.len)
 	if ok {
-		g.class.policy.touch(s, id)
+		g.class.policy.touch(&s.entry, id)
 		copy(p, g.content(id.slot())[skip:])
 	}
 	s.unpin()
@@ -128,12 +132,12 @@ func (m *memory) insert(key *Key, content []byte, scan bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if x := m.index.Load(); x.has(key) || !x.add(key, id) {
-		c.free.push(s, id)
+		c.free.push(&s.entry, id)
 		m.refused++
 		return
 	}
 	s.key, s.len = *key, uint32(len(content))
-	c.policy.add(s, id, scan)
+	c.policy.add(&s.entry, id, scan)
 	s.publish()
 	m.inserted++
 	m.chunks++
@@ -161,8 +165,8 @@ func (m *memory) classOf(slotBytes int) *class {
 			return c
 		}
 	}
-	c := &class{slotBytes: slotBytes, policy: m.policy.build(m)}
-	c.free = queue{m: m, kind: queueFree}
+	c := &class{slotBytes: slotBytes, policy: m.policy.build(m, &m.mu)}
+	c.free = queue{of: m, kind: queueFree}
 	m.classes = append(m.classes, c)
 	return c
 }
@@ -180,7 +184,7 @@ func (m *memory) obtain(c *class) slotID {
 		m.rob(c)
 	}
 	if id := c.free.tail; id != 0 {
-		c.free.remove(m.slot(id))
+		c.free.remove(m.entry(id))
 		return id
 	}
 	id := c.policy.victim()
@@ -229,7 +233,7 @@ func (m *memory) grow(c *class) bool {
 	}
 	x.segments[number].Store(g)
 	for i := range g.slots {
-		c.free.push(&g.slots[i], makeSlotID(number, i))
+		c.free.push(&g.slots[i].entry, makeSlotID(number, i))
 	}
 	m.used += more
 	m.resized(c, 1)
@@ -239,7 +243,7 @@ func (m *memory) grow(c *class) bool {
 func (m *memory) resized(c *class, segments int) {
 	c.segments += segments
 	m.slots += segments * c.slotsPerSegment()
-	c.policy.resize(c.segments * c.slotsPerSegment())
+	c.policy.resize(c.segments*c.slotsPerSegment(), 1)
 }
 
 // freeSegment returns the lowest segment that is not in use, or -1.
@@ -308,7 +312,7 @@ func (m *memory) give(x *index, g *segment, number int) error {
 	for i := range g.slots {
 		if err := m.clear(g, makeSlotID(number, i)); err != nil {
 			for j := range i { // they are empty now
-				g.class.free.push(&g.slots[j], makeSlotID(number, j))
+				g.class.free.push(&g.slots[j].entry, makeSlotID(number, j))
 			}
 			return err
 		}
@@ -328,11 +332,11 @@ func (m *memory) clear(g *segment, id slotID) error {
 	s := &g.slots[id.slot()]
 	switch {
 	case s.queue == queueFree:
-		g.class.free.remove(s)
+		g.class.free.remove(&s.entry)
 	case s.queue == queueNone || !s.take():
 		return errBusy
 	default:
-		g.class.policy.remove(s)
+		g.class.policy.remove(&s.entry)
 		m.forget(s, id)
 	}
 	return nil
@@ -395,7 +399,7 @@ func (m *memory) drop() {
 		for i := range g.slots {
 			id := makeSlotID(number, i)
 			if g.slots[i].queue != queueFree && m.clear(g, id) == nil {
-				g.class.free.push(&g.slots[i], id)
+				g.class.free.push(&g.slots[i].entry, id)
 			}
 		}
 	}

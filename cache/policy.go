@@ -3,6 +3,7 @@ package cache
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -23,18 +24,18 @@ const (
 // Policies returns the names of all.
 func Policies() []Policy { return []Policy{S3FIFO, CLOCK, LRU} }
 
-// policy orders the slots of one class. All but touch is called with the memory's lock held.
+// policy orders the slots of one class. All but touch is called with the lock of their store held.
 type policy interface {
 	// touch notes a hit. The caller has pinned the slot.
-	touch(s *slot, id slotID)
+	touch(s *entry, id slotID)
 	// add takes a slot with new content. scan says that it was read in passing.
-	add(s *slot, id slotID, scan bool)
+	add(s *entry, id slotID, scan bool)
 	// remove forgets a slot.
-	remove(s *slot)
+	remove(s *entry)
 	// victim takes the slot that is to go next, and forgets it. It returns 0 where all are pinned.
 	victim() slotID
-	// resize says how many slots there are.
-	resize(slots int)
+	// resize says how many slots there are, and for how many of a cache each of them stands: 1, but in a [miniature].
+	resize(slots, each int)
 }
 
 func (p Policy) validate() error {
@@ -49,14 +50,15 @@ func (p Policy) validate() error {
 	return fmt.Errorf("policy %q is not known: give %s", string(p), strings.Join(names, ", "))
 }
 
-func (p Policy) build(m *memory) policy {
+// build makes a policy for slots of a store whose lock is mu.
+func (p Policy) build(of store, mu *sync.Mutex) policy {
 	switch p {
 	case CLOCK:
-		return newS3FIFO(m, 1, true)
+		return newS3FIFO(of, 1, true)
 	case LRU:
-		return &lruOrder{m: m, order: queue{m: m, kind: queueMain}}
+		return &lruOrder{of: of, mu: mu, order: queue{of: of, kind: queueMain}}
 	default:
-		return newS3FIFO(m, 3, false)
+		return newS3FIFO(of, 3, false)
 	}
 }
 
@@ -66,13 +68,14 @@ func (p Policy) build(m *memory) policy {
 // the one before. What a long sequential stream reads is known to be a scan, and has a queue of its own that goes first: it passes by even where all
 // that was there before was read just once. The marks of a slot are when it was last read, in periods of so many additions, and how often, in the lowest two bits.
 type s3fifo struct {
+	of     store
 	period atomic.Uint32 // the present one
 	most   uint32        // reads that are counted
 
 	passing, small, main queue
 	ghosts               ghosts
 	direct               bool // all is added to the main queue
-	slots                int
+	slots, each          int
 	added                int // in this period
 }
 
@@ -90,24 +93,25 @@ const (
 	apart = 2
 )
 
-func newS3FIFO(m *memory, most uint32, direct bool) *s3fifo {
+func newS3FIFO(of store, most uint32, direct bool) *s3fifo {
 	return &s3fifo{
-		passing: queue{m: m, kind: queuePassing}, small: queue{m: m, kind: queueSmall}, main: queue{m: m, kind: queueMain},
-		most: most, direct: direct,
+		of: of, passing: queue{of: of, kind: queuePassing}, small: queue{of: of, kind: queueSmall}, main: queue{of: of, kind: queueMain},
+		most: most, direct: direct, each: 1,
 	}
 }
 
-func (p *s3fifo) touch(s *slot, _ slotID) {
+func (p *s3fifo) touch(s *entry, _ slotID) {
 	marks, now := s.marks.Load(), p.period.Load()
 	if (now-marks>>readBits)&(1<<(32-readBits)-1) >= apart {
 		s.marks.Store(now<<readBits | min(marks&readMask+1, p.most))
 	}
 }
 
-func (p *s3fifo) add(s *slot, id slotID, scan bool) {
-	if p.added++; p.added > min(p.slots/periodShare, longestPeriod) {
-		p.added = 0
-		p.period.Add(1)
+func (p *s3fifo) add(s *entry, id slotID, scan bool) {
+	p.added += p.each
+	if period := min(p.slots*p.each/periodShare, longestPeriod) + 1; p.added >= period {
+		p.period.Add(uint32(p.added / period))
+		p.added %= period
 	}
 	s.marks.Store(p.period.Load() << readBits)
 	switch {
@@ -115,14 +119,14 @@ func (p *s3fifo) add(s *slot, id slotID, scan bool) {
 		p.main.push(s, id)
 	case scan:
 		p.passing.push(s, id)
-	case p.ghosts.take(&s.key):
+	case p.ghosts.take(p.of.name(id)):
 		p.main.push(s, id)
 	default:
 		p.small.push(s, id)
 	}
 }
 
-func (p *s3fifo) of(s *slot) *queue {
+func (p *s3fifo) queueOf(s *entry) *queue {
 	switch s.queue {
 	case queuePassing:
 		return &p.passing
@@ -133,9 +137,9 @@ func (p *s3fifo) of(s *slot) *queue {
 	}
 }
 
-func (p *s3fifo) remove(s *slot) { p.of(s).remove(s) }
+func (p *s3fifo) remove(s *entry) { p.queueOf(s).remove(s) }
 
-func (p *s3fifo) resize(slots int) { p.slots = slots }
+func (p *s3fifo) resize(slots, each int) { p.slots, p.each = slots, each }
 
 func (p *s3fifo) victim() slotID {
 	// Each slot is seen once for every read that it was granted, and once more; those that are pinned come back meanwhile.
@@ -159,20 +163,20 @@ func (p *s3fifo) victim() slotID {
 // fromNew takes the oldest of a queue of what is new, or moves it to the main one.
 func (p *s3fifo) fromNew(q *queue) slotID {
 	id := q.tail
-	s := q.m.slot(id)
+	s := p.of.entry(id)
 	if marks := s.marks.Load(); marks&readMask > 0 {
 		q.remove(s)
 		s.marks.Store(marks &^ readMask)
 		p.main.push(s, id)
 		return 0
 	}
-	if !s.take() {
+	if !p.of.take(id) {
 		q.requeue(s, id)
 		return 0
 	}
 	q.remove(s)
 	if q.kind == queueSmall {
-		p.ghosts.add(&s.key, p.slots)
+		p.ghosts.add(p.of.name(id), p.slots)
 	}
 	return id
 }
@@ -182,13 +186,13 @@ func (p *s3fifo) fromMain() slotID {
 	if id == 0 {
 		return 0
 	}
-	s := p.main.m.slot(id)
+	s := p.of.entry(id)
 	if marks := s.marks.Load(); marks&readMask > 0 {
 		s.marks.Store(marks - 1)
 		p.main.requeue(s, id)
 		return 0
 	}
-	if !s.take() {
+	if !p.of.take(id) {
 		p.main.requeue(s, id)
 		return 0
 	}
@@ -198,25 +202,26 @@ func (p *s3fifo) fromMain() slotID {
 
 // lruOrder is LRU. It is here to be compared with.
 type lruOrder struct {
-	m     *memory
+	of    store
+	mu    *sync.Mutex // of the store
 	order queue
 }
 
-func (p *lruOrder) touch(s *slot, id slotID) {
-	p.m.mu.Lock()
-	defer p.m.mu.Unlock()
+func (p *lruOrder) touch(s *entry, id slotID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.order.requeue(s, id)
 }
 
-func (p *lruOrder) add(s *slot, id slotID, _ bool) { p.order.push(s, id) }
-func (p *lruOrder) remove(s *slot)                 { p.order.remove(s) }
-func (p *lruOrder) resize(int)                     {}
+func (p *lruOrder) add(s *entry, id slotID, _ bool) { p.order.push(s, id) }
+func (p *lruOrder) remove(s *entry)                 { p.order.remove(s) }
+func (p *lruOrder) resize(int, int)                 {}
 
 func (p *lruOrder) victim() slotID {
 	for range p.order.n {
 		id := p.order.tail
-		s := p.m.slot(id)
-		if s.take() {
+		s := p.of.entry(id)
+		if p.of.take(id) {
 			p.order.remove(s)
 			return id
 		}

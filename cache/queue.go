@@ -1,5 +1,7 @@
 package cache
 
+import "sync/atomic"
+
 // queueKind says which queue a slot is in.
 type queueKind uint8
 
@@ -11,19 +13,36 @@ const (
 	queueMain
 )
 
-// queue is slots in an order, linked through their numbers. It is guarded by the memory's lock.
+// entry is what a policy knows of a slot.
+type entry struct {
+	marks      atomic.Uint32
+	prev, next slotID // in its queue
+	queue      queueKind
+}
+
+// store is what a policy orders: slots of [memory], or those of a [miniature].
+type store interface {
+	// entry returns that of a slot which exists.
+	entry(id slotID) *entry
+	// name returns what ghosts know the content of a slot by.
+	name(id slotID) uint64
+	// take makes a slot free for other content, if nobody pins it.
+	take(id slotID) bool
+}
+
+// queue is slots in an order, linked through their numbers. It is guarded by the lock of their store.
 type queue struct {
-	m          *memory
+	of         store
 	kind       queueKind
 	head, tail slotID
 	n          int
 }
 
 // push puts a slot, which is in no queue, at the head.
-func (q *queue) push(s *slot, id slotID) {
+func (q *queue) push(s *entry, id slotID) {
 	s.queue, s.prev, s.next = q.kind, 0, q.head
 	if q.head != 0 {
-		q.m.slot(q.head).prev = id
+		q.of.entry(q.head).prev = id
 	} else {
 		q.tail = id
 	}
@@ -31,14 +50,14 @@ func (q *queue) push(s *slot, id slotID) {
 	q.n++
 }
 
-func (q *queue) remove(s *slot) {
+func (q *queue) remove(s *entry) {
 	if s.prev != 0 {
-		q.m.slot(s.prev).next = s.next
+		q.of.entry(s.prev).next = s.next
 	} else {
 		q.head = s.next
 	}
 	if s.next != 0 {
-		q.m.slot(s.next).prev = s.prev
+		q.of.entry(s.next).prev = s.prev
 	} else {
 		q.tail = s.prev
 	}
@@ -47,7 +66,7 @@ func (q *queue) remove(s *slot) {
 }
 
 // requeue moves a slot to the head.
-func (q *queue) requeue(s *slot, id slotID) {
+func (q *queue) requeue(s *entry, id slotID) {
 	q.remove(s)
 	q.push(s, id)
 }

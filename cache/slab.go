@@ -90,13 +90,9 @@ const taken = 1 << 31
 type slot struct {
 	key   Key
 	state atomic.Uint32
-	marks atomic.Uint32 // of the policy
 	len   uint32
-
-	// Guarded by the memory's lock.
-	prev, next slotID // in its queue
-	queue      queueKind
-	_          [7]byte
+	entry               // guarded by the memory's lock, but for the marks
+	seen  atomic.Uint32 // where the curve's queue was when a read of this slot was last put there
 }
 
 // pin keeps the content of a slot as it is until unpin, and reports whether it has any. unpin is called either way. A slot is only taken when nobody
