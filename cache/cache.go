@@ -42,7 +42,8 @@ type Options struct {
 	// Log is told of tiers that lie or do not answer. nil means [slog.Default].
 	Log *slog.Logger
 
-	heap int64 // for tests: bytes of a slab on the Go heap
+	heap    int64 // for tests: bytes of a slab on the Go heap
+	noCurve bool  // for tests: nothing is sampled
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -69,6 +70,7 @@ func (o Options) withDefaults() (Options, error) {
 type Cache struct {
 	o                Options
 	memory           *memory
+	curve            *curve                // nil: none
 	disk             atomic.Pointer[guard] // changes while the cache is used
 	peers, appliance *guard
 	near, far        stage
@@ -108,6 +110,10 @@ func New(o Options) (*Cache, error) {
 	if c.memory, err = newMemory(o.Policy, o.heap, o.Log); err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}
+	if !o.noCurve {
+		c.curve = newCurve(o.Policy, c.memory.machine, c.requestTotals)
+		c.memory.curve = c.curve
+	}
 	if err := c.SetMemory(o.MemoryBytes); err != nil {
 		return nil, errors.Join(fmt.Errorf("make cache: %w", err), c.memory.close())
 	}
@@ -121,10 +127,7 @@ func (c *Cache) SetDisk(t Tier) { c.disk.Store(newGuard("disk", t, c.o.DiskTime,
 // SetMemory changes the threshold of the memory tier, in bytes. 0 means what it means in [Options]. What is beyond a lower threshold is given back to the
 // system before it returns.
 func (c *Cache) SetMemory(bytes int64) error {
-	machine, err := machineMemory()
-	if err != nil {
-		return err
-	}
+	machine := c.memory.machine
 	if bytes == 0 {
 		bytes = max(MinMemory, min(machine/defaultShare, defaultMemory))
 	}
@@ -138,16 +141,22 @@ func (c *Cache) SetMemory(bytes int64) error {
 	c.threshold = bytes
 	limit := c.chunkBytes()
 	c.mu.Unlock()
-	c.scanLimit.Store(bytes / scanShare)
+	c.scanLimit.Store(scanLimit(bytes))
+	if c.curve != nil {
+		c.curve.setThreshold(bytes)
+	}
 	return c.memory.setLimit(limit)
 }
 
 // isScan reports whether a stream of so many bytes is one that reads more than memory should keep of it.
-func (c *Cache) isScan(bytes int64) bool { return bytes > min(scanBytes, c.scanLimit.Load()) }
+func (c *Cache) isScan(bytes int64) bool { return bytes > c.scanLimit.Load() }
 
 // chunkBytes is what the threshold leaves for chunks in memory. It is called with mu held.
-func (c *Cache) chunkBytes() int64 {
-	return c.threshold - c.digesting - min(c.threshold/fetchShare, fetchBytes)
+func (c *Cache) chunkBytes() int64 { return chunkBytes(c.threshold, c.digesting) }
+
+// chunkBytes is what a threshold leaves for chunks where digests take so many bytes.
+func chunkBytes(threshold, digests int64) int64 {
+	return threshold - digests - min(threshold/fetchShare, fetchBytes) - curveBytes(threshold)
 }
 
 // charge takes bytes for digests from what chunks may have.
@@ -156,6 +165,9 @@ func (c *Cache) charge(bytes int64) {
 	defer c.limiting.Unlock()
 	c.mu.Lock()
 	c.digesting += bytes
+	if c.curve != nil {
+		c.curve.digests.Store(c.digesting)
+	}
 	limit := c.chunkBytes()
 	c.mu.Unlock()
 	if err := c.memory.setLimit(limit); err != nil {
@@ -171,6 +183,9 @@ type Dropper interface {
 // Drop forgets the chunks in memory, and, where disk says so, those in the disk tier.
 func (c *Cache) Drop(disk bool) error {
 	c.memory.drop()
+	if c.curve != nil {
+		c.curve.drop()
+	}
 	g := c.disk.Load()
 	if !disk || g == nil {
 		return nil
@@ -192,7 +207,7 @@ func (c *Cache) have(key *Key, p []byte, skip int) Source {
 		clear(p)
 		return FromZeros
 	}
-	if c.memory.read(key, p, skip) {
+	if c.memory.read(key, p, skip, true) {
 		return FromMemory
 	}
 	return fromNowhere
@@ -222,18 +237,22 @@ func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
 	if len(p) != chunk.Len || chunk.Len < 1 || chunk.Len > segmentBytes {
 		return fmt.Errorf("serve chunk %s: a length of %d bytes, and room for %d", chunk.Key, chunk.Len, len(p))
 	}
-	if c.memory.read(&chunk.Key, p, 0) {
+	if c.memory.read(&chunk.Key, p, 0, true) {
+		c.served.memory.Add(1)
 		return nil
 	}
 	if content := c.disk.Load().get(ctx, chunk); content != nil {
+		c.curve.request(&chunk.Key, accessMiss, int64(chunk.Len), 0)
 		c.memory.insert(&chunk.Key, content, false)
 		copy(p, content)
 		return nil
 	}
 	r := c.rootWith(ctx, chunk)
 	if r == nil {
+		c.curve.request(&chunk.Key, accessPast, int64(chunk.Len), 0)
 		return ErrMiss
 	}
+	c.curve.request(&chunk.Key, accessMiss, max(int64(chunk.Len), r.chunkBytes()), 0)
 	got, err := c.far.one(ctx, r, chunk)
 	if err != nil {
 		return fmt.Errorf("serve chunk %s: %w", chunk.Key, err)

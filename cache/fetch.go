@@ -65,7 +65,7 @@ func (s *stage) claim(r *Root, scan bool, c Chunk) *ticket {
 // landed ends a flight at once if its chunk got into memory after the caller looked there, and before it claimed the flight.
 func (s *stage) landed(t *ticket) bool {
 	content := make([]byte, t.Len)
-	ok := s.c.memory.read(&t.Key, content, 0)
+	ok := s.c.memory.read(&t.Key, content, 0, false)
 	if ok {
 		s.flights.Land(t.Key, t.fl, fetched{content, FromMemory}, nil)
 	}
@@ -94,6 +94,14 @@ func (s *stage) start(r *Root, mine []*ticket) {
 }
 
 func (s *stage) land(t *ticket, got fetched, err error) { s.flights.Land(t.Key, t.fl, got, err) }
+
+// asked says what the request for the i-th chunk is to memory.
+func (t tickets) asked(i int) accessKind {
+	if t.all[i].mine {
+		return accessMiss
+	}
+	return accessJoined
+}
 
 // wait returns the i-th chunk. Where somebody else's fetch of it failed, through an image of theirs, it is fetched through the caller's.
 func (t tickets) wait(ctx context.Context, i int) (fetched, error) {

@@ -37,6 +37,9 @@ type memory struct {
 	log    *slog.Logger
 	slab   *slab
 	index  atomic.Pointer[index]
+	curve  *curve // is told of hits; nil: nobody is
+
+	machine int64 // bytes of memory that the machine has
 
 	mu       sync.Mutex // guards what follows
 	classes  []*class
@@ -70,10 +73,11 @@ func machineMemory() (int64, error) {
 }
 
 func newMemory(p Policy, heap int64, log *slog.Logger) (*memory, error) {
-	bytes, err := machineMemory()
+	machine, err := machineMemory()
 	if err != nil {
 		return nil, err
 	}
+	bytes := machine
 	if heap != 0 {
 		bytes = heap
 	}
@@ -81,7 +85,7 @@ func newMemory(p Policy, heap int64, log *slog.Logger) (*memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &memory{policy: p, log: log, slab: s}
+	m := &memory{policy: p, log: log, slab: s, machine: machine}
 	m.index.Store(newIndex(bucketsFor(0), 0))
 	m.used = 2 * indexBytes(bucketsFor(0))
 	return m, nil
@@ -97,8 +101,9 @@ func (m *memory) entry(id slotID) *entry { return &m.slot(id).entry }
 func (m *memory) name(id slotID) uint64  { return nameOf(&m.slot(id).key) }
 func (m *memory) take(id slotID) bool    { return m.slot(id).take() }
 
-// read fills p from byte skip of a chunk on, if it is there. It does not allocate, and waits for nothing.
-func (m *memory) read(key *Key, p []byte, skip int) bool {
+// read fills p from byte skip of a chunk on, if it is there. It does not allocate, and waits for nothing. asked says that it is a request, and not the second try
+// of one.
+func (m *memory) read(key *Key, p []byte, skip int, asked bool) bool {
 	s, g, id := m.index.Load().pin(key)
 	if s == nil {
 		return false
@@ -107,6 +112,9 @@ func (m *memory) read(key *Key, p []byte, skip int) bool {
 	if ok {
 		g.class.policy.touch(&s.entry, id)
 		copy(p, g.content(id.slot())[skip:])
+		if asked && m.curve != nil {
+			m.curve.hit(key, s, g.class)
+		}
 	}
 	s.unpin()
 	return ok
@@ -176,6 +184,16 @@ func (m *memory) use(slotBytes, images int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.classOf(slotBytes).images += images
+	if m.curve == nil {
+		return
+	}
+	sizes := uint32(0)
+	for _, c := range m.classes {
+		if c.images > 0 {
+			sizes |= 1 << sizeClassOf(c.slotBytes)
+		}
+	}
+	m.curve.images.Store(sizes)
 }
 
 // obtain returns a slot that is taken and in no queue, or 0.

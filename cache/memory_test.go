@@ -91,7 +91,7 @@ func TestNeverFilledUnderAReader(t *testing.T) {
 					n := rng.Uint64N(keys)
 					k := numbered(n)
 					tried.Add(1)
-					if !m.read(&k, p, 0) {
+					if !m.read(&k, p, 0, true) {
 						fillNumbered(p, n)
 						m.insert(&k, p, n%3 == 0)
 						return

@@ -22,6 +22,7 @@ func (v *Reader) windowPast(ctx context.Context, p []byte, off int64) error {
 	c, shift := v.root.cache, v.root.shift
 	from, to := int64(0), int64(0) // bytes of the image that are to be read together
 	for i, w := range wants {
+		c.curve.request(&chunks[i].Key, accessPast, v.root.chunkBytes(), 0)
 		if content := c.disk.Load().get(ctx, chunks[i]); content != nil {
 			v.count(FromDisk, Part{1, uint64(copy(w.dst, content[w.skip:]))})
 			continue

@@ -212,8 +212,8 @@ func (v *Reader) ReadFrom(ctx context.Context, p []byte, off int64) (from Source
 	}
 	began := time.Now()
 	v.reads.Add(1)
-	scan := r.cache.isScan(v.streams.note(off, int64(len(p))))
-	err = v.windows(p, off, func(p []byte, off int64) error { return v.readWindow(ctx, scan, p, off, &from) })
+	stream := v.streams.note(off, int64(len(p)))
+	err = v.windows(p, off, func(p []byte, off int64) error { return v.readWindow(ctx, stream, p, off, &from) })
 	took := time.Since(began)
 	v.fetch.add(took)
 	r.cache.fetch.add(took)
@@ -248,15 +248,18 @@ type want struct {
 	skip int
 }
 
-// readWindow adds to from where the bytes came from.
-func (v *Reader) readWindow(ctx context.Context, scan bool, p []byte, off int64, from *Sources) error {
+// readWindow reads what is part of a stream of so many bytes, and adds to from where they came from.
+func (v *Reader) readWindow(ctx context.Context, stream int64, p []byte, off int64, from *Sources) error {
 	wants, chunks, err := v.missing(ctx, p, off, from)
 	if err != nil || len(wants) == 0 {
 		return err
 	}
 	c := v.root.cache
-	t := c.near.begin(v.root, scan, chunks)
+	t := c.near.begin(v.root, c.isScan(stream), chunks)
 	defer t.end()
+	for i := range t.all {
+		c.curve.request(&chunks[i].Key, t.asked(i), v.root.chunkBytes(), stream)
+	}
 	for i, w := range wants {
 		got, err := t.wait(ctx, i)
 		if err != nil {

@@ -12,6 +12,9 @@ const (
 	scanShare = 32
 )
 
+// scanLimit is how long a stream is that is no scan yet, in bytes, at a threshold.
+func scanLimit(threshold int64) int64 { return min(scanBytes, threshold/scanShare) }
+
 // streams finds out which reads of a device go on where others ended. It knows only of those that memory did not serve. The zero value is ready. It is
 // safe for concurrent use.
 type streams struct {

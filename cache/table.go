@@ -48,6 +48,9 @@ func (r *Root) shareTable(ctx context.Context, number int64) {
 	for i, p := range parts {
 		chunks[i] = Chunk{Key: p.Digest, Root: r.content, Index: TableIndex + number*tableStride + int64(i)*tablePlaces, Len: p.Len}
 	}
+	for i := range chunks {
+		c.curve.request(&chunks[i].Key, accessFill, max(int64(chunks[i].Len), r.chunkBytes()), 0)
+	}
 	t := c.near.begin(r, false, chunks)
 	defer t.end()
 	content, err := t.wait(ctx, 0)
