@@ -69,17 +69,22 @@ type curve struct {
 	twice     int // the miniature of those who ask what twice as much memory would be good for; -1: none
 	ghosts    uint64
 	sampled   float64 // misses of memory as it is, as counted from the sample; see corrected
-	credit    int64 // sampled requests that may be worked off
+	credit    int64   // sampled requests that may be worked off
 	credited  time.Time
 
 	began, aged time.Time
-	last        requestTotals // when they were added to sum
+	unfolded    int           // sampled requests since what was asked was added to sum
+	last        requestTotals // what it was then
 	sum         requestTotals // since it began
 }
+
+// densityUnits is how finely the room of miniatures follows how many chunks are sampled.
+const densityUnits = 64
 
 // fitting is what the room of miniatures depends on.
 type fitting struct {
 	shift   int
+	density int // how many more or fewer of the chunks are sampled than should be, in densityUnits
 	digests int64
 	images  uint32
 }
@@ -144,12 +149,14 @@ func (v *curve) drop() {
 	v.fit(v.wanted())
 }
 
-func (v *curve) wanted() fitting { return fitting{v.shift, v.digests.Load(), v.images.Load()} }
+func (v *curve) wanted() fitting {
+	return fitting{v.shift, int(math.Round(densityUnits / v.corrected())), v.digests.Load(), v.images.Load()}
+}
 
 func (v *curve) fit(f fitting) {
 	v.fitted = f
 	for _, m := range v.tried {
-		m.fit(1<<f.shift, f.digests, uint16(f.images))
+		m.fit(1<<f.shift, float64(f.density)/densityUnits, f.digests, uint16(f.images))
 	}
 }
 
@@ -186,6 +193,9 @@ func (v *curve) note(a access) uint64 {
 
 // work takes what is in the queue. It is called with mu held, as is all below.
 func (v *curve) work() {
+	if v.unfolded >= samplerSize {
+		v.fold()
+	}
 	if f := v.wanted(); f != v.fitted {
 		v.fit(f)
 	}
@@ -197,6 +207,7 @@ func (v *curve) work() {
 		}
 		v.take(a)
 	}
+	v.unfolded += done
 	now := v.now()
 	v.spend(int64(done), now)
 	if now.Sub(v.aged) >= curveTick {
@@ -238,12 +249,15 @@ func (v *curve) take(a access) {
 	if n == 0 {
 		return
 	}
+	if a.kind != accessHit { // less memory would have missed it as part of a stream like that which it came by
+		k.stream = a.stream
+	}
 	for _, m := range v.tried {
 		switch {
 		case in&m.bit != 0:
 			m.touch(n)
 		case a.kind != accessPast:
-			m.add(n, int64(a.stream)<<10 > m.scan)
+			m.add(n, int64(k.stream)<<10 > m.scan)
 		}
 	}
 	k.missed = missed
@@ -323,7 +337,7 @@ func (v *curve) fold() {
 	v.sum.requests += t.requests - v.last.requests
 	v.sum.misses += t.misses - v.last.misses
 	v.sum.bytes += t.bytes - v.last.bytes
-	v.last = t
+	v.last, v.unfolded = t, 0
 }
 
 // age makes all that was counted count less.

@@ -28,18 +28,19 @@ var workloads = []workload{
 			for range 6_000 {
 				ask(mixed(zipf.Uint64(), 16<<10))
 			}
-			for i := range int64(4 << 10) {
+			for i := range int64(5 << 10) {
 				ask(32<<10 + i)
 			}
 		}
 	}},
-	{"a small set and loops", func(rng *rand.Rand, ask func(int64)) {
-		for round := range int64(15) {
-			for range 2000 {
+	{"a small set and files", func(rng *rand.Rand, ask func(int64)) {
+		for range 300 {
+			for range 80 {
 				ask(rng.Int64N(700))
 			}
-			for i := range int64(1500) {
-				ask(1000 + (round%3*500+i*7)%3000)
+			file := rng.Int64N(60)
+			for i := range 20 + file*file%97 {
+				ask(1000 + file*100 + i)
 			}
 		}
 	}},
@@ -50,7 +51,7 @@ var workloads = []workload{
 	}},
 }
 
-const workChunk = minSlotBytes
+const workChunk = 2 * minSlotBytes
 
 // tally is what was asked of memory, in a test that asks it without readers.
 type tally struct{ requests, misses int }
@@ -88,12 +89,12 @@ func (w workload) play(t testing.TB, c *Cache, pieces int) *tally {
 func TestCurvePredictsWhatIsMeasured(t *testing.T) {
 	for _, w := range workloads {
 		for _, p := range Policies() {
-			c := newCache(t, Options{Policy: p, MemoryBytes: 16 << 20})
+			c := newCache(t, Options{Policy: p, MemoryBytes: 32 << 20})
 			w.play(t, c, 2)
 			r := c.Curve()
 			tried := 0
 			for _, pt := range r.Points {
-				by := float64(pt.ThresholdBytes) / (16 << 20)
+				by := float64(pt.ThresholdBytes) / (32 << 20)
 				if by != 0.25 && by != 0.5 && by != 1 && by != 2 && by != 4 {
 					continue
 				}

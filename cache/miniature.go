@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"math"
 	"math/bits"
 	"sync"
 )
@@ -27,6 +28,7 @@ type keys struct {
 type sampledKey struct {
 	name   uint64
 	hash   uint32
+	stream uint32 // KiB of the stream that it was last fetched in
 	next   uint32 // in its chain, or of the free ones
 	in     uint16 // the miniatures that hold it, a bit each
 	missed uint16 // those that did not when it was last asked for
@@ -127,14 +129,15 @@ func (m *miniature) take(slotID) bool       { return true }
 
 func (m *miniature) classOf(n uint32) *miniClass { return &m.classes[m.keys.all[n].class] }
 
-// fit says that one of so many chunks is sampled, how many bytes digests take in the cache as it is, and which sizes of chunks open images have.
-func (m *miniature) fit(each int, digests int64, images uint16) {
+// fit says that one of so many chunks is sampled, and density times as many by chance, how many bytes digests take in the cache as it is, and which sizes of chunks
+// open images have.
+func (m *miniature) fit(each int, density float64, digests int64, images uint16) {
 	m.each, m.images = each, images
 	limit := chunkBytes(m.threshold, min(digests, int64(pageBudget(m.threshold))*pageBytes))
 	for i := range m.classes {
 		c := &m.classes[i]
 		c.chunks = chunksIn(limit, classBytes(i))
-		c.room = max(1, (c.chunks+each/2)/each)
+		c.room = max(1, int(math.Round(float64(c.chunks)/float64(each)*density)))
 		c.policy.resize(c.slots, each)
 	}
 	for m.used() > 1+rounding {

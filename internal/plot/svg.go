@@ -1,0 +1,44 @@
+package plot
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"image/color"
+	"io"
+)
+
+type svg struct{ bytes.Buffer }
+
+func (c Chart) writeSVG(w io.Writer) error {
+	var s svg
+	fmt.Fprintf(&s, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"Go, Helvetica, Arial, sans-serif\">\n", width, height, width, height)
+	fmt.Fprintf(&s, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height)
+	c.draw(&s)
+	s.WriteString("</svg>\n")
+	_, err := w.Write(s.Bytes())
+	return err
+}
+
+func hex(c color.RGBA) string { return fmt.Sprintf("#%02x%02x%02x", c.R, c.G, c.B) }
+
+func (s *svg) line(points []Point, width float64, c color.RGBA) {
+	fmt.Fprintf(s, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%g\" stroke-linejoin=\"round\" points=\"", hex(c), width)
+	for i, p := range points {
+		if i > 0 {
+			s.WriteByte(' ')
+		}
+		fmt.Fprintf(s, "%.1f,%.1f", p.X, p.Y)
+	}
+	s.WriteString("\"/>\n")
+}
+
+func (s *svg) disc(at Point, radius float64, c color.RGBA) {
+	fmt.Fprintf(s, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%g\" fill=\"%s\"/>\n", at.X, at.Y, radius, hex(c))
+}
+
+func (s *svg) text(at Point, size float64, a anchor, c color.RGBA, text string) {
+	fmt.Fprintf(s, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%g\" text-anchor=\"%s\" fill=\"%s\">", at.X, at.Y, size, [...]string{"start", "middle", "end"}[a], hex(c))
+	_ = xml.EscapeText(s, []byte(text)) // a buffer takes everything
+	s.WriteString("</text>\n")
+}
