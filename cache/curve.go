@@ -122,7 +122,10 @@ func (v *curve) begin() {
 	v.entries = make([]entry, len(v.keys.all)*len(curveSteps))
 	v.tried = nil
 	for _, step := range curveSteps {
-		bytes := v.threshold / 16 * step
+		bytes := v.threshold
+		if step != 16 {
+			bytes = v.threshold * step / 16 >> 20 << 20 // so that it can be named in whole MiB
+		}
 		if bytes >= MinMemory && (bytes <= v.machine || bytes <= 2*v.threshold) {
 			v.tried = append(v.tried, newMiniature(v.policy, bytes, len(v.tried), v.entries, v.keys, v.gone))
 		}

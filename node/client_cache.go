@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 
+	"coppice/cache"
 	"coppice/cache/prefetch"
 )
 
@@ -13,6 +14,12 @@ import (
 func (c *Client) CacheStats(ctx context.Context) (CacheReport, error) {
 	var rep CacheReport
 	return rep, about("ask for the cache", c.send(ctx, http.MethodGet, "cache", nil, &rep, true))
+}
+
+// CacheCurve reports what the memory tier misses, and would miss with other thresholds.
+func (c *Client) CacheCurve(ctx context.Context) (cache.Curve, error) {
+	var v cache.Curve
+	return v, about("ask for the curve of the cache", c.send(ctx, http.MethodGet, "cache/curve", nil, &v, true))
 }
 
 // DropCache has the daemon forget what is cached.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -101,6 +102,11 @@ var (
 	memoryEvicted   = desc("cache_memory_evictions_total", "Chunks that had to go for others.")
 	memoryRefused   = desc("cache_memory_refused_total", "Chunks for which there was no room.")
 
+	curveMisses  = desc("cache_curve_miss_ratio", "Which part of the requests memory would miss with a threshold, predicted; what is long past counts less.", "threshold_bytes")
+	curveNow     = desc("cache_curve_measured_miss_ratio", "Which part of them it missed.")
+	curveGhosts  = desc("cache_ghost_hits_total", "Requests that memory missed, and would not have with twice the threshold, as far as the sample tells.")
+	curveSampled = desc("cache_curve_sampled_ratio", "Which part of the chunks the curve is taken from.")
+
 	readBytes    = desc("cache_read_bytes_total", "Bytes that all devices read of images, by where the chunks came from; devices that are gone count too.", "tier")
 	readChunks   = desc("cache_read_chunks_total", "Parts of their requests, each from one chunk, by where that came from.", "tier")
 	readErrors   = desc("cache_read_errors_total", "Reads that failed.")
@@ -154,6 +160,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		m.latencies(c.d.Latency(v.record().Device.Name))
 	}
 	m.cache(c.d.CacheStats())
+	m.curve(c.d.cache.Curve())
 }
 
 // metrics is where metrics go.
@@ -294,6 +301,18 @@ func (m metrics) cache(r CacheReport) {
 		m.count(diskBad, s.BadSlots)
 		m.count(diskDropped, s.DroppedPuts)
 		m.flag(diskOn, s.State == disk.StateOn)
+	}
+}
+
+// curve measures what memory would miss. There are as many points as thresholds are tried, whatever the threshold is.
+func (m metrics) curve(r cache.Curve) {
+	m.gauge(curveNow, r.MissRatio)
+	m.count(curveGhosts, r.GhostHits)
+	m.gauge(curveSampled, 1/float64(r.SampledOneOf))
+	for _, p := range r.Points {
+		if !p.Coarse {
+			m.gauge(curveMisses, p.MissRatio, strconv.FormatInt(p.ThresholdBytes, 10))
+		}
 	}
 }
 

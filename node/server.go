@@ -101,6 +101,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET "+one+"/trace", s.admit(false, s.cacheTrace))
 	const cached = "/" + APIVersion + "/cache"
 	mux.Handle("GET "+cached, s.guard(s.cacheStats, false))
+	mux.Handle("GET "+cached+"/curve", s.guard(s.cacheCurve, false))
 	mux.Handle("PATCH "+cached, s.guard(s.setCache, true))
 	mux.Handle("POST "+cached+"/drop", s.guard(s.dropCache, true))
 	mux.Handle("DELETE /"+APIVersion+"/layers", s.guard(s.removeLayer, true))

@@ -7,6 +7,8 @@ import (
 
 func (s *server) cacheStats(*http.Request) (any, error) { return s.d.CacheStats(), nil }
 
+func (s *server) cacheCurve(*http.Request) (any, error) { return s.d.cache.Curve(), nil }
+
 func (s *server) dropCache(r *http.Request) (any, error) {
 	var req CacheDropRequest
 	if err := decodeBody(r.Body, &req); err != nil {

@@ -15,6 +15,7 @@ import (
 
 type cacheCmd struct {
 	Stats cacheStatsCmd `cmd:"" help:"Show what the cache of this machine holds, and what it was good for."`
+	Curve cacheCurveCmd `cmd:"" help:"Show what memory misses, and would miss with other thresholds."`
 	Warm  cacheWarmCmd  `cmd:"" help:"Bring a device's root into the cache, behind those who read it."`
 	Drop  cacheDropCmd  `cmd:"" help:"Forget what is cached."`
 	Set   cacheSetCmd   `cmd:"" help:"Change the cache while it is in use."`
