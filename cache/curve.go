@@ -68,9 +68,12 @@ type curve struct {
 	fitted    fitting
 	twice     int // the miniature of those who ask what twice as much memory would be good for; -1: none
 	ghosts    uint64
-	sampled   float64 // misses of memory as it is, as counted from the sample; see corrected
-	credit    int64   // sampled requests that may be worked off
-	credited  time.Time
+	sampled   float64 // misses of memory as it is, as counted from the sample
+	// correction is by what to multiply what the sample tells, in requests as in chunks: it has more or less than its share, by chance, and how many requests
+	// memory as it is has missed is known.
+	correction float64
+	credit     int64 // sampled requests that may be worked off
+	credited   time.Time
 
 	began, aged time.Time
 	unfolded    int           // sampled requests since what was asked was added to sum
@@ -130,7 +133,7 @@ func (v *curve) begin() {
 			v.tried = append(v.tried, newMiniature(v.policy, bytes, len(v.tried), v.entries, v.keys, v.gone))
 		}
 	}
-	v.shift = 0
+	v.shift, v.correction = 0, 1
 	v.below.Store(1 << hashBits)
 	v.fit(v.wanted())
 	v.began = v.now()
@@ -144,6 +147,7 @@ func (v *curve) drop() {
 	defer v.mu.Unlock()
 	v.work()
 	v.keys.clear()
+	clear(v.entries)
 	for i, m := range v.tried {
 		fresh := newMiniature(v.policy, m.threshold, i, v.entries, v.keys, v.gone)
 		fresh.misses, fresh.fetched = m.misses, m.fetched
@@ -153,7 +157,7 @@ func (v *curve) drop() {
 }
 
 func (v *curve) wanted() fitting {
-	return fitting{v.shift, int(math.Round(densityUnits / v.corrected())), v.digests.Load(), v.images.Load()}
+	return fitting{v.shift, int(math.Round(densityUnits / v.correction)), v.digests.Load(), v.images.Load()}
 }
 
 func (v *curve) fit(f fitting) {
@@ -196,9 +200,6 @@ func (v *curve) note(a access) uint64 {
 
 // work takes what is in the queue. It is called with mu held, as is all below.
 func (v *curve) work() {
-	if v.unfolded >= samplerSize {
-		v.fold()
-	}
 	if f := v.wanted(); f != v.fitted {
 		v.fit(f)
 	}
@@ -210,7 +211,9 @@ func (v *curve) work() {
 		}
 		v.take(a)
 	}
-	v.unfolded += done
+	if v.unfolded += done; v.unfolded >= samplerSize {
+		v.fold()
+	}
 	now := v.now()
 	v.spend(int64(done), now)
 	if now.Sub(v.aged) >= curveTick {
@@ -341,6 +344,10 @@ func (v *curve) fold() {
 	v.sum.misses += t.misses - v.last.misses
 	v.sum.bytes += t.bytes - v.last.bytes
 	v.last, v.unfolded = t, 0
+	const enough, most = 100, 2
+	if v.shift > 0 && v.sampled >= enough*float64(uint64(1)<<v.shift) {
+		v.correction = max(1./most, min(v.sum.misses/v.sampled, most))
+	}
 }
 
 // age makes all that was counted count less.
@@ -354,16 +361,6 @@ func (v *curve) age(now time.Time) {
 		m.misses *= left
 		m.fetched *= left
 	}
-}
-
-// corrected is by what to multiply what the sample tells. It has more or less of the misses than its share, by chance, and how many there are of those that memory
-// as it is has is known.
-func (v *curve) corrected() float64 {
-	const enough, most = 100, 2
-	if v.sampled < enough*float64(uint64(1)<<v.shift) {
-		return 1
-	}
-	return max(1./most, min(v.sum.misses/v.sampled, most))
 }
 
 // Curve is which part of the requests for chunks memory could not serve, and could not have served with other thresholds. Requests are those that [ReaderStats]
@@ -411,9 +408,8 @@ func (v *curve) report() Curve {
 	if v.twice >= 0 {
 		r.GhostBytes = v.tried[v.twice].threshold
 	}
-	by := v.corrected()
 	for _, m := range v.tried {
-		r.Points = append(r.Points, CurvePoint{m.threshold, ratio(m.misses*by, v.sum.requests), uint64(m.fetched*by + 0.5), m.coarse()})
+		r.Points = append(r.Points, CurvePoint{m.threshold, ratio(m.misses*v.correction, v.sum.requests), uint64(m.fetched*v.correction + 0.5), m.coarse()})
 	}
 	return r
 }

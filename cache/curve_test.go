@@ -3,7 +3,10 @@ package cache
 import (
 	"math"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"testing"
+	"time"
 )
 
 // workload is chunks that are asked for, by their numbers, one after the other.
@@ -110,4 +113,167 @@ func TestCurvePredictsWhatIsMeasured(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The same requests make the same curve.
+func TestCurveIsDeterministic(t *testing.T) {
+	var first Curve
+	for i := range 2 {
+		c := newCache(t, Options{MemoryBytes: 8 << 20})
+		began := c.curve.began
+		c.curve.now = func() time.Time { return began }
+		workloads[0].play(t, c, 1)
+		got := c.Curve()
+		got.Since = time.Time{}
+		if i == 0 {
+			first = got
+		} else if !reflect.DeepEqual(got, first) || first.SampledOneOf == 1 {
+			t.Errorf("%+v, and before %+v", got, first)
+		}
+	}
+}
+
+// Requests that came with one that fetched count as missed where that did, and what is read past memory is not kept.
+func TestCurveCountsKinds(t *testing.T) {
+	v := newTestCurve(LRU, 8<<20)
+	ask := func(name uint64, kind accessKind) { v.note(access{name: name, class: sizeClasses - 1, kind: kind}) }
+	missed := func(what string, want float64) {
+		t.Helper()
+		v.report()
+		for _, m := range v.tried {
+			if m.misses != want {
+				t.Errorf("%s: %d MiB missed %v, want %v", what, m.threshold>>20, m.misses, want)
+			}
+			m.misses = 0
+		}
+	}
+	ask(1, accessMiss)
+	ask(1, accessJoined)
+	missed("two at once", 2)
+	ask(1, accessHit)
+	missed("a hit", 0)
+	ask(2, accessPast)
+	ask(2, accessPast)
+	missed("two past it", 2)
+	ask(3, accessFill)
+	missed("a part of the table", 0)
+	ask(3, accessMiss)
+	missed("what the table brought", 0)
+	if r := v.report(); r.GhostHits != 1 || r.GhostBytes != 16<<20 {
+		t.Errorf("%+v", r)
+	}
+	v.drop()
+	ask(1, accessMiss)
+	missed("after it was dropped", 1)
+}
+
+// A curve goes on where the threshold is set to another one that is tried, and begins anew where it is not.
+func TestCurveFollowsTheThreshold(t *testing.T) {
+	v := newTestCurve(S3FIFO, 64<<20)
+	before := v.report()
+	if len(before.Points) != len(curveSteps) || before.Points[6].ThresholdBytes != 64<<20 || before.Points[0].ThresholdBytes != 8<<20 || before.GhostBytes != 128<<20 {
+		t.Fatalf("%+v", before)
+	}
+	v.note(access{name: 1, kind: accessMiss})
+	v.setThreshold(96 << 20)
+	if r := v.report(); v.tried[0].misses != 1 || r.GhostBytes != 192<<20 || r.ThresholdBytes != 96<<20 {
+		t.Errorf("%+v", r)
+	}
+	v.setThreshold(1 << 30)
+	if r := v.report(); v.tried[0].misses != 0 || r.Points[0].ThresholdBytes != 128<<20 {
+		t.Errorf("%+v", r)
+	}
+	v.machine = 1 << 30
+	v.setThreshold(64 << 20)
+	if r := v.report(); r.Points[len(r.Points)-1].ThresholdBytes != 512<<20 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Requests count half after a day, and so do misses.
+func TestCurveForgets(t *testing.T) {
+	v := newTestCurve(S3FIFO, 64<<20)
+	asked, now := requestTotals{}, v.began
+	v.totals, v.now = func() requestTotals { return asked }, func() time.Time { return now }
+	for name := range uint64(200) {
+		v.note(access{name: name, kind: accessMiss})
+	}
+	asked = requestTotals{requests: 1000, misses: 200, bytes: 1 << 20}
+	if r := v.report(); r.Requests != 1000 || math.Abs(r.Points[0].MissRatio-0.2) > 1e-9 {
+		t.Errorf("%+v", r)
+	}
+	now = now.Add(curveHalfLife)
+	v.report()
+	asked.requests += 500
+	if r := v.report(); r.Requests != 1000 || r.ReadBytes != 1<<19 || math.Abs(r.Points[0].MissRatio-0.1) > 1e-9 || math.Abs(r.MissRatio-0.1) > 1e-9 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Where more is asked for than may be looked at, fewer chunks are sampled.
+func TestCurveKeepsItsBudget(t *testing.T) {
+	v := newTestCurve(S3FIFO, 64<<20)
+	now := v.began
+	v.now = func() time.Time { return now }
+	seen := uint64(0)
+	const asked = 2_000_000 // in two seconds
+	for i := range uint64(asked) {
+		if key := numbered(i % 500); v.samples(hashOf(&key)) {
+			v.note(access{name: nameOf(&key), hash: hashOf(&key), kind: accessHit})
+			seen++
+		}
+		if i%(asked/2000) == 0 {
+			now = now.Add(time.Millisecond)
+		}
+	}
+	if r := v.report(); r.SampledOneOf < 4 || seen > curveBurst+20*curveRate {
+		t.Errorf("%d were looked at, one of %d chunks", seen, r.SampledOneOf)
+	}
+}
+
+// BenchmarkCurveCost compares hits of 4 KiB with and without the curve, in turns, when it has settled.
+func BenchmarkCurveCost(b *testing.B) {
+	const chunks, hits, rounds = 1 << 10, 200_000, 31
+	var readers [2]*Reader
+	for i := range readers {
+		c := newCache(b, Options{MemoryBytes: 128 << 20, noCurve: i == 0})
+		o := &keysOrigin{fakeOrigin{size: chunks * 64 * kib, chunk: 64 * kib}}
+		readers[i] = open(b, c, o).Reader()
+		if err := readers[i].Read(b.Context(), make([]byte, o.size), 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	p := make([]byte, 4*kib)
+	play := func(v *Reader, n int, seed uint64) time.Duration {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		began := time.Now()
+		for range n {
+			if !v.TryRead(p, rng.Int64N(chunks*16)*4*kib) {
+				b.Fatal("no hit")
+			}
+		}
+		return time.Since(began)
+	}
+	first := play(readers[1], 50_000, 1)
+	b.ReportMetric(float64(first)/50_000, "ns/hit-at-first")
+	play(readers[1], 10_000_000, 2)
+	b.ResetTimer()
+	for b.Loop() {
+		var ratios, off []float64
+		for round := range uint64(rounds) {
+			order := [2]int{int(round % 2), int(1 - round%2)}
+			var took [2]time.Duration
+			for _, i := range order {
+				took[i] = play(readers[i], hits, round)
+			}
+			ratios, off = append(ratios, float64(took[1])/float64(took[0])), append(off, float64(took[0])/hits)
+		}
+		slices.Sort(ratios)
+		slices.Sort(off)
+		b.ReportMetric(off[rounds/2], "ns/hit-without")
+		b.ReportMetric(100*(ratios[rounds/2]-1), "%cost")
+		b.ReportMetric(100*(ratios[9]-1), "%low") // of a 95 % interval of the median of 31
+		b.ReportMetric(100*(ratios[21]-1), "%high")
+	}
+	b.ReportMetric(float64(readers[1].root.cache.Curve().SampledOneOf), "one-of")
 }
