@@ -233,7 +233,7 @@ func TestCurveKeepsItsBudget(t *testing.T) {
 
 // BenchmarkCurveCost compares hits of 4 KiB with and without the curve, in turns, when it has settled.
 func BenchmarkCurveCost(b *testing.B) {
-	const chunks, hits, rounds = 1 << 10, 200_000, 31
+	const chunks, hits, rounds = 1 << 10, 10_000, 401
 	var readers [2]*Reader
 	for i := range readers {
 		c := newCache(b, Options{MemoryBytes: 128 << 20, noCurve: i == 0})
@@ -272,8 +272,9 @@ func BenchmarkCurveCost(b *testing.B) {
 		slices.Sort(off)
 		b.ReportMetric(off[rounds/2], "ns/hit-without")
 		b.ReportMetric(100*(ratios[rounds/2]-1), "%cost")
-		b.ReportMetric(100*(ratios[9]-1), "%low") // of a 95 % interval of the median of 31
-		b.ReportMetric(100*(ratios[21]-1), "%high")
+		const beside = 20 // so many ranks from the middle end a 95 % interval of the median: half of 1.96 √401
+		b.ReportMetric(100*(ratios[rounds/2-beside]-1), "%low")
+		b.ReportMetric(100*(ratios[rounds/2+beside]-1), "%high")
 	}
 	b.ReportMetric(float64(readers[1].root.cache.Curve().SampledOneOf), "one-of")
 }

@@ -15,7 +15,7 @@ func TestCurvePredictsBoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr = tr.Beginning(200, chunk)
+	tr = tr.Beginning(120, chunk)
 	var images []*near
 	for seed := range uint64(3) {
 		d := trace.NewDisk(tr)
@@ -46,7 +46,7 @@ func TestCurvePredictsBoots(t *testing.T) {
 	}
 	used := int64(len(tr.Chunks(chunk))) * chunk
 	for _, policy := range cache.Policies() {
-		threshold := max(2*cache.MinMemory, used*3/2) >> 20 << 20
+		threshold := max(2*cache.MinMemory, used*2) >> 20 << 20
 		c := newCache(t, cache.Options{Policy: policy, MemoryBytes: threshold})
 		play(c)
 		v, tried, differ := c.Curve(), 0, map[int64]bool{}

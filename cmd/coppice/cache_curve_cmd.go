@@ -180,10 +180,10 @@ func curveChart(v cache.Curve) plot.Chart {
 		return math.Log2(float64(n)/float64(from)) / math.Log2(float64(to)/float64(from))
 	}
 	step := stepFor(most)
-	ceiling := step * math.Ceil(most/step)
+	ceiling := step * max(1, math.Ceil(most/step))
 	c := plot.Chart{
 		Title:    "What memory misses, by its threshold",
-		Subtitle: fmt.Sprintf("%s of %s until %s, %s, %s", v.Policy, count(v.Requests, "request"), time.Now().Format("2006-01-02 15:04"), sampledOf(v), "those of a day ago counting half"),
+		Subtitle: fmt.Sprintf("%s, %s until %s, those of a day ago counting half; %s", v.Policy, count(v.Requests, "request"), time.Now().Format(time.DateTime), sampledOf(v)),
 		X:        plot.Axis{Title: "threshold of the memory tier"},
 		Y:        plot.Axis{Title: "requests that memory misses"},
 		Mark:     &plot.Mark{Point: plot.Point{X: x(v.ThresholdBytes), Y: v.MissRatio / ceiling}, Label: fmt.Sprintf("now %s, measured %s", showBytes(v.ThresholdBytes), percent(v.MissRatio))},

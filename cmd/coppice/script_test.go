@@ -133,8 +133,8 @@ func cmdHold(ts *testscript.TestScript, neg bool, args []string) {
 	machineOf(ts).kernel.Hold(number(ts, args[0]), !neg)
 }
 
-// cmdDisk is "[!] disk write ID OFFSET TEXT", "[!] disk read ID OFFSET TEXT", "disk fill ID", which writes until there is no space, or
-// "disk count N".
+// cmdDisk is "[!] disk write ID OFFSET TEXT", "[!] disk read ID OFFSET TEXT", "disk fill ID", which writes until there is no space,
+// "disk sweep ID BYTES", which reads so many, or "disk count N".
 func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	k := machineOf(ts).kernel
 	if args[0] == "count" {
@@ -146,6 +146,10 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	disk := k.Disk(number(ts, args[1]))
 	if args[0] == "fill" {
 		fillDisk(ts, disk)
+		return
+	}
+	if args[0] == "sweep" {
+		sweepDisk(ts, disk, number(ts, args[2]))
 		return
 	}
 	off := int64(number(ts, args[2]))
@@ -161,6 +165,16 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if got := string(p[:len(args[3])]); (got == args[3]) == neg {
 		ts.Fatalf("read %q", got)
+	}
+}
+
+// sweepDisk reads the first bytes, a sector at a time.
+func sweepDisk(ts *testscript.TestScript, disk *ublktest.Fake, bytes int) {
+	p := make([]byte, 512)
+	for off := 0; off < bytes; off += len(p) {
+		if _, err := disk.ReadAt(p, int64(off)); err != nil {
+			ts.Fatalf("read at %d: %v", off, err)
+		}
 	}
 }
 
