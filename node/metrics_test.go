@@ -3,6 +3,7 @@ package node_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -74,6 +75,11 @@ func TestMetrics(t *testing.T) {
 	r := everyMetric(t)
 	got, text := r.scrape()
 	s := r.cacheStats()
+	curve, err := r.client().CacheCurve(t.Context())
+	check(t, err)
+	if curve.MissRatio == 0 || curve.Requests == 0 {
+		t.Errorf("%+v", curve)
+	}
 	for _, w := range []struct {
 		name   string
 		want   float64
@@ -90,6 +96,10 @@ func TestMetrics(t *testing.T) {
 		{"coppice_cache_origin_seconds", float64(s.Origin.Reads), nil},
 		{"coppice_cache_fetch_seconds", float64(s.Readers.Fetch.Count), nil},
 		{"coppice_cache_disk_on", 1, nil},
+		{"coppice_cache_curve_sampled_ratio", 1, nil},
+		{"coppice_cache_curve_measured_miss_ratio", curve.MissRatio, nil},
+		{"coppice_cache_curve_miss_ratio", curve.MissRatio, []string{fmt.Sprintf("threshold_bytes=%d", curve.ThresholdBytes)}},
+		{"coppice_cache_ghost_hits_total", 0, nil},
 		{"coppice_store_waiting_requests", 0, []string{"store=" + r.store}},
 	} {
 		if v := value(t, got, w.name, w.labels...); v != w.want || w.want == 0 && strings.Contains(w.name, "bytes") {
