@@ -25,12 +25,12 @@ type silentBase struct {
 	waiting     []func(error)
 }
 
-func (b *silentBase) ReadAsync(p []byte, off int64, done func(error)) {
+func (b *silentBase) ReadAsync(p []byte, off int64, done func(Origins, error)) {
 	end := func(err error) {
 		if err == nil {
 			copy(p, b.content[off:])
 		}
-		done(err)
+		done(FromRoot, err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
