@@ -10,7 +10,7 @@
 // # Who may do what
 //
 // [Load] is for a process with CAP_BPF and CAP_PERFMON (or root) that ends at once: it loads and attaches the programs, and pins them below [DefaultPins], so that
-// they stay until [Unload], whatever becomes of the daemon. [Loaded.Send] hands the three maps to the daemon over a Unix socket. The daemon needs no capability
+// they stay until [Unload], whatever becomes of the daemon. [Maps.Send] hands the three maps to the daemon over a Unix socket. The daemon needs no capability
 // and no call of bpf(): it maps what it was given ([Receive], [Open]), and finds out what that is from /proc.
 //
 // # What is not trusted

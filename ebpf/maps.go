@@ -44,6 +44,11 @@ const MaxShards = 8
 // ErrNotOurs tells that descriptors are not of the maps of these programs, as this version of them has them.
 var ErrNotOurs = errors.New("these are not the maps of this version's programs: load them with the daemon's own program")
 
+// valueBytes are the sizes of their values.
+var valueBytes = [handedMaps]uintptr{
+	mapDevices: unsafe.Sizeof(latencyDevice{}), mapMarks: unsafe.Sizeof(uint64(0)), mapHistograms: unsafe.Sizeof(latencyHistogram{}),
+}
+
 // shape is how many entries the maps have.
 type shape struct{ devices, tags, histograms int }
 
@@ -52,18 +57,16 @@ func (m Maps) shape() (s shape, err error) {
 	if m.Shards < 1 || m.Shards > MaxShards || m.Shards&(m.Shards-1) != 0 {
 		return s, fmt.Errorf("%w: %d shards", ErrNotOurs, m.Shards)
 	}
-	for i, into := range []struct {
-		n    *int
-		size uintptr
-	}{{&s.devices, unsafe.Sizeof(latencyDevice{})}, {&s.tags, unsafe.Sizeof(uint64(0))}, {&s.histograms, unsafe.Sizeof(latencyHistogram{})}} {
-		f := m.Files[i]
+	var entries [handedMaps]int
+	for i, f := range m.Files {
 		if f == nil {
 			return s, fmt.Errorf("%w: map %d is missing", ErrNotOurs, i)
 		}
-		if *into.n, err = arrayEntries(int(f.Fd()), into.size); err != nil {
+		if entries[i], err = arrayEntries(int(f.Fd()), valueBytes[i]); err != nil {
 			return s, fmt.Errorf("map %d: %w", i, err)
 		}
 	}
+	s = shape{entries[mapDevices], entries[mapMarks], entries[mapHistograms]}
 	if s.devices != minors || s.histograms%(classes*m.Shards) != 0 {
 		return s, fmt.Errorf("%w: a table of %d, %d histograms in %d shards", ErrNotOurs, s.devices, s.histograms, m.Shards)
 	}
@@ -75,8 +78,12 @@ const maxEntries = 1 << 28
 
 // arrayEntries returns the length of an array in memory that can be mapped, of values of a size.
 func arrayEntries(fd int, size uintptr) (int, error) {
-	if name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil || name != "anon_inode:bpf-map" {
-		return 0, fmt.Errorf("%w: descriptor %d is %q: %w", ErrNotOurs, fd, name, err)
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return 0, err
+	}
+	if name != "anon_inode:bpf-map" {
+		return 0, fmt.Errorf("%w: descriptor %d is %q", ErrNotOurs, fd, name)
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {
@@ -183,9 +190,7 @@ func (in Inherited) Take() (Maps, error) {
 		if fd <= 2 {
 			return Maps{}, fmt.Errorf("take maps: %w: descriptor %d", ErrNotOurs, fd)
 		}
-		if _, err := arrayEntries(fd, [...]uintptr{
-			mapDevices: unsafe.Sizeof(latencyDevice{}), mapMarks: unsafe.Sizeof(uint64(0)), mapHistograms: unsafe.Sizeof(latencyHistogram{}),
-		}[i]); err != nil {
+		if _, err := arrayEntries(fd, valueBytes[i]); err != nil {
 			return Maps{}, fmt.Errorf("take maps: %w", err)
 		}
 	}

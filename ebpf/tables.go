@@ -57,32 +57,32 @@ func (t *Tables) open() error {
 		return err
 	}
 	t.shards, t.slots = t.maps.Shards, shape.histograms/classes/t.maps.Shards
-	devices, err := t.mapped(t.maps.Files[mapDevices], shape.devices, unsafe.Sizeof(latencyDevice{}), unix.PROT_READ|unix.PROT_WRITE)
+	devices, err := t.mapped(mapDevices, shape.devices)
 	if err != nil {
 		return err
 	}
-	marks, err := t.mapped(t.maps.Files[mapMarks], shape.tags, unsafe.Sizeof(uint64(0)), unix.PROT_READ|unix.PROT_WRITE)
+	marks, err := t.mapped(mapMarks, shape.tags)
 	if err != nil {
 		return err
 	}
-	// Written to when a disk takes the place of another one.
-	all, err := t.mapped(t.maps.Files[mapHistograms], shape.histograms, unsafe.Sizeof(latencyHistogram{}), unix.PROT_READ|unix.PROT_WRITE)
+	all, err := t.mapped(mapHistograms, shape.histograms)
 	if err != nil {
 		return err
 	}
-	t.devices = unsafe.Slice((*latencyDevice)(unsafe.Pointer(unsafe.SliceData(devices))), shape.devices)
-	t.marks = unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(marks))), shape.tags)
-	t.all = unsafe.Slice((*latencyHistogram)(unsafe.Pointer(unsafe.SliceData(all))), shape.histograms)
+	t.devices = unsafe.Slice((*latencyDevice)(devices), shape.devices)
+	t.marks = unsafe.Slice((*uint64)(marks), shape.tags)
+	t.all = unsafe.Slice((*latencyHistogram)(all), shape.histograms)
 	return nil
 }
 
-func (t *Tables) mapped(f *os.File, entries int, size uintptr, prot int) ([]byte, error) {
-	p, err := unix.Mmap(int(f.Fd()), 0, entries*int(size), prot, unix.MAP_SHARED)
+// mapped maps one of the maps. All are written to: histograms when a disk takes the place of another one.
+func (t *Tables) mapped(which, entries int) (unsafe.Pointer, error) {
+	p, err := unix.Mmap(int(t.maps.Files[which].Fd()), 0, entries*int(valueBytes[which]), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("mmap %d entries of %d bytes: %w", entries, size, err)
+		return nil, fmt.Errorf("mmap %d entries of %d bytes: %w", entries, valueBytes[which], err)
 	}
 	t.memory = append(t.memory, p)
-	return p, nil
+	return unsafe.Pointer(unsafe.SliceData(p)), nil
 }
 
 // Close gives the memory back; to close twice is harmless. The disks stay in the table, and are measured on, until [Disk.Leave], or until somebody else has the maps.
@@ -110,6 +110,9 @@ type DiskID struct {
 	Seq   uint64 // what the kernel calls diskseq
 }
 
+// minorBits is how many bits the kernel has for a minor number (MINORBITS in include/linux/kdev_t.h).
+const minorBits = 20
+
 // DiskIDOf looks a disk up, such as "ublkb0", in a directory like /sys.
 func DiskIDOf(sys, name string) (DiskID, error) {
 	read := func(file string) (string, error) {
@@ -125,15 +128,19 @@ func DiskIDOf(sys, name string) (DiskID, error) {
 		return DiskID{}, fmt.Errorf("identify disk: %w", err)
 	}
 	_, minor, _ := strings.Cut(dev, ":")
-	if counted, err := read("queue/iostats"); err != nil || counted != "1" {
-		return DiskID{}, fmt.Errorf("identify disk %s: the kernel does not note when its requests begin: echo 1 >/sys/block/%s/queue/iostats (%w)", name, name, err)
+	counted, err := read("queue/iostats")
+	if err != nil {
+		return DiskID{}, fmt.Errorf("identify disk: %w", err)
 	}
-	var id DiskID
-	var errs [2]error
-	id.Minor, errs[0] = strconv.Atoi(minor)
-	id.Seq, errs[1] = strconv.ParseUint(seq, 10, 64)
-	if err := errors.Join(errs[:]...); err != nil || id.Seq == 0 || id.Minor < 0 {
-		return DiskID{}, fmt.Errorf("identify disk %s: %q and %q are no numbers of a disk: %w", name, dev, seq, err)
+	if counted != "1" {
+		return DiskID{}, fmt.Errorf("identify disk %s: the kernel does not note when its requests begin: echo 1 >/sys/block/%s/queue/iostats", name, name)
+	}
+	id := DiskID{Minor: -1}
+	if n, err := strconv.ParseUint(minor, 10, minorBits); err == nil {
+		id.Minor = int(n)
+	}
+	if id.Seq, err = strconv.ParseUint(seq, 10, 64); err != nil || id.Seq == 0 || id.Minor < 0 {
+		return DiskID{}, fmt.Errorf("identify disk %s: %q and %q are no numbers of a disk", name, dev, seq)
 	}
 	return id, nil
 }
