@@ -15,10 +15,3 @@ const detachedRoot, detachedData, detachRate = "64M", "24M", "2M"
 
 // freezeStep is how much longer than the last one each frozen command lives.
 const freezeStep = 12 * time.Millisecond
-
-// How many pairs of windows the cost of measuring is taken from, and how long each is; and for how long percentiles are compared.
-const (
-	latencyRounds  = 20
-	latencyWindow  = 3 * time.Second
-	latencySeconds = 3
-)

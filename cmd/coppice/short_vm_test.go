@@ -15,10 +15,3 @@ const detachedRoot, detachedData, detachRate = "32M", "10M", "512K"
 
 // freezeStep is how much longer than the last one each frozen command lives.
 const freezeStep = 24 * time.Millisecond
-
-// How many pairs of windows the cost of measuring is taken from, and how long each is; and for how long percentiles are compared.
-const (
-	latencyRounds  = 5
-	latencyWindow  = 1500 * time.Millisecond
-	latencySeconds = 1
-)
