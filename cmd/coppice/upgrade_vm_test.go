@@ -37,7 +37,22 @@ func programs(t *testing.T) (good, broken string) {
 	return good, broken
 }
 
-// Devices go from program to program, in one process, under a file system that is written to.
+// countedReads makes 16 reads of a device that nobody else reads, and returns how many the kernel has counted since it was first measured.
+func (r *vmRig) countedReads(dev node.Device) (n uint64) {
+	r.t.Helper()
+	r.sh("dd if=" + dev.Path + " of=/dev/null bs=4k count=16 iflag=direct status=none")
+	for key, l := range r.latencies(dev.Name) {
+		if key.source == "unknown" {
+			r.t.Errorf("%s: nobody said where the data of %d requests came from", key.op, l.Count)
+		}
+		if key.op == "read" {
+			n += l.Count
+		}
+	}
+	return n
+}
+
+// Devices go from program to program, in one process, under a file system that is written to. What measures requests goes with them.
 func TestUpgradeUnderLoad(t *testing.T) {
 	good, other := programs(t)
 	r := newVMRig(t)
@@ -45,8 +60,15 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	used, idle := r.create("used"), r.create("idle", "--leaf", r.leaf+":idle")
 	r.sh("mount " + used.Path + " " + r.mnt)
 	wait := r.verifying(15)
+	r.ok("ebpf", "load")
+	counted := r.countedReads(idle)
 	for _, program := range []string{other, good} {
 		u := r.upgrade(program)
+		if n := r.countedReads(idle); n != counted+16 {
+			t.Errorf("%d reads are counted, were %d before the upgrade, and 16 came", n, counted)
+		} else {
+			counted = n
+		}
 		if u.PID != d.cmd.Process.Pid {
 			t.Errorf("process %d goes on as %d", d.cmd.Process.Pid, u.PID)
 		}
@@ -68,6 +90,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	r.sh("umount " + r.mnt + " && fsck.ext4 -fn " + used.Path)
 	r.ok("delete", "used")
 	r.ok("delete", "idle")
+	r.ok("ebpf", "unload")
 	d.stop()
 	r.nothingLeft()
 	r.ok("store", "check", r.leaf)
