@@ -43,6 +43,8 @@ var sections = []section{
 	{"Scans", "Boots through a cache in memory that has room for two of them, then another image is read from beginning to end, four times as much as the cache has room for, and then it is counted how " +
 		"many of the parts of requests the next boot finds in memory. All policies of the cache, and those of golang-lru as bare indexes over the same chunks.", (*figures).scans},
 	{"A cache smaller than the root", "Two boots, one after the other, through caches in memory of different sizes.", (*figures).tenth},
+	{"What other thresholds would miss", "Devices on three images boot in turn, ten times in all, through one cache in memory, which predicts what it would have missed with other thresholds (`coppice cache curve`). Then caches with these thresholds are " +
+		"asked for the same.", (*figures).curves},
 	{"Tiers that are lost", "A device boots on a tier that has everything, which is lost when a part of the boot's reads is done; the memory was empty, and the origin is reached by the LAN. Every read is compared with " +
 		"what it should be.", (*figures).losses},
 }
