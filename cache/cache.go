@@ -238,7 +238,6 @@ func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
 		return fmt.Errorf("serve chunk %s: a length of %d bytes, and room for %d", chunk.Key, chunk.Len, len(p))
 	}
 	if c.memory.read(&chunk.Key, p, 0, true) {
-		c.served.memory.Add(1)
 		return nil
 	}
 	if content := c.disk.Load().get(ctx, chunk); content != nil {

@@ -58,6 +58,7 @@ type curve struct {
 	now     func() time.Time
 	digests atomic.Int64  // bytes that they take
 	images  atomic.Uint32 // sizes of chunks that open images have, a bit each
+	missed  atomic.Uint64 // requests that memory as it is could not serve
 
 	mu        sync.Mutex // guards what follows, and the head of the sampler; taken before all other locks
 	threshold int64      // of the memory tier, in bytes
@@ -76,9 +77,11 @@ type curve struct {
 	credited   time.Time
 
 	began, aged time.Time
-	unfolded    int           // sampled requests since what was asked was added to sum
-	last        requestTotals // what it was then
+	uncorrected int           // sampled requests since correction was set
+	last        requestTotals // what was added to sum so far
 	sum         requestTotals // since it began
+	lastMissed  uint64        // what was added to misses so far
+	misses      float64       // of memory as it is, since it began
 }
 
 // densityUnits is how finely the room of miniatures follows how many chunks are sampled.
@@ -93,9 +96,7 @@ type fitting struct {
 }
 
 // requestTotals is what was asked of memory.
-type requestTotals struct {
-	requests, misses, bytes float64
-}
+type requestTotals struct{ requests, bytes float64 }
 
 func newCurve(p Policy, machine int64, totals func() requestTotals) *curve {
 	v := &curve{policy: p, machine: machine, totals: totals, now: time.Now}
@@ -138,14 +139,15 @@ func (v *curve) begin() {
 	v.fit(v.wanted())
 	v.began = v.now()
 	v.aged, v.credited, v.credit = v.began, v.began, curveBurst
-	v.last, v.sum, v.sampled = v.totals(), requestTotals{}, 0
+	v.last, v.sum = v.totals(), requestTotals{}
+	v.lastMissed, v.misses, v.sampled = v.missed.Load(), 0, 0
 }
 
 // drop forgets which chunks are in memory, as memory did.
 func (v *curve) drop() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work()
+	v.work(samplerSize)
 	v.keys.clear()
 	clear(v.entries)
 	for i, m := range v.tried {
@@ -183,36 +185,42 @@ func (v *curve) sampledHit(key *Key, hash uint32, s *slot, c *class) {
 
 // request notes a request for a chunk of an image that memory does not have, as a part of a stream of so many bytes.
 func (v *curve) request(key *Key, kind accessKind, chunkBytes, stream int64) {
-	if h := hashOf(key); v != nil && v.samples(h) {
+	if v == nil {
+		return
+	}
+	if kind != accessFill {
+		v.missed.Add(1)
+	}
+	if h := hashOf(key); v.samples(h) {
 		v.note(access{name: nameOf(key), hash: h, stream: uint32(min(stream>>10, math.MaxUint32)), class: uint8(sizeClassOf(int(chunkBytes))), kind: kind})
 	}
 }
 
-// note puts an access into the queue, and works it off when it is the last of a batch, unless somebody does already.
+// note puts an access into the queue. With the last of a batch, it works off two, unless somebody does already: that bounds for how long a request waits.
 func (v *curve) note(a access) uint64 {
 	at := v.put(a)
 	if at%samplerBatch == 0 && v.mu.TryLock() {
-		v.work()
+		v.work(2 * samplerBatch)
 		v.mu.Unlock()
 	}
 	return at
 }
 
-// work takes what is in the queue. It is called with mu held, as is all below.
-func (v *curve) work() {
+// work takes so many accesses from the queue, if there are. It is called with mu held, as is all below.
+func (v *curve) work(most int) {
 	if f := v.wanted(); f != v.fitted {
 		v.fit(f)
 	}
 	done := 0
-	for ; done < samplerSize; done++ {
+	for ; done < most; done++ {
 		a, ok := v.next()
 		if !ok {
 			break
 		}
 		v.take(a)
 	}
-	if v.unfolded += done; v.unfolded >= samplerSize {
-		v.fold()
+	if v.uncorrected += done; v.uncorrected >= samplerSize {
+		v.correct()
 	}
 	now := v.now()
 	v.spend(int64(done), now)
@@ -337,17 +345,24 @@ func (v *curve) halve() {
 	v.fit(v.wanted())
 }
 
-// fold adds what was asked since the last time.
-func (v *curve) fold() {
-	t := v.totals()
-	v.sum.requests += t.requests - v.last.requests
-	v.sum.misses += t.misses - v.last.misses
-	v.sum.bytes += t.bytes - v.last.bytes
-	v.last, v.unfolded = t, 0
+// correct finds out by how much the sample is wrong about memory as it is.
+func (v *curve) correct() {
+	missed := v.missed.Load()
+	v.misses += float64(missed - v.lastMissed)
+	v.lastMissed, v.uncorrected = missed, 0
 	const enough, most = 100, 2
 	if v.shift > 0 && v.sampled >= enough*float64(uint64(1)<<v.shift) {
-		v.correction = max(1./most, min(v.sum.misses/v.sampled, most))
+		v.correction = max(1./most, min(v.misses/v.sampled, most))
 	}
+}
+
+// fold adds what was asked since the last time.
+func (v *curve) fold() {
+	v.correct()
+	t := v.totals()
+	v.sum.requests += t.requests - v.last.requests
+	v.sum.bytes += t.bytes - v.last.bytes
+	v.last = t
 }
 
 // age makes all that was counted count less.
@@ -355,7 +370,8 @@ func (v *curve) age(now time.Time) {
 	v.fold()
 	left := math.Exp2(-now.Sub(v.aged).Hours() / curveHalfLife.Hours())
 	v.aged = now
-	v.sum = requestTotals{v.sum.requests * left, v.sum.misses * left, v.sum.bytes * left}
+	v.sum = requestTotals{v.sum.requests * left, v.sum.bytes * left}
+	v.misses *= left
 	v.sampled *= left
 	for _, m := range v.tried {
 		m.misses *= left
@@ -398,11 +414,11 @@ func (c *Cache) Curve() Curve { return c.curve.report() }
 func (v *curve) report() Curve {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.work()
+	v.work(samplerSize)
 	v.fold()
 	r := Curve{
 		Policy: v.policy, ThresholdBytes: v.threshold, Since: v.began, Requests: uint64(v.sum.requests + 0.5), ReadBytes: uint64(v.sum.bytes + 0.5),
-		MissRatio: ratio(v.sum.misses, v.sum.requests), GhostHits: v.ghosts,
+		MissRatio: ratio(v.misses, v.sum.requests), GhostHits: v.ghosts,
 		SampledOneOf: 1 << v.shift, SampledChunks: v.keys.n, LostRequests: v.lost.Load(),
 	}
 	if v.twice >= 0 {

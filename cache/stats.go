@@ -119,12 +119,11 @@ func (c *originCounts) stats() OriginStats {
 }
 
 // servedCounts is what others asked for.
-type servedCounts struct{ hits, misses, memory, bytes atomic.Uint64 }
+type servedCounts struct{ hits, misses, bytes atomic.Uint64 }
 
 // ServedStats is what this cache gave to others.
 type ServedStats struct {
 	Hits   uint64 `json:"hits"`
-	Memory uint64 `json:"memory"` // hits that were in memory
 	Misses uint64 `json:"misses"`
 	Bytes  uint64 `json:"bytes"`
 }
@@ -211,13 +210,8 @@ func (c *Cache) requestTotals() requestTotals {
 	c.mu.Lock()
 	s := c.readers()
 	c.mu.Unlock()
-	behind := s.Disk.plus(s.Peers).plus(s.Appliance).plus(s.Origin)
-	all := s.Memory.plus(behind)
-	given := c.served.memory.Load()
-	denied := c.served.hits.Load() + c.served.misses.Load() - given
-	return requestTotals{
-		requests: float64(all.Chunks + given + denied), misses: float64(behind.Chunks + denied), bytes: float64(all.Bytes + c.served.bytes.Load()),
-	}
+	all := s.Memory.plus(s.Disk).plus(s.Peers).plus(s.Appliance).plus(s.Origin)
+	return requestTotals{float64(all.Chunks + c.served.hits.Load() + c.served.misses.Load()), float64(all.Bytes + c.served.bytes.Load())}
 }
 
 // Stats returns the numbers so far.
@@ -236,6 +230,6 @@ func (c *Cache) Stats() Stats {
 	s.Memory.UsedBytes += digesting
 	s.Disk, s.Peers, s.Appliance = c.disk.Load().stats(), c.peers.stats(), c.appliance.stats()
 	s.Origin = c.origin.stats()
-	s.Served = ServedStats{c.served.hits.Load(), c.served.memory.Load(), c.served.misses.Load(), c.served.bytes.Load()}
+	s.Served = ServedStats{c.served.hits.Load(), c.served.misses.Load(), c.served.bytes.Load()}
 	return s
 }
