@@ -16,7 +16,8 @@ NoAllocations|Figures|HostileImagesAreRefused|RebuiltTreeCostsLittle|ScanLeavesA
 CLIPageHasEveryCommand|BootstrapCoverage|Package.*|FaultSweep|GrowCutAtEachCall|PowerCutWhileLayersChange|ServeAllocatesNothing|BuildOfChanges|$\
 AnyFlippedByteIsNoticed|FirstByteIsCheap|Update|TarMakesTheSameAsItsDirectory|DamagedFileSystems|Scan|FlipsOfContent|ReadmeNamesRealCommands|$\
 RunbookHasCommandsThatCanBeRun|BlocksLostOrMisplaced|EachByteFlipped|EachByteOfDataFlipped|LogDamagedInBothCopies|EitherLogCopyIsEnough|$\
-FullStoreSurvivesPowerCut|QuotaCutAtEachCall|BootsModel|BootBlockFormat|NoAllocationsForRootInMemory)$$
+FullStoreSurvivesPowerCut|QuotaCutAtEachCall|BootsModel|BootBlockFormat|NoAllocationsForRootInMemory|CurvePredictsWhatIsMeasured|$\
+CurveIsDeterministic|MiniaturesAreWhatTheyStandFor|CurveModel|EntriesNeverShare|BrokenTable)$$
 
 # What packages are built for.
 DEB_ARCHS ?= amd64 arm64
@@ -98,6 +99,7 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/crash-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestCrash' -crash-states $(CRASH_STATES_LONG)
 	$(TESTSUM) run -v $(RESULTS)/sweep-long.json -- $(GO) test -count=1 -timeout 1h ./union -run '^TestFaultSweep$$' -args -fault-share 1
 	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
+	$(TESTSUM) run -v $(RESULTS)/curves-long.json -- $(GO) test -count=1 -timeout 1h ./cache -run '^TestCurvePredictsWhatIsMeasured$$' -args -curves
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
