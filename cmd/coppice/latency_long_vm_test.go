@@ -38,7 +38,7 @@ func (r *vmRig) comparePercentiles(dev node.Device) bool {
 	t.Helper()
 	key := latencyKey{"read", "leaf"}
 	before := r.latencies("web1")[key]
-	job := r.fio(dev.Path, "--name=job", "--rw=randread", "--bs=64k", "--size=4M", "--ioengine=psync", "--time_based", "--runtime=3",
+	job := r.fio(dev.Path, "--name=job", "--rw=randread", "--bs=64k", "--size=2M", "--ioengine=psync", "--time_based", "--runtime=3",
 		"--percentile_list=50:90:95:99")["job"]
 	got := since(r.latencies("web1")[key], before)
 	if int64(got.Count) != job.Read.Total {
@@ -64,7 +64,7 @@ func (r *vmRig) comparePercentiles(dev node.Device) bool {
 func TestLatencyCost(t *testing.T) {
 	r := newVMRig(t)
 	dev, _ := r.measuredDevice()
-	load := exec.Command("fio", "--filename="+dev.Path, "--direct=1", "--name=job", "--rw=randread", "--bs=4k", "--size=4M", "--ioengine=io_uring", "--iodepth=32",
+	load := exec.Command("fio", "--filename="+dev.Path, "--direct=1", "--name=job", "--rw=randread", "--bs=4k", "--size=2M", "--ioengine=io_uring", "--iodepth=32",
 		"--time_based", "--runtime=600", "--output=/dev/null")
 	if err := load.Start(); err != nil {
 		t.Fatal(err)

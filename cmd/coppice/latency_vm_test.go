@@ -79,11 +79,11 @@ func since(now, before ebpf.Latency) ebpf.Latency {
 
 // The image of TestLatencyBySource, in MiB: data, of which the first part is overwritten, the next is read through the cache and the next stays cold; the rest is zeros.
 const (
-	latencyImage = 16
-	latencyZeros = 12 // where zeros begin
+	latencyImage = 8
+	latencyZeros = 6 // where zeros begin
 )
 
-// measuredDevice makes a device on an image, with its first 4 MiB written, that nothing but these tests reads, and has it measured.
+// measuredDevice makes a device on an image, with its first 2 MiB written, that nothing but these tests reads, and has it measured.
 func (r *vmRig) measuredDevice() (node.Device, *vmDaemon) {
 	r.t.Helper()
 	source, ref := filepath.Join(r.dir, "source"), "oci:"+filepath.Join(r.dir, "images")+":root:1"
@@ -101,7 +101,7 @@ func (r *vmRig) measuredDevice() (node.Device, *vmDaemon) {
 	r.refused("no eBPF programs are loaded", "latency", "web1")
 	r.ok("ebpf", "load")
 	r.t.Cleanup(func() { r.ok("ebpf", "unload") })
-	r.fio(dev.Path, "--name=fill", "--rw=write", "--bs=64k", "--size=4M", "--ioengine=psync")
+	r.fio(dev.Path, "--name=fill", "--rw=write", "--bs=64k", "--size=2M", "--ioengine=psync")
 	return dev, d
 }
 
@@ -110,13 +110,13 @@ func TestLatencyBySource(t *testing.T) {
 	r := newVMRig(t)
 	dev, d := r.measuredDevice()
 	load := func(jobs ...string) { r.mix(dev, jobs...) }
-	// The first 4 MiB are the leaf's.
+	// The first 2 MiB are the leaf's.
 	const leaf, cached, cold, zero = "leaf", "memory", "root", "zero"
-	load(cold + " --offset=4M --size=4M --bs=64k")
-	load(leaf+" --offset=0 --size=4M --bs=4k", cached+" --offset=4M --size=4M --bs=4k", cold+" --offset=8M --size=4M --bs=64k", zero+" --offset=12M --size=4M --bs=4k")
+	load(cold + " --offset=2M --size=2M --bs=64k")
+	load(leaf+" --offset=0 --size=2M --bs=4k", cached+" --offset=2M --size=2M --bs=4k", cold+" --offset=4M --size=2M --bs=64k", zero+" --offset=6M --size=2M --bs=4k")
 
 	before := r.latencies("web1")
-	r.fio(dev.Path, "--name=across", "--rw=read", "--bs=8k", "--offset=4190208", "--size=8k", "--ioengine=psync") // the last block of the leaf, and the next one
+	r.fio(dev.Path, "--name=across", "--rw=read", "--bs=8k", "--offset=2093056", "--size=8k", "--ioengine=psync") // the last block of the leaf, and the next one
 	if got := since(r.latencies("web1")[latencyKey{"read", "memory"}], before[latencyKey{"read", "memory"}]); got.Count != 1 || got.Mixed != 1 {
 		t.Errorf("a read of leaf and cache is counted as %+v", got)
 	}
