@@ -4,4 +4,5 @@ package ebpf
 // TestObjectFitsSource.
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -output-stem latency_bpf -go-package ebpf latency c/latency.bpf.c -- -Wall -Wextra -Wno-unused-parameter -Werror
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -output-stem trace_bpf -go-package ebpf -type event trace c/trace.bpf.c -- -Wall -Wextra -Wno-unused-parameter -Werror
 //go:generate sh -c "sha256sum c/*.c c/*.h *_bpfel.o *_bpfel.go gen.go >c/SHA256SUMS"

@@ -3,7 +3,9 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	cilium "github.com/cilium/ebpf"
@@ -102,7 +104,11 @@ func kernelTypes() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range pointOf {
+	points := slices.Collect(maps.Values(pointOf))
+	for _, at := range tracePoints {
+		points = append(points, at.point)
+	}
+	for _, name := range points {
 		var point *btf.Typedef
 		if err := types.TypeByName("btf_trace_"+name, &point); err != nil {
 			return fmt.Errorf("no tracepoint %s: %w", name, strip(err))

@@ -4,6 +4,7 @@
 #pragma once
 
 typedef unsigned char __u8;
+typedef int __s32;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
 
@@ -13,12 +14,23 @@ typedef unsigned long long __u64;
 #define __always_inline inline __attribute__((always_inline))
 
 // Numbers of include/uapi/linux/bpf.h.
+#define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_RINGBUF 27
 #define BPF_F_MMAPABLE (1U << 10)
+#define BPF_ANY 0
+#define TASK_COMM_LEN 16
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static __u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
+static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
+static long (*bpf_get_current_comm)(void *buf, __u32 size) = (void *)16;
+static __u64 (*bpf_get_current_cgroup_id)(void) = (void *)80;
+static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 
 // The lowest bits of request.cmd_flags, and operations there (include/linux/blk_types.h).
 #define REQ_OP_MASK 0xff
@@ -32,6 +44,7 @@ static __u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
 
 struct gendisk {
 	int first_minor;
+	char disk_name[32]; // DISK_NAME_LEN
 	__u64 diskseq;
 };
 
@@ -49,6 +62,7 @@ struct request {
 	unsigned int cmd_flags;
 	int tag;
 	unsigned int __data_len;
+	__u64 __sector; // sector_t
 	__u64 start_time_ns;
 };
 

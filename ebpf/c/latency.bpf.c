@@ -9,11 +9,9 @@
 //
 // Sizes of the maps are set by who loads this; those here are the least.
 #include "kernel.h"
+#include "devices.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
-
-// MINORS is how many minor numbers are told apart. Two disks that differ by a multiple of it are not measured at the same time.
-#define MINORS 4096
 
 // Operations, as they are counted.
 #define OP_READ 0
@@ -32,37 +30,12 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define OCTAVES 24
 #define BUCKETS (2 * OCTAVES + 2)
 
-struct device {
-	__u64 diskseq; // of the disk that is entered here; 0: none
-	__u32 slot;    // whose histograms are its own
-	__u32 base;    // of its tags
-	__u32 queues;
-	__u32 depth; // tags of each queue
-};
-
 struct histogram {
 	__u64 nanos;  // of all requests together
 	__u64 mixed;  // requests with parts from several sources, counted under the farthest
 	__u64 errors; // requests that failed
 	__u64 buckets[BUCKETS];
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MINORS);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, struct device);
-} devices SEC(".maps");
-
-// By base + queue * depth + tag.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, __u64);
-} marks SEC(".maps");
 
 // By ((slot * shards + shard) * OPS + operation) * SOURCES + source. CPUs share shards.
 struct {
@@ -74,28 +47,6 @@ struct {
 } histograms SEC(".maps");
 
 const volatile __u32 shard_mask = 0; // shards - 1
-
-// device_of returns the entry of the disk that a request is for, or nothing.
-static __always_inline struct device *device_of(struct request *rq)
-{
-	struct gendisk *disk = rq->q->disk;
-	__u32 minor = disk->first_minor;
-	__u32 key = minor & (MINORS - 1);
-	struct device *d = bpf_map_lookup_elem(&devices, &key);
-	if (!d || !d->diskseq || d->diskseq != disk->diskseq)
-		return 0;
-	return d;
-}
-
-// index_of finds the place of a request's tag, and fails for what the entry says it cannot have.
-static __always_inline int index_of(struct request *rq, struct device *d, __u32 *index)
-{
-	__u32 queue = rq->mq_hctx->queue_num, tag = rq->tag;
-	if (queue >= d->queues || tag >= d->depth)
-		return 0;
-	*index = d->base + queue * d->depth + tag;
-	return 1;
-}
 
 static __always_inline int operation(__u32 flags)
 {
@@ -183,7 +134,7 @@ int complete_request(__u64 *ctx)
 		return 0;
 	nanos = bpf_ktime_get_ns() - began;
 	said = *mark & 0xff;
-	*mark = 0;
+	*mark = said << COUNTED_SHIFT;
 	key = d->slot * (shard_mask + 1) + (bpf_get_smp_processor_id() & shard_mask);
 	key = (key * OPS + op) * SOURCES + source(said);
 	h = bpf_map_lookup_elem(&histograms, &key);
