@@ -35,7 +35,7 @@ type CopyReport struct {
 	Repaired    int    `json:"repaired"`     // blobs
 }
 
-// Copy carries an image, and its signatures, to a target, where a tag means it then. Blobs that are there already are not copied; those that
+// Copy carries an image, its signatures and its trace to a target, where a tag means it then. Blobs that are there already are not copied; those that
 // are, are compared with their digests. A copy that was interrupted goes on with the first blob that is missing when it is called again.
 func Copy(ctx context.Context, im *Image, dst Target, tag string, o CopyOptions) (CopyReport, error) {
 	report := CopyReport{Manifest: Digest{}, ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
@@ -66,6 +66,9 @@ func Copy(ctx context.Context, im *Image, dst Target, tag string, o CopyOptions)
 		return fail(err)
 	}
 	if err := copySignatures(ctx, im, dst); err != nil {
+		return fail(err)
+	}
+	if err := copyTrace(ctx, im, dst, im.desc); err != nil {
 		return fail(err)
 	}
 	report.Manifest, err = ParseDigest(string(im.desc.Digest))

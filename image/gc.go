@@ -161,7 +161,7 @@ func untilOf(d ocispec.Descriptor) (time.Time, bool) {
 	return until, true
 }
 
-// dropKept takes out of the index what was kept for long enough, with its signatures.
+// dropKept takes out of the index what was kept for long enough, with what is about it.
 func (l *Layout) dropKept(leases []Lease, now time.Time) error {
 	index, err := l.wholeIndex()
 	if err != nil || !slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { _, ok := untilOf(d); return ok }) {
@@ -186,7 +186,7 @@ func (l *Layout) dropKept(leases []Lease, now time.Time) error {
 			return true
 		})
 		for _, of := range gone {
-			index.Manifests = withoutTag(index.Manifests, sigTag(of))
+			index.Manifests = withoutReferrers(index.Manifests, of)
 		}
 		return nil
 	})
@@ -324,7 +324,7 @@ func (v *version) buildAgain(ctx context.Context, l *Layout, im *Image, sparse f
 	return r, errors.Join(err, after.Close())
 }
 
-// replace stores a manifest with the signatures of the one that it replaces, and lets all names that mean that one mean it.
+// replace stores a manifest with the signatures and the trace of the one that it replaces, and lets all names that mean that one mean it.
 func (v *version) replace(ctx context.Context, l *Layout, im *Image, data []byte, until time.Time) error {
 	desc := descriptor(ocispec.MediaTypeImageManifest, data)
 	desc.ArtifactType = MediaTypeImage
@@ -339,6 +339,9 @@ func (v *version) replace(ctx context.Context, l *Layout, im *Image, data []byte
 		if err := putSignatures(ctx, l, desc, signatures); err != nil {
 			return err
 		}
+	}
+	if err := copyTrace(ctx, im, l, desc); err != nil {
+		return err
 	}
 	return l.changeIndex(func(index *ocispec.Index) error {
 		for i, d := range index.Manifests {

@@ -180,7 +180,7 @@ func TestLeasedVersionStaysBehindItsName(t *testing.T) {
 	}
 }
 
-// A version is stored again where its packs are mostly of versions that are gone: same content, same signatures, all its names; who has it
+// A version is stored again where its packs are mostly of versions that are gone: same content, same signatures and trace, all its names; who has it
 // open goes on.
 func TestRepack(t *testing.T) {
 	ctx := context.Background()
@@ -199,6 +199,7 @@ func TestRepack(t *testing.T) {
 	if _, err := Sign(ctx, im, l, key, Statement{Name: "a", Serial: 7}); err != nil {
 		t.Fatal(err)
 	}
+	trace := attachTest(t, l, "a:2", "of a:2")
 	if _, err := Promote(ctx, im, l, "a:stable"); err != nil {
 		t.Fatal(err)
 	}
@@ -222,6 +223,7 @@ func TestRepack(t *testing.T) {
 		if s, err := CheckSignature(ctx, after, []minisign.PublicKey{public}, "a", time.Now()); err != nil || s.Serial != 7 {
 			t.Errorf("%s: %v", name, err)
 		}
+		checkTrace(t, l, name, &trace)
 	}
 	if !bytes.Equal(readAll(t, im), content) {
 		t.Error("who has it open reads other content")
@@ -246,7 +248,7 @@ func TestRepack(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	checkBuilt(t, l, "a:stable", content)
-	if tags, err := l.Tags(ctx); err != nil || len(tags) != 3 { // with one list of signatures
+	if tags, err := l.Tags(ctx); err != nil || len(tags) != 4 { // with one list of signatures, and one trace
 		t.Errorf("%v, %v", tags, err)
 	}
 	if _, err := l.GC(ctx, GCOptions{RepackBelow: 101}); !errors.Is(err, ErrBadOption) {

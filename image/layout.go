@@ -453,7 +453,7 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 	return nil
 }
 
-// Remove forgets a name, and the signatures of what has no other name, and removes the blobs that nothing uses then. It does not ask who uses the
+// Remove forgets a name, and what is about what has no other name (signatures, a trace), and removes the blobs that nothing uses then. It does not ask who uses the
 // image: [Remove] does.
 func (l *Layout) Remove(_ context.Context, tag string) error {
 	err := l.forget(tag, func([]ocispec.Descriptor, ocispec.Descriptor) error { return nil })
@@ -478,7 +478,7 @@ func (l *Layout) forget(tag string, allow func(left []ocispec.Descriptor, gone o
 		}
 		still := slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == gone.Digest })
 		if of, err := ParseDigest(string(gone.Digest)); err == nil && !still {
-			index.Manifests = withoutTag(index.Manifests, sigTag(of))
+			index.Manifests = withoutReferrers(index.Manifests, of)
 		}
 		return nil
 	})

@@ -247,7 +247,7 @@ func (r *Registry) Tags(ctx context.Context) ([]string, error) {
 	return tags, nil
 }
 
-// Remove deletes the manifest that a tag means, with all tags that mean the same, and its signatures. Most registries free the space later.
+// Remove deletes the manifest that a tag means, with all tags that mean the same, its signatures and its trace. Most registries free the space later.
 func (r *Registry) Remove(ctx context.Context, tag string) error {
 	desc, err := r.repo.Resolve(ctx, tag)
 	if err == nil {
@@ -260,12 +260,14 @@ func (r *Registry) Remove(ctx context.Context, tag string) error {
 	if err != nil {
 		return nil // of another kind, which we do not sign
 	}
-	sigs, err := r.repo.Resolve(ctx, sigTag(of))
-	if err == nil {
-		err = r.repo.Delete(ctx, sigs)
-	}
-	if err = remoteErrorOrNil(err); err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("remove signatures of %s from %s: %w", tag, r, err)
+	for _, about := range referrerTags(of) {
+		found, err := r.repo.Resolve(ctx, about)
+		if err == nil {
+			err = r.repo.Delete(ctx, found)
+		}
+		if err = remoteErrorOrNil(err); err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("remove %s, which is about %s, from %s: %w", about, tag, r, err)
+		}
 	}
 	return nil
 }

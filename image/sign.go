@@ -1,18 +1,15 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"aead.dev/minisign"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -72,12 +69,7 @@ type Signature struct {
 func (s *Signature) signedBy(key minisign.PublicKey) bool { return minisign.Verify(key, s.text, s.sig) }
 
 // sigTag is the tag of the artifact with the signatures of a manifest.
-func sigTag(manifest Digest) string {
-	return "sha256-" + strings.TrimPrefix(manifest.String(), digestPrefix) + ".sig"
-}
-
-// aboutManifest matches tags that belong to a manifest: its signatures, and its referrers in registries that keep them under a tag.
-var aboutManifest = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\.sig)?$`)
+func sigTag(manifest Digest) string { return tagOf(manifest, ".sig") }
 
 // Sign adds a signature to an image in the place that it was opened from, instead of one by the same key. Type, content root and size of
 // the statement are filled in.
@@ -109,60 +101,17 @@ func Sign(ctx context.Context, im *Image, dst Target, key minisign.PrivateKey, s
 }
 
 func putSignatures(ctx context.Context, dst Target, subject ocispec.Descriptor, all []Signature) error {
-	if keeper, ok := dst.(interface{ hold() (func(), error) }); ok {
-		release, err := keeper.hold()
-		if err != nil {
-			return err
-		}
-		defer release()
-	}
-	put := func(mediaType string, data []byte) (ocispec.Descriptor, error) {
-		d := descriptor(mediaType, data)
-		there, err := dst.HasBlob(ctx, d)
-		if err == nil && !there {
-			err = dst.PutBlob(ctx, d, bytes.NewReader(data))
-		}
-		return d, err
-	}
-	config, err := put(ocispec.MediaTypeEmptyJSON, []byte("{}"))
-	if err != nil {
-		return err
-	}
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: MediaTypeSignatures,
-		Config:  config,
-		Subject: &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
-	}
+	var layers []part
 	for _, s := range all {
-		text, textErr := put(MediaTypeStatement, s.text)
-		sig, sigErr := put(MediaTypeMinisig, s.sig)
-		if err := errors.Join(textErr, sigErr); err != nil {
-			return err
-		}
-		m.Layers = append(m.Layers, text, sig)
+		layers = append(layers, part{MediaTypeStatement, s.text}, part{MediaTypeMinisig, s.sig})
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	of, err := ParseDigest(string(subject.Digest))
-	if err != nil {
-		return err
-	}
-	return dst.PutManifest(ctx, sigTag(of), data)
+	return putReferrer(ctx, dst, subject, MediaTypeSignatures, sigTag, layers)
 }
 
 // Signatures returns what an image is signed with, by whomever: nothing is verified.
 func Signatures(ctx context.Context, im *Image) ([]Signature, error) {
-	of, err := ParseDigest(string(im.desc.Digest))
-	if err != nil {
-		return nil, err
-	}
-	data, err := im.src.Manifest(ctx, sigTag(of))
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
+	data, err := im.referrer(ctx, sigTag)
+	if data == nil || err != nil {
 		return nil, err
 	}
 	layers, err := decodeSignatures(data)
@@ -205,17 +154,12 @@ func decodeSignatures(data []byte) (blobList, error) {
 }
 
 func (im *Image) readSignature(ctx context.Context, text, sig ocispec.Descriptor) (*Signature, error) {
-	s := &Signature{text: make([]byte, text.Size), sig: make([]byte, sig.Size)}
-	for _, b := range []struct {
-		desc ocispec.Descriptor
-		to   []byte
-	}{{text, s.text}, {sig, s.sig}} {
-		if err := im.src.ReadBlob(ctx, b.desc, b.to, 0); err != nil {
-			return nil, fmt.Errorf("read signature: %w", err)
-		}
-		if got := descriptor("", b.to).Digest; got != b.desc.Digest {
-			return nil, im.corrupt("signature", "", "has digest %s, not %s", got, b.desc.Digest)
-		}
+	s := &Signature{}
+	var errs [2]error
+	s.text, errs[0] = im.readPart(ctx, "signature", text)
+	s.sig, errs[1] = im.readPart(ctx, "signature", sig)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("read signature: %w", err)
 	}
 	statement, err := decodeStatement(s.text)
 	if err != nil {
