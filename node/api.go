@@ -121,6 +121,8 @@ type Root struct {
 	SizeBytes int64      `json:"size_bytes,omitempty"`
 	Content   string     `json:"content,omitempty"`  // in hex: of an image its content root, of a raw root the SHA-256 of samples
 	Modified  *time.Time `json:"modified,omitempty"` // files only
+	// ChunkSize is the length of the chunks that an image is in, in bytes; inspect only.
+	ChunkSize int `json:"chunk_size,omitempty"`
 	// Verified tells whether each chunk is checked against a digest as it is read.
 	// A raw root cannot be: it is only recognised, when it is opened.
 	Verified bool `json:"verified"`

@@ -214,6 +214,87 @@ func TestTraceIsReplayed(t *testing.T) {
 }
 
 // A replay stays within its share of the memory, and a trace that is damaged, or of other content, is no trace.
+// attachTrace attaches a list of chunks to the image that a reference means.
+func attachTrace(t *testing.T, dir, ref string, chunks ...int64) {
+	t.Helper()
+	ctx := context.Background()
+	im, src, err := image.OpenRef(ctx, mustRef(t, ref), image.SourceOptions{})
+	check(t, err)
+	l, err := image.OpenLayout(dir)
+	check(t, err)
+	list := &prefetch.Trace{Root: im.ContentRoot(), SizeBytes: im.Size(), ChunkSize: im.ChunkSize(), Chunks: chunks}
+	check(t, image.AttachTrace(ctx, im, l, image.Trace{Root: list.Root, Chunks: list.Encode(), Events: []byte("nobody reads them")}))
+	check(t, errors.Join(im.Close(), src.Close(), l.Close()))
+}
+
+// Where this node has no trace of a content, the one that is attached to the image is replayed; its own goes before, and who does not want it does not get it.
+func TestAttachedTraceIsReplayed(t *testing.T) {
+	r := newCacheRig(t)
+	r.cfg.Cache.PrefetchPercent, r.cfg.Cache.AttachedTraces = ptr(50), ptr(false)
+	attachTrace(t, r.a.dir, r.refA, 48, 16, 0)
+	d := r.start()
+	r.create(r.on("web0", r.refA))
+	r.same(0, 2*mib)
+	_, err := r.client().Delete(context.Background(), "web0")
+	check(t, err)
+	if s := r.cacheStats(); s.Prefetch.Replays != 0 || s.Origin.Bytes != 64<<10 {
+		t.Errorf("not wanted: %+v, origin %+v", s.Prefetch, s.Origin)
+	}
+	check(t, d.Stop())
+
+	r.cfg.Cache.AttachedTraces, r.cfg.Cache.Record = nil, "1m"
+	d = r.start()
+	r.create(r.on("web1", r.refA))
+	wait(t, "the replay", func() bool { return r.cacheStats().Prefetch.Replays == 1 })
+	if s := r.cacheStats(); s.Prefetch.ReplayedBytes != 3*64<<10 || s.Origin.Bytes != 3*64<<10 {
+		t.Errorf("replayed %+v, origin %+v", s.Prefetch, s.Origin)
+	}
+	r.a.up.Store(false)
+	for _, off := range []int64{3 * mib, 1 * mib, 0} {
+		r.same(0, off)
+	}
+	if v := r.cacheStats().Devices[0]; v.Reads != 0 {
+		t.Errorf("the device waited: %+v", v)
+	}
+	r.a.up.Store(true)
+	r.same(0, 2*mib+512<<10)
+	_, err = r.client().Delete(context.Background(), "web1")
+	check(t, err)
+	check(t, d.Stop())
+
+	r.start()
+	r.create(r.on("web2", r.refA)) // which has what the one before has read: four chunks
+	wait(t, "the replay", func() bool { return r.cacheStats().Prefetch.Replays == 1 })
+	if s := r.cacheStats(); s.Prefetch.ReplayedBytes != 4*64<<10 {
+		t.Errorf("replayed %+v", s.Prefetch)
+	}
+}
+
+// A trace that is attached and no use costs nothing but a word to who looks for it.
+func TestAttachedTraceOfNoUse(t *testing.T) {
+	r := newCacheRig(t)
+	r.cfg.Cache.PrefetchPercent = ptr(50)
+	ctx := context.Background()
+	im, src, err := image.OpenRef(ctx, mustRef(t, r.refA), image.SourceOptions{})
+	check(t, err)
+	l, err := image.OpenLayout(r.a.dir)
+	check(t, err)
+	other := &prefetch.Trace{Root: image.Digest{7}, SizeBytes: im.Size(), ChunkSize: im.ChunkSize(), Chunks: []int64{1}}
+	r.start()
+	for _, chunks := range [][]byte{[]byte("no list"), other.Encode()} {
+		check(t, image.AttachTrace(ctx, im, l, image.Trace{Root: im.ContentRoot(), Chunks: chunks, Events: []byte("nobody reads them")}))
+		before := strings.Count(r.log.String(), "no trace is attached")
+		r.create(r.on("web1", r.refA))
+		wait(t, "a word about it", func() bool { return strings.Count(r.log.String(), "no trace is attached") > before })
+		_, err = r.client().Delete(ctx, "web1")
+		check(t, err)
+	}
+	if s := r.cacheStats(); s.Prefetch.Replays != 0 || s.Origin.Bytes != 0 {
+		t.Errorf("%+v, origin %+v", s.Prefetch, s.Origin)
+	}
+	check(t, errors.Join(im.Close(), src.Close(), l.Close()))
+}
+
 func TestReplayIsBounded(t *testing.T) {
 	r := newCacheRig(t)
 	r.cfg.Cache.PrefetchPercent = ptr(25)
@@ -240,9 +321,9 @@ func TestReplayIsBounded(t *testing.T) {
 	im.Root[0] ^= 1
 	for what, data := range map[string][]byte{"damaged": bad, "of other content": im.Encode()} {
 		check(t, os.WriteFile(path, data, 0o600))
-		before := strings.Count(r.log.String(), "nothing is prefetched")
+		before := strings.Count(r.log.String(), "is not prefetched")
 		r.create(r.on("x", r.refA))
-		wait(t, "a word about a trace "+what, func() bool { return strings.Count(r.log.String(), "nothing is prefetched") > before })
+		wait(t, "a word about a trace "+what, func() bool { return strings.Count(r.log.String(), "is not prefetched") > before })
 		_, err := r.client().Delete(context.Background(), "x")
 		check(t, err)
 	}

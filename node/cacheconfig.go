@@ -62,6 +62,8 @@ type CacheConfig struct {
 	// PrefetchPercent is how much of the memory tier may be filled with what an earlier device asked its root for, when another is made on
 	// the same content. nil means 50, 0 that nothing is prefetched.
 	PrefetchPercent *int `toml:"prefetch_percent"`
+	// AttachedTraces has the trace that is attached to an image prefetched where no device of this node has been on the content yet. nil means true.
+	AttachedTraces *bool `toml:"attached_traces"`
 	// Readahead is how far ahead a sequential stream is read at most. nil means 4 MiB, 0 not at all.
 	Readahead *Bytes `toml:"readahead"`
 	// TracesPath is the directory of what was recorded. "" means [DefaultTracesPath].
@@ -79,6 +81,10 @@ func (c CacheConfig) withDefaults() CacheConfig {
 	if c.PrefetchPercent == nil {
 		c.PrefetchPercent = new(int)
 		*c.PrefetchPercent = defaultShare
+	}
+	if c.AttachedTraces == nil {
+		c.AttachedTraces = new(bool)
+		*c.AttachedTraces = true
 	}
 	if c.Readahead == nil {
 		c.Readahead = new(Bytes)

@@ -113,6 +113,7 @@ func TestCacheConfigIsChecked(t *testing.T) {
 		"memory = 67108864":                    "",
 		"memory = \"0\"\nreadahead = \"0\"":    "",
 		"record = \"0\"\nprefetch_percent = 0": "",
+		"attached_traces = false":              "",
 		"listen = \":9500\"\ninsecure = true":  "",
 		"listen = \"[::1]:9500\"\nca = \"/a\"\ntls_cert = \"/b\"\ntls_key = \"/c\"":                                              "",
 		"peers = \"/p\"\nself = \"https://a:1\"\nca = \"/a\"\ntls_cert = \"/b\"\ntls_key = \"/c\"\nappliances = [\"https://b\"]": "",

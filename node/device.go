@@ -104,6 +104,7 @@ func (v *device) inspect(u usage) Device {
 	if back != nil && back.device != nil {
 		if root := back.image(); root != nil {
 			d.Root.Replicas, d.Root.Hydration = root.set.report()
+			d.Root.ChunkSize = root.set.ChunkSize()
 			d.Cache = root.stats()
 		}
 		stats, info := back.device.Stats(), back.store.Info()

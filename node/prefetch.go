@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -268,22 +269,15 @@ func (p *replay) stop() {
 	p.work.Wait()
 }
 
-// startReplay reads what an earlier device on the same content asked for, if that is known.
+// startReplay reads what an earlier device on the same content asked for, on this node or on another one, if that is known.
 func (d *Daemon) startReplay(s *rootSet) {
 	if *d.cfg.Cache.PrefetchPercent == 0 {
 		return
 	}
 	s.replay.start(func(ctx context.Context) {
 		log := d.log.With("root", s.ContentRoot().String())
-		trace, err := readTrace(tracePath(d.cfg.Cache.TracesPath, s.ContentRoot()))
-		if errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if err == nil {
-			err = s.fits(trace)
-		}
-		if err != nil {
-			log.Warn("nothing is prefetched; the next device that is made writes a new trace", "error", oneLine(err))
+		trace, from := d.findTrace(ctx, log, s)
+		if trace == nil {
 			return
 		}
 		began := time.Now()
@@ -291,8 +285,48 @@ func (d *Daemon) startReplay(s *rootSet) {
 		if err != nil && ctx.Err() == nil {
 			log.Warn("prefetch ends early", "error", oneLine(err))
 		}
-		log.Debug("root prefetched", "chunks", len(trace.Chunks), "read_bytes", read, "ms", milliseconds(time.Since(began)))
+		log.Debug("root prefetched", "trace", from, "chunks", len(trace.Chunks), "read_bytes", read, "ms", milliseconds(time.Since(began)))
 	})
+}
+
+// fetchTime bounds how long it may take to find out what is attached to an image.
+const fetchTime = 30 * time.Second
+
+// findTrace returns the trace of the first device of this node on a content, or else the one that is attached to the image, and says which; nil where there is none.
+func (d *Daemon) findTrace(ctx context.Context, log *slog.Logger, s *rootSet) (t *prefetch.Trace, from string) {
+	t, err := readTrace(tracePath(d.cfg.Cache.TracesPath, s.ContentRoot()))
+	if err == nil {
+		err = s.fits(t)
+	}
+	switch {
+	case err == nil:
+		return t, "own"
+	case !errors.Is(err, fs.ErrNotExist):
+		log.Warn("what an earlier device asked for is not prefetched; the next device that is made writes a new trace", "error", oneLine(err))
+	}
+	if !*d.cfg.Cache.AttachedTraces {
+		return nil, ""
+	}
+	if t, err = s.attachedTrace(ctx); err != nil {
+		log.Debug("no trace is attached to the image, or none that is of use", "error", oneLine(err)) // it is advice: nobody has to have it
+		return nil, ""
+	}
+	return t, "attached"
+}
+
+// attachedTrace reads the trace that somebody has attached to the image.
+func (s *rootSet) attachedTrace(ctx context.Context) (*prefetch.Trace, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	data, err := s.TraceChunks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := prefetch.Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	return t, s.fits(t)
 }
 
 // replay reads the chunks of a trace, for as long as all replays that are under way stay within their share of the memory.
