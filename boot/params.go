@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"coppice/ebpf"
 	"coppice/image"
 	"coppice/node"
 	"coppice/union"
@@ -22,6 +24,7 @@ const (
 	keyName  = "coppice.name"
 	keySize  = "coppice.size"
 	keyTries = "coppice.tries"
+	keyTrace = "coppice.trace"
 	prefix   = "coppice."
 )
 
@@ -60,6 +63,9 @@ type Params struct {
 	SizeBytes int64 `json:"size_bytes,omitempty"`
 	// Tries is how many boots in a row may fail before what is below the layer is booted from; 0: any number.
 	Tries int `json:"tries"`
+	// Trace has the requests of the device recorded in the kernel from the first one on, in a ring of TraceBytes; 0 means one of the usual size.
+	Trace      bool `json:"trace,omitempty"`
+	TraceBytes int  `json:"trace_bytes,omitempty"`
 }
 
 // Leaf says where what is written goes.
@@ -139,9 +145,29 @@ func parse(given map[string]string) (Params, error) {
 			note(keyTries, fmt.Errorf("not a number between 0 and %d", maxTries))
 		}
 	}
+	if trace := given[keyTrace]; trace != "" {
+		p.Trace = true
+		p.TraceBytes, err = parseTrace(trace)
+		note(keyTrace, err)
+	}
 	p.Leaf, err = parseLeaf(given[keyLeaf], p.Name)
 	note(keyLeaf, err)
 	return p, errors.Join(errs...)
+}
+
+// parseTrace takes "on", or the size of the ring.
+func parseTrace(text string) (ring int, err error) {
+	if text == "on" {
+		return 0, nil
+	}
+	n, err := node.ParseBytes(text)
+	if err == nil {
+		err = ebpf.TraceConfig{RingBytes: int(min(n, math.MaxInt32))}.Validate()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("write on, or the size of the ring, such as 8M: %w", err)
+	}
+	return int(n), nil
 }
 
 func parseRoots(text string) ([]string, error) {

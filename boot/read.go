@@ -21,7 +21,7 @@ const (
 // lineKeys are the names that are taken from the kernel's command line and from credentials, secretKeys those that are taken from credentials alone:
 // everybody can read the command line.
 var (
-	lineKeys   = []string{keyRoot, keyLeaf, keyName, keySize, keyTries, keyHostname, keyMachineID}
+	lineKeys   = []string{keyRoot, keyLeaf, keyName, keySize, keyTries, keyTrace, keyHostname, keyMachineID}
 	secretKeys = []string{keyConfig, keyHostnameSystemd, keyMachineIDSystemd, keySSH + "rsa_key", keySSH + "ecdsa_key", keySSH + "ed25519_key"}
 )
 

@@ -41,6 +41,7 @@ type cli struct {
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
 	Latency latencyCmd `cmd:"" help:"Show how long the requests of a device took, by where their data came from."`
 	EBPF    ebpfCmd    `cmd:"" name:"ebpf" help:"Have requests measured in the kernel, by eBPF programs."`
+	Trace   traceCmd   `cmd:"" help:"Record in the kernel what a device is asked for, and have other nodes read that ahead."`
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell whether this machine can run Coppice, and what to do where not."`
 	Boot    bootCmd    `cmd:"" help:"Bring this machine up on a root device; for the initramfs."`

@@ -18,10 +18,12 @@ import (
 	"aead.dev/minisign"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"coppice/ebpf/boottrace"
 	"coppice/image"
 	"coppice/node"
 	"coppice/node/nodetest"
 	"coppice/ublk/ublktest"
+	"coppice/union"
 )
 
 // Scripts run the real program against a daemon in this process, whose kernel is a fake one.
@@ -32,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
-			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated,
+			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated, "recorded": cmdRecorded,
 		},
 	})
 }
@@ -251,4 +253,29 @@ func number(ts *testscript.TestScript, s string) int {
 	n, err := strconv.Atoi(s)
 	ts.Check(err)
 	return n
+}
+
+// cmdRecorded is "recorded REF FILE": it writes the file of a trace of an image, with requests that nobody has made.
+func cmdRecorded(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := image.ParseRef(strings.Replace(args[0], "oci:", "oci:"+ts.MkAbs(".")+"/", 1))
+	ts.Check(err)
+	im, src, err := image.OpenRef(context.Background(), ref, image.SourceOptions{})
+	ts.Check(err)
+	t := &boottrace.Trace{
+		Root: im.ContentRoot(), ContentBytes: im.Size(), ChunkSize: im.ChunkSize(), DeviceBytes: im.Size(), Kernel: "6.12.0-test",
+		Began: time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC), Uptime: 2500 * time.Millisecond, Lost: 4,
+		Processes: []string{"", "(udev-worker)", "a\x1bb"}, Cgroups: []string{"", "/system.slice/ssh.service"},
+		Events: []boottrace.Event{
+			{Off: 0, Len: 64 << 10, From: union.FromRoot, PID: 7, Process: 1, Cgroup: 1},
+			{Off: 64 << 10, Len: 4096, PID: 8, Process: 2, Cgroup: 1},
+			{Off: 68 << 10, Len: 4096, Op: boottrace.Write, PID: 8, Process: 2, Cgroup: 1},
+			{Off: 68 << 10, Len: 4096, PID: 7, Process: 1},
+		},
+	}
+	for i := range t.Events {
+		t.Events[i].At, t.Events[i].Took = time.Duration(i)*time.Millisecond, 10*time.Microsecond
+	}
+	data, err := t.Encode()
+	ts.Check(errors.Join(err, im.Close(), src.Close()))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o600))
 }
