@@ -377,7 +377,14 @@ func StopRecording(pins string) (bool, error) {
 	if pins == "" {
 		pins = DefaultTracePins
 	}
-	return Unload(pins)
+	links, err := filepath.Glob(filepath.Join(pins, "trace_*", linkPin+"*"))
+	if err == nil {
+		err = os.RemoveAll(pins)
+	}
+	if err != nil {
+		return false, fmt.Errorf("stop to record requests: %w", err)
+	}
+	return len(links) > 0, nil
 }
 
 // MountPins mounts a bpf file system on a directory, such as /sys/fs/bpf in an initramfs, unless there is one.

@@ -152,6 +152,13 @@ func TestRecordsADisk(t *testing.T) {
 	if err := next.Stop(); err != nil {
 		t.Errorf("stopped again: %v", err)
 	}
+	if there, err := StopRecording(cfg.Pins); err != nil || there {
+		t.Errorf("stopped, and there: %v, %v", there, err)
+	}
+	recordAt(t, cfg)
+	if there, err := StopRecording(cfg.Pins); err != nil || !there {
+		t.Errorf("not there: %v, %v", there, err)
+	}
 }
 
 // A process reads the disk under its own name and number.
