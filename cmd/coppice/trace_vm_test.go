@@ -67,7 +67,7 @@ func (r *vmRig) record(name string) (*boottrace.Trace, traceRecordReport) {
 // The ring is too small: what comes last is lost, and it is said how much that is.
 func TestTrace(t *testing.T) {
 	r := newVMRig(t)
-	other, _ := r.measuredDevice() // 12 MiB of its root are data, the rest zeros
+	other, _ := r.measuredDevice() // its root is data up to latencyZeros
 	one, two := r.reader("reader-one"), r.reader("reader-two")
 	if out := r.ok("trace", "start", "--ring", "8K"); !strings.Contains(out, "with where their data comes from") {
 		t.Errorf("started: %s", out)
@@ -87,11 +87,11 @@ func TestTrace(t *testing.T) {
 			want = append(want, row{v.name(), "/" + v.name(), at, from})
 		}
 	}
-	read(one, union.FromRoot, 9*1024, 5*1024)
+	read(one, union.FromRoot, 5*1024, 3*1024)
 	read(two, union.FromLeaf, 8, 4)
 	two.read(other.Path, 0, 12)
-	read(two, union.FromZeros, 13*1024)
-	read(one, union.FromMemory, 5*1024+8, 9*1024)
+	read(two, union.FromZeros, 7*1024)
+	read(one, union.FromMemory, 3*1024+8, 5*1024)
 	r.fio(dev.Path, "--name=read", "--rw=read", "--bs=4k", "--size=1200k", "--ioengine=psync")
 	r.refused("no such file", "trace", "record", "web2", filepath.Join(r.dir, "none", "x"))
 	trace, rep := r.record("web2")
@@ -117,7 +117,7 @@ func TestTrace(t *testing.T) {
 		t.Errorf("the first request is %+v, of %q", first, trace.Processes[first.Process])
 	}
 	list := trace.Prefetch().Chunks
-	if i, k := slices.Index(list, 9*1024/64), slices.Index(list, 5*1024/64); i < 0 || k < i || slices.Contains(list, 13*1024/64) {
+	if i, k := slices.Index(list, 5*1024/64), slices.Index(list, 3*1024/64); i < 0 || k < i || slices.Contains(list, 7*1024/64) {
 		t.Errorf("to read ahead: %v", list)
 	}
 	if made := r.requests(dev); rep.Lost == 0 || int64(len(trace.Events))+int64(rep.Lost) != made {
