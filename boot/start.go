@@ -84,11 +84,7 @@ func (s *starter) start(ctx context.Context) (node.Device, error) {
 	if err := s.begin(ctx); err != nil {
 		return node.Device{}, fmt.Errorf("start the root's daemon: %w", err)
 	}
-	if s.params.Trace {
-		if err := s.startTrace(ctx); err != nil { // a machine that is not recorded boots as well
-			s.console.say("this boot is not recorded: %v", err)
-		}
-	}
+	s.record(ctx)
 	d, err := s.create(ctx, leaf, pin)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)

@@ -15,6 +15,16 @@ const LatencyPins = "/sys/fs/bpf/coppice-root"
 // bpfFiles is where a bpf file system is mounted; relative, for tests.
 const bpfFiles = "sys/fs/bpf"
 
+// record has the boot recorded where that is asked for. A machine of which that is not possible boots as well.
+func (s *starter) record(ctx context.Context) {
+	if !s.params.Trace {
+		return
+	}
+	if err := s.startTrace(ctx); err != nil {
+		s.console.say("this boot is not recorded: %v", err)
+	}
+}
+
 // startTrace has the kernel record the requests of the device that is made next, from the first one on, with where their data comes from: the root's daemon, which runs, says that to the
 // programs that measure how long requests take. Both stay when this process ends.
 func (s *starter) startTrace(ctx context.Context) error {
