@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	cilium "github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +39,54 @@ func BenchmarkRequest(b *testing.B) {
 		read(b)
 		b.ReportMetric(float64(programsTime(b, pins)-before)/float64(b.N), "ns-in-programs/op")
 	})
+}
+
+// BenchmarkRecordedRequest reads 4 KiB of a loop device, recorded and not, and tells what the kernel itself says of the programs' part.
+func BenchmarkRecordedRequest(b *testing.B) {
+	if !supported(b) {
+		return // it has said why
+	}
+	disk := newLoopDisk(b)
+	read := func(b *testing.B) {
+		for b.Loop() {
+			if _, err := disk.f.ReadAt(disk.buf[:4096], 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("off", read)
+	counting, err := cilium.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer counting.Close()
+	for name, disks := range map[string]string{"on": disk.name, "of others": "sda"} {
+		b.Run(name, func(b *testing.B) {
+			objects, err := newTrace(TraceConfig{RingBytes: defaultRing, Disks: disks}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer objects.Close()
+			programs := objects.programs()
+			for _, at := range tracePoints {
+				l, err := link.AttachTracing(link.TracingOptions{Program: programs[at.program]})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer l.Close()
+			}
+			read(b)
+			nanos := 0.0
+			for _, p := range programs {
+				stats, err := p.Stats()
+				if err != nil {
+					b.Fatal(err)
+				}
+				nanos += float64(stats.Runtime.Nanoseconds())
+			}
+			b.ReportMetric(nanos/float64(b.N), "ns-in-programs/op")
+		})
+	}
 }
 
 func programsTime(b *testing.B, pins string) (nanos uint64) {
