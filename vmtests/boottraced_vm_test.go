@@ -122,7 +122,7 @@ func (l *machineLab) bootTraced(t *testing.T, name string) (b tracedBoot) {
 	t.Helper()
 	m := l.node(t, name, l.web.address)
 	m.bootShort()
-	m.cfg.CPUs = 2 // with one, that the kernel emulates, decompressing what is read ahead is in the way of all else
+	m.cfg.CPUs = 2 // an emulated one has much to do with digests of what is read ahead, which is in the way of all else
 	m.cfg.KernelArgs += " coppice.trace=on"
 	vm := l.boot(t, m)
 	run := func(v any, args ...string) {
