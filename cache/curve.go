@@ -18,10 +18,10 @@ const (
 	leastKeys  = 512
 	curveShare = 32
 
-	// So many sampled requests per second are worked off, and curveBurst more at a time. Where there are more, fewer chunks are sampled. One takes less than 1 µs,
-	// so that it all is less than one percent of a CPU.
-	curveRate  = 10_000
-	curveBurst = 1 << 18
+	// So many sampled requests per second are worked off, and curveBurst more at a time, which is some 60 boots. Where there are more, fewer chunks are sampled.
+	// BenchmarkCurveTakes has what one takes, BenchmarkCurveCost what that is of a hit.
+	curveRate  = 5_000
+	curveBurst = 1 << 16
 
 	// Requests count half after curveHalfLife. They are made to count less at times that lie curveTick apart.
 	curveHalfLife = 24 * time.Hour
@@ -169,17 +169,11 @@ func (v *curve) fit(f fitting) {
 	}
 }
 
-// hit notes that memory had a chunk. It takes no lock but one that is free.
+// hit notes that memory had a chunk that is sampled. It takes no lock but one that is free, and leaves out what is read again before anything else is: chunks are
+// read in pieces.
 func (v *curve) hit(key *Key, s *slot, c *class) {
-	if h := hashOf(key); v.samples(h) {
-		v.sampledHit(key, h, s, c)
-	}
-}
-
-// sampledHit leaves out what is read again before anything else is: chunks are read in pieces.
-func (v *curve) sampledHit(key *Key, hash uint32, s *slot, c *class) {
 	if uint32(v.tail.Load()) != s.seen.Load() {
-		s.seen.Store(uint32(v.note(access{name: nameOf(key), hash: hash, class: uint8(sizeClassOf(c.slotBytes)), kind: accessHit})))
+		s.seen.Store(uint32(v.note(access{name: nameOf(key), hash: hashOf(key), class: uint8(sizeClassOf(c.slotBytes)), kind: accessHit})))
 	}
 }
 

@@ -112,7 +112,7 @@ func (m *memory) read(key *Key, p []byte, skip int, asked bool) bool {
 	if ok {
 		g.class.policy.touch(&s.entry, id)
 		copy(p, g.content(id.slot())[skip:])
-		if asked && m.curve != nil {
+		if asked && m.curve != nil && m.curve.samples(hashOf(key)) {
 			m.curve.hit(key, s, g.class)
 		}
 	}
