@@ -56,9 +56,10 @@ type curve struct {
 	machine int64                // bytes of memory that there are
 	totals  func() requestTotals // takes locks of its own
 	now     func() time.Time
-	digests atomic.Int64  // bytes that they take
-	images  atomic.Uint32 // sizes of chunks that open images have, a bit each
-	missed  atomic.Uint64 // requests that memory as it is could not serve
+	aside   func(f func()) // has something done while no request waits for it
+	digests atomic.Int64   // bytes that they take
+	images  atomic.Uint32  // sizes of chunks that open images have, a bit each
+	missed  atomic.Uint64  // requests that memory as it is could not serve
 
 	mu        sync.Mutex // guards what follows, and the head of the sampler; taken before all other locks
 	threshold int64      // of the memory tier, in bytes
@@ -99,7 +100,7 @@ type fitting struct {
 type requestTotals struct{ requests, bytes float64 }
 
 func newCurve(p Policy, machine int64, totals func() requestTotals) *curve {
-	v := &curve{policy: p, machine: machine, totals: totals, now: time.Now}
+	v := &curve{policy: p, machine: machine, totals: totals, now: time.Now, aside: func(f func()) { go f() }}
 	v.init()
 	return v
 }
@@ -190,13 +191,23 @@ func (v *curve) request(key *Key, kind accessKind, chunkBytes, stream int64) {
 	}
 }
 
-// note puts an access into the queue. With the last of a batch, it works off two, unless somebody does already: that bounds for how long a request waits.
+// note puts an access into the queue. With the last of a batch, it works off two, unless somebody does already: that bounds for how long a request waits. Where the
+// sample may have to be halved, no request does.
 func (v *curve) note(a access) uint64 {
+	const most = 2 * samplerBatch
 	at := v.put(a)
-	if at%samplerBatch == 0 && v.mu.TryLock() {
-		v.work(2 * samplerBatch)
-		v.mu.Unlock()
+	if at%samplerBatch != 0 || !v.mu.TryLock() {
+		return at
 	}
+	if v.credit < most || v.keys.n+most >= len(v.keys.all) {
+		v.aside(func() {
+			defer v.mu.Unlock()
+			v.work(samplerSize)
+		})
+		return at
+	}
+	v.work(most)
+	v.mu.Unlock()
 	return at
 }
 

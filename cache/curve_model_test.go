@@ -49,11 +49,14 @@ func (v *curve) check() error {
 	return nil
 }
 
+// atOnce keeps a test in one goroutine.
+func atOnce(f func()) { f() }
+
 // newTestCurve makes a curve that knows of no cache, on a machine with much memory, at a time that stands still.
 func newTestCurve(p Policy, threshold int64) *curve {
 	v := newCurve(p, 1<<40, func() requestTotals { return requestTotals{} })
 	began := time.Unix(1e9, 0)
-	v.now = func() time.Time { return began }
+	v.now, v.aside = func() time.Time { return began }, atOnce
 	v.setThreshold(threshold)
 	return v
 }

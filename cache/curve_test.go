@@ -71,6 +71,7 @@ func (w workload) play(t testing.TB, c *Cache, pieces int) *tally {
 	c.memory.use(workChunk, 1)
 	var y tally
 	if c.curve != nil {
+		c.curve.aside = atOnce
 		c.curve.totals = func() requestTotals { return requestTotals{requests: float64(y.requests)} }
 	}
 	var s streams
@@ -259,7 +260,7 @@ func BenchmarkCurveCost(b *testing.B) {
 		return time.Unix(now.Unix())
 	}
 	c := newCache(b, Options{MemoryBytes: 128 << 20})
-	c.curve.now, c.curve.credited = clock, clock()
+	c.curve.now, c.curve.credited, c.curve.aside = clock, clock(), atOnce
 	o := &keysOrigin{fakeOrigin{size: chunks * 64 * kib, chunk: 64 * kib}}
 	v := open(b, c, o).Reader()
 	if err := v.Read(b.Context(), make([]byte, o.size), 0); err != nil {
