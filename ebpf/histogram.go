@@ -72,6 +72,39 @@ func BucketOf(d time.Duration) int {
 	return i
 }
 
+// Since returns what was counted after an earlier measurement of the same. Where that has counted more, the programs were loaded anew meanwhile, and all is after it.
+func (l *Latency) Since(before *Latency) Latency {
+	if before.Count > l.Count {
+		before = &Latency{}
+	}
+	return l.combine(before, func(n, m uint64) uint64 { return max(n, m) - m }, l.Seconds-before.Seconds)
+}
+
+// Plus returns what was counted of both, as if they were of one operation and source: those of l.
+func (l *Latency) Plus(other *Latency) Latency {
+	return l.combine(other, func(n, m uint64) uint64 { return n + m }, l.Seconds+other.Seconds)
+}
+
+func (l *Latency) combine(other *Latency, of func(n, m uint64) uint64, seconds float64) Latency {
+	counts, m := l.counts(), other.counts()
+	for i := range counts {
+		counts[i] = of(counts[i], m[i])
+	}
+	all := Latency{Op: l.Op, Source: l.Source, Mixed: of(l.Mixed, other.Mixed), Errors: of(l.Errors, other.Errors), Seconds: max(seconds, 0)}
+	all.fill(&counts)
+	return all
+}
+
+// counts spreads the buckets out. One that there is not, which can only have come from elsewhere, is left out.
+func (l *Latency) counts() (all [buckets]uint64) {
+	for _, b := range l.Buckets {
+		if b.Index >= 0 && b.Index < buckets {
+			all[b.Index] += b.Count
+		}
+	}
+	return all
+}
+
 // add counts what a histogram holds, which the kernel may be writing to.
 func (l *Latency) add(h *latencyHistogram, counts *[buckets]uint64) {
 	l.Seconds += float64(atomic.LoadUint64(&h.Nanos)) / 1e9

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"math"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -35,5 +36,25 @@ func TestPercentiles(t *testing.T) {
 	}
 	if l.Count != 100 || len(l.Buckets) != 3 || l.Percentile(100) != math.MaxInt64 || l.Percentile(50) != time.Duration(Bound(4)*1e9) {
 		t.Errorf("%+v", l)
+	}
+}
+
+func TestSinceAndPlus(t *testing.T) {
+	before := Latency{Op: "read", Source: "root", Count: 3, Mixed: 1, Seconds: 1, Buckets: []Bucket{{2, 2}, {30, 1}}}
+	now := Latency{Op: "read", Source: "root", Count: 10, Mixed: 1, Errors: 2, Seconds: 3, Buckets: []Bucket{{2, 2}, {4, 5}, {30, 3}}}
+	want := Latency{Op: "read", Source: "root", Count: 7, Errors: 2, Seconds: 2, Buckets: []Bucket{{4, 5}, {30, 2}}}
+	if got := now.Since(&before); !reflect.DeepEqual(got, want) {
+		t.Errorf("since: %+v, want %+v", got, want)
+	}
+	if got := before.Since(&now); !reflect.DeepEqual(got, before) {
+		t.Errorf("of programs that were loaded anew: %+v", got)
+	}
+	want = Latency{Op: "read", Source: "root", Count: 13, Mixed: 2, Errors: 2, Seconds: 4, Buckets: []Bucket{{2, 4}, {4, 5}, {30, 4}}}
+	if got := before.Plus(&now); !reflect.DeepEqual(got, want) {
+		t.Errorf("plus: %+v, want %+v", got, want)
+	}
+	strange := Latency{Count: 3, Buckets: []Bucket{{-1, 1}, {buckets, 1}, {1, 1}}}
+	if got := strange.Plus(&Latency{}); got.Count != 1 {
+		t.Errorf("with buckets that there are not: %+v", got)
 	}
 }

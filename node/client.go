@@ -107,6 +107,12 @@ func (c *Client) List(ctx context.Context) ([]Device, error) {
 	return l.Devices, about("list devices", c.send(ctx, http.MethodGet, "devices", nil, &l, true))
 }
 
+// Overview returns what changes from one second to the next.
+func (c *Client) Overview(ctx context.Context) (Overview, error) {
+	var o Overview
+	return o, about("look at the devices", c.send(ctx, http.MethodGet, "overview", nil, &o, true))
+}
+
 // Inspect returns all about one device.
 func (c *Client) Inspect(ctx context.Context, name string) (Device, error) {
 	var d Device

@@ -94,6 +94,12 @@ var (
 	storeAvailable = desc("store_available_bytes", "What such blocks can still take.", "store")
 	storeWaiting   = desc("store_waiting_requests", "Requests that wait for space.", "store")
 
+	replicaState    = desc("replica_state", "1 for the state of a place that an image is read from.", "content", "ref", "state")
+	replicaReads    = desc("replica_reads_total", "Requests that such a place has answered.", "content", "ref")
+	replicaBytes    = desc("replica_read_bytes_total", "Bytes that it gave.", "content", "ref")
+	replicaFailures = desc("replica_failures_total", "Requests and probes of it that failed.", "content", "ref")
+	replicaHedged   = desc("replica_hedged_total", "Requests that were made again elsewhere because it was slow.", "content", "ref")
+
 	memoryThreshold = desc("cache_memory_threshold_bytes", "What the memory tier may take at most.")
 	memoryUsed      = desc("cache_memory_used_bytes", "What it takes, with what is known of the chunks.")
 	memoryContent   = desc("cache_memory_content_bytes", "The chunks in it.")
@@ -159,6 +165,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		m.device(v, stores)
 		m.latencies(c.d.Latency(v.record().Device.Name))
 	}
+	for _, r := range c.d.rootOverviews() {
+		m.replicas(r)
+	}
 	m.cache(c.d.CacheStats())
 	m.curve(c.d.cache.Curve())
 }
@@ -218,9 +227,10 @@ func (m metrics) device(v *device, stores map[string]bool) {
 	}
 }
 
-// reading is what can be said of a device at once. All but the first three is absent while it is not served.
+// reading is what can be said of a device at once. All but the first four is absent while it is not served.
 type reading struct {
 	name   string
+	id     int
 	state  State
 	store  string
 	stats  *union.DeviceStats
@@ -232,7 +242,10 @@ type reading struct {
 func (v *device) measure() reading {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	r := reading{name: v.rec.Device.Name, state: v.state, store: v.rec.Device.Store}
+	r := reading{name: v.rec.Device.Name, id: v.rec.Device.ID, state: v.state, store: v.rec.Device.Store}
+	if v.disk != nil {
+		r.id = v.disk.ID()
+	}
 	if v.back == nil || v.back.device == nil {
 		return r
 	}
@@ -256,6 +269,17 @@ func (m metrics) requests(name string, s union.DeviceStats) {
 	m.count(deviceCopied, s.CopiedUpBytes, name)
 	m.count(deviceWaits, s.RootWaits, name)
 	m.count(deviceRefused, s.RootRefused, name)
+}
+
+// replicas measures the places that an image is read from.
+func (m metrics) replicas(r RootOverview) {
+	for _, p := range r.Replicas {
+		m.gauge(replicaState, 1, r.Content, p.Ref, string(p.State))
+		m.count(replicaReads, uint64(p.Requests), r.Content, p.Ref)
+		m.count(replicaBytes, uint64(p.Bytes), r.Content, p.Ref)
+		m.count(replicaFailures, uint64(p.Failures), r.Content, p.Ref)
+		m.count(replicaHedged, uint64(p.Hedged), r.Content, p.Ref)
+	}
 }
 
 // parts measures where chunks came from.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -100,6 +99,8 @@ func TestMetrics(t *testing.T) {
 		{"coppice_cache_curve_measured_miss_ratio", curve.MissRatio, nil},
 		{"coppice_cache_curve_miss_ratio", curve.MissRatio, []string{fmt.Sprintf("threshold_bytes=%d", curve.ThresholdBytes)}},
 		{"coppice_cache_ghost_hits_total", 0, nil},
+		{"coppice_replica_state", 1, []string{"content=" + s.Devices[0].Content, "ref=" + r.refA, "state=ready"}},
+		{"coppice_replica_failures_total", 0, []string{"ref=" + r.refA}},
 		{"coppice_store_waiting_requests", 0, []string{"store=" + r.store}},
 	} {
 		if v := value(t, got, w.name, w.labels...); v != w.want || w.want == 0 && strings.Contains(w.name, "bytes") {
@@ -113,32 +114,87 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestDashboard compares the metrics that the dashboard asks for with those that there are.
+// Each query of the dashboard is of metrics that there are, with labels that they have.
 func TestDashboard(t *testing.T) {
-	const path = "../docs/grafana-dashboard.json"
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile("../docs/grafana-dashboard.json")
 	check(t, err)
-	var page any
+	var page struct {
+		Panels []struct {
+			ID      int
+			Title   string
+			GridPos struct{ X, Y, W, H int }
+			Targets []struct{ Expr, LegendFormat string }
+		}
+	}
 	check(t, json.Unmarshal(data, &page))
-	asked := map[string]bool{}
-	suffix := regexp.MustCompile(`_(bucket|sum|count)$`)
 	r := everyMetric(t)
 	measured := r.measureSomething()
 	families, _ := r.scrape()
-	for _, name := range regexp.MustCompile(`coppice_[a-z_]+`).FindAllString(string(data), -1) {
-		if families[name] == nil {
-			name = suffix.ReplaceAllString(name, "")
+	places := map[[2]int]string{}
+	for i, p := range page.Panels {
+		at := [2]int{p.GridPos.X, p.GridPos.Y}
+		if other := places[at]; other != "" || p.ID != i+1 || len(p.Targets) == 0 {
+			t.Errorf("panel %q has number %d, %d queries, and the place of %q", p.Title, p.ID, len(p.Targets), other)
 		}
-		asked[name] = true
-	}
-	if len(asked) < 10 {
-		t.Errorf("it asks for %d metrics only", len(asked))
-	}
-	for _, name := range slices.Sorted(maps.Keys(asked)) {
-		if families[name] == nil && (measured || !strings.HasPrefix(name, "coppice_request_")) {
-			t.Errorf("it asks for %s, which there is not", name)
+		places[at] = p.Title
+		for _, q := range p.Targets {
+			for _, problem := range wrongWith(q.Expr, q.LegendFormat, families, measured) {
+				t.Errorf("panel %q: %s: %s", p.Title, q.Expr, problem)
+			}
 		}
 	}
+	if len(page.Panels) < 20 {
+		t.Errorf("%d panels only", len(page.Panels))
+	}
+}
+
+var (
+	selectors = regexp.MustCompile(`(coppice_[a-z_]+)(?:\{([^}]*)\})?`)
+	matchers  = regexp.MustCompile(`([a-z_]+)(?:=~|!~|!=|=)"`)
+	groupings = regexp.MustCompile(`by \(([^)]*)\)`)
+	legends   = regexp.MustCompile(`\{\{([a-z_]+)\}\}`)
+)
+
+// wrongWith compares a query with what there is. What the kernel measures is there on machines that can only.
+func wrongWith(query, legend string, families map[string]*dto.MetricFamily, measured bool) (problems []string) {
+	labels := map[string]bool{"instance": true} // which Prometheus adds
+	found := selectors.FindAllStringSubmatch(query, -1)
+	if len(found) == 0 {
+		return []string{"it asks for nothing of Coppice's"}
+	}
+	for _, m := range found {
+		f := families[m[1]]
+		if base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(m[1], ""); f == nil && base != m[1] {
+			f = families[base]
+			labels["le"] = true
+		}
+		switch {
+		case f == nil && !measured && strings.HasPrefix(m[1], "coppice_request_"):
+			return problems
+		case f == nil:
+			return append(problems, "there is no "+m[1])
+		}
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels[l.GetName()] = true
+		}
+		for _, l := range matchers.FindAllStringSubmatch(m[2], -1) {
+			if !labels[l[1]] {
+				problems = append(problems, fmt.Sprintf("%s has no label %s", m[1], l[1]))
+			}
+		}
+	}
+	used := legends.FindAllStringSubmatch(legend, -1)
+	for _, g := range groupings.FindAllStringSubmatch(query, -1) {
+		for name := range strings.SplitSeq(g[1], ",") {
+			used = append(used, []string{"", strings.TrimSpace(name)})
+		}
+	}
+	for _, l := range used {
+		if !labels[l[1]] {
+			problems = append(problems, "nothing has label "+l[1])
+		}
+	}
+	return problems
 }
 
 func TestMetricsAddressInUse(t *testing.T) {

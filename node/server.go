@@ -78,6 +78,7 @@ func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	const devices, one = "/" + APIVersion + "/devices", "/" + APIVersion + "/devices/{name}"
 	mux.HandleFunc("GET /"+APIVersion+"/version", s.version)
+	mux.Handle("GET /"+APIVersion+"/overview", s.guard(s.overview, false))
 	mux.Handle("GET "+devices, s.guard(s.list, false))
 	mux.Handle("GET "+one, s.guard(s.inspect, false))
 	mux.Handle("POST "+devices, s.guard(s.create, true))
@@ -192,6 +193,9 @@ func (s *server) list(r *http.Request) (any, error) {
 	s.settle(r.Context())
 	return listBody{Devices: s.d.List()}, nil
 }
+
+// overview does not settle: who watches sees the take-over.
+func (s *server) overview(*http.Request) (any, error) { return s.d.Overview(), nil }
 
 func (s *server) inspect(r *http.Request) (any, error) {
 	s.settle(r.Context())

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
 	"slices"
 	"time"
@@ -24,15 +21,7 @@ type cacheCurveCmd struct {
 }
 
 // Validate refuses a plot in another format.
-func (c *cacheCurveCmd) Validate() error {
-	if c.Plot == "" {
-		return nil
-	}
-	if _, err := plot.FormatOf(c.Plot); err != nil {
-		return fmt.Errorf("--plot: %w", err)
-	}
-	return nil
-}
+func (c *cacheCurveCmd) Validate() error { return validPlot(c.Plot) }
 
 // Run shows the curve.
 func (c *cacheCurveCmd) Run(env *environment) error {
@@ -48,7 +37,7 @@ func (c *cacheCurveCmd) Run(env *environment) error {
 		}
 	}
 	if c.Plot != "" {
-		if err := drawCurve(v, c.Plot); err != nil {
+		if err := drawPlot("the curve of the cache", curveChart(v), c.Plot); err != nil {
 			return err
 		}
 	}
@@ -143,26 +132,6 @@ func flagBytes(n int64) string {
 		return fmt.Sprint(n)
 	}
 	return fmt.Sprintf("%dM", n>>20)
-}
-
-// drawCurve writes a plot in one step.
-func drawCurve(v cache.Curve, path string) error {
-	format, err := plot.FormatOf(path)
-	if err != nil {
-		return err
-	}
-	var drawn bytes.Buffer
-	if err := curveChart(v).Write(&drawn, format); err != nil {
-		return fmt.Errorf("draw the curve of the cache: %w", err)
-	}
-	if err := replaceFile(path, drawn.Bytes()); err != nil {
-		hint := "give --plot a file in a directory that can be written"
-		if errors.Is(err, fs.ErrNotExist) {
-			hint = "make the directory first, or give --plot another file"
-		}
-		return &node.Error{Code: node.CodeFailed, Message: fmt.Sprintf("write plot to %s: %s", path, err), Hint: hint}
-	}
-	return nil
 }
 
 // curveChart draws misses over thresholds, the latter on a logarithmic axis.

@@ -79,14 +79,14 @@ func TestCurveChart(t *testing.T) {
 		}
 		if *keepPlots != "" {
 			for _, suffix := range []string{".png", ".svg"} {
-				if err := drawCurve(v, filepath.Join(*keepPlots, name+suffix)); err != nil {
+				if err := drawPlot("a curve", c, filepath.Join(*keepPlots, name+suffix)); err != nil {
 					t.Error(err)
 				}
 			}
 		}
 	}
 	dir := t.TempDir()
-	if err := drawCurve(curveOf(0.1, 100, 200), filepath.Join(dir, "a.svg")); err != nil {
+	if err := drawPlot("a curve", curveChart(curveOf(0.1, 100, 200)), filepath.Join(dir, "a.svg")); err != nil {
 		t.Fatal(err)
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {

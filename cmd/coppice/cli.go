@@ -39,6 +39,7 @@ type cli struct {
 	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
 	Root    rootCmd    `cmd:"" help:"Say where the root of a device is read from, while it is in use."`
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
+	Top     topCmd     `cmd:"" help:"Watch the devices, their roots and stores and the cache, second by second."`
 	Latency latencyCmd `cmd:"" help:"Show how long the requests of a device took, by where their data came from."`
 	EBPF    ebpfCmd    `cmd:"" name:"ebpf" help:"Have requests measured in the kernel, by eBPF programs."`
 	Trace   traceCmd   `cmd:"" help:"Record in the kernel what a device is asked for, and have other nodes read that ahead."`

@@ -63,19 +63,7 @@ func (r *vmRig) latencies(name string) map[latencyKey]ebpf.Latency {
 }
 
 // since returns what came after an earlier measurement.
-func since(now, before ebpf.Latency) ebpf.Latency {
-	d := ebpf.Latency{Op: now.Op, Source: now.Source, Count: now.Count - before.Count, Mixed: now.Mixed - before.Mixed}
-	counts := make(map[int]uint64)
-	for _, b := range before.Buckets {
-		counts[b.Index] = b.Count
-	}
-	for _, b := range now.Buckets {
-		if n := b.Count - counts[b.Index]; n > 0 {
-			d.Buckets = append(d.Buckets, ebpf.Bucket{Index: b.Index, Count: n})
-		}
-	}
-	return d
-}
+func since(now, before ebpf.Latency) ebpf.Latency { return now.Since(&before) }
 
 // The image of TestLatencyBySource, in MiB: data, of which the first part is overwritten, the next is read through the cache and the next stays cold; the rest is zeros.
 const (
