@@ -270,13 +270,13 @@ func (s topScreen) sorted(list []topDevice) []topDevice {
 
 func (s topScreen) title(r topReport) []topLine {
 	text := "coppice " + r.Time.Format(time.TimeOnly)
+	if s.paused {
+		text += " PAUSED"
+	}
 	if r.Seconds > 0 {
 		text += fmt.Sprintf(", last %.1f s", r.Seconds)
 	}
 	text += ", " + count(uint64(len(r.Devices)), "device")
-	if s.paused {
-		text += ", PAUSED"
-	}
 	return []topLine{{text, stylePlain}}
 }
 

@@ -257,7 +257,7 @@ func TestTopGoesOn(t *testing.T) {
 	r.waitFor(from, "to do: start it: coppice daemon")
 	from = len(r.written())
 	r.start()
-	r.waitFor(from, "no devices") // the device was not in use, so it went with the daemon
+	r.waitFor(from, "web1     live")
 	r.resize(30, 12)
 	if err := unix.Kill(cmd.Process.Pid, unix.SIGWINCH); err != nil {
 		t.Fatal(err)

@@ -66,7 +66,7 @@ type Mark struct {
 // Sizes, in pixels of an SVG. A PNG has pngScale as many in each direction.
 const (
 	width, height         = 800, 500
-	left, right           = 80, 30 // beside the field
+	left, right           = 80, 30 // beside the field of a chart
 	top, bottom           = 92, 62 // above and below it
 	titleSize, textSize   = 17, 12
 	lineWidth, thinWidth  = 2.5, 1
@@ -90,45 +90,64 @@ const (
 	atEnd
 )
 
-// canvas is what a chart is drawn on. Coordinates count from the upper left.
+// canvas is what is drawn on. Coordinates count from the upper left.
 type canvas interface {
 	line(points []Point, width float64, c color.RGBA)
+	rects(list []rect, c color.RGBA)
 	disc(at Point, radius float64, c color.RGBA)
 	text(at Point, size float64, a anchor, c color.RGBA, text string)
 }
 
+// rect is one with sides along the axes; it goes from the upper left to the lower right.
+type rect struct{ from, to Point }
+
+// drawing is what can be drawn.
+type drawing interface{ draw(on canvas) }
+
 // Write writes the chart.
-func (c Chart) Write(w io.Writer, f Format) error {
+func (c Chart) Write(w io.Writer, f Format) error { return write(w, f, c) }
+
+func write(w io.Writer, f Format, d drawing) error {
 	switch f {
 	case SVG:
-		return c.writeSVG(w)
+		return writeSVG(w, d)
 	case PNG:
-		return c.writePNG(w)
+		return writePNG(w, d)
 	}
-	return fmt.Errorf("write chart as %q: %w", f, ErrFormat)
+	return fmt.Errorf("write plot as %q: %w", f, ErrFormat)
 }
+
+// frame is what is around a field: so much room is to the right of it.
+type frame struct{ right float64 }
 
 // place returns where a point of the field is on the canvas.
-func place(p Point) Point {
-	return Point{left + p.X*(width-left-right), top + (1-p.Y)*(height-top-bottom)}
+func (f frame) place(p Point) Point {
+	return Point{left + p.X*(width-left-f.right), top + (1-p.Y)*(height-top-bottom)}
 }
 
-func (c Chart) draw(on canvas) {
-	on.text(Point{left, 32}, titleSize, atStart, ink, c.Title)
-	on.text(Point{left, 54}, textSize, atStart, faint, c.Subtitle)
-	for _, t := range c.Y.Ticks {
-		from, to := place(Point{0, t.At}), place(Point{1, t.At})
+func (f frame) draw(on canvas, title, subtitle string, x, y Axis) {
+	on.text(Point{left, 32}, titleSize, atStart, ink, title)
+	on.text(Point{left, 54}, textSize, atStart, faint, subtitle)
+	for _, t := range y.Ticks {
+		from, to := f.place(Point{0, t.At}), f.place(Point{1, t.At})
 		on.line([]Point{from, to}, thinWidth, grid)
 		on.text(Point{from.X - 8, from.Y + textSize/3}, textSize, atEnd, faint, t.Label)
 	}
-	for _, t := range c.X.Ticks {
-		at := place(Point{t.At, 0})
+	for _, t := range x.Ticks {
+		at := f.place(Point{t.At, 0})
 		on.line([]Point{at, {at.X, at.Y + 5}}, thinWidth, faint)
 		on.text(Point{at.X, at.Y + 20}, textSize, atMiddle, faint, t.Label)
 	}
-	on.line([]Point{place(Point{0, 0}), place(Point{1, 0})}, thinWidth, faint)
-	on.text(Point{left + (width-left-right)/2, height - 14}, textSize, atMiddle, ink, c.X.Title)
-	on.text(Point{left, top - 9}, textSize, atStart, ink, c.Y.Title)
+	on.line([]Point{f.place(Point{0, 0}), f.place(Point{1, 0})}, thinWidth, faint)
+	on.text(Point{f.place(Point{0.5, 0}).X, height - 14}, textSize, atMiddle, ink, x.Title)
+	on.text(Point{left, top - 9}, textSize, atStart, ink, y.Title)
+}
+
+var chartFrame = frame{right}
+
+func (c Chart) draw(on canvas) {
+	place := chartFrame.place
+	chartFrame.draw(on, c.Title, c.Subtitle, c.X, c.Y)
 	if c.Mark != nil {
 		at := place(Point{c.Mark.X, 1})
 		on.line([]Point{at, place(Point{c.Mark.X, 0})}, thinWidth, amber)
@@ -148,6 +167,7 @@ func (c Chart) drawMark(on canvas) {
 	if c.Mark == nil {
 		return
 	}
+	place := chartFrame.place
 	at := place(c.Mark.Point)
 	on.disc(at, ringRadius, amber)
 	on.disc(at, ringRadius-2.5, color.RGBA{0xff, 0xff, 0xff, 0xff})

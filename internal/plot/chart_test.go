@@ -22,28 +22,29 @@ var sample = Chart{
 	Line: []Point{{0, 0.9}, {0.25, 0.7}, {0.5, 0.4}, {0.75, 0.3}, {1, 0.28}}, Mark: &Mark{Point{0.5, 0.4}, "now: 2 GiB, 16.0 % measured"},
 }
 
-func write(t *testing.T, f Format) []byte {
+// written is what a drawing is written as.
+func written(t *testing.T, name string, d drawing, f Format) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := sample.Write(&b, f); err != nil {
+	if err := write(&b, f, d); err != nil {
 		t.Fatal(err)
 	}
 	if *keep != "" {
-		if err := os.WriteFile(filepath.Join(*keep, "chart."+string(f)), b.Bytes(), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(*keep, name+"."+string(f)), b.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return b.Bytes()
 }
 
-// An SVG is XML that has every text, as it is.
-func TestSVG(t *testing.T) {
-	texts := map[string]bool{}
-	discs := 0
-	for d := xml.NewDecoder(bytes.NewReader(write(t, SVG))); ; {
+// elements returns the texts of an SVG, and how many elements it has of each name.
+func elements(t *testing.T, svg []byte) (texts map[string]bool, counts map[string]int) {
+	t.Helper()
+	texts, counts = map[string]bool{}, map[string]int{}
+	for d := xml.NewDecoder(bytes.NewReader(svg)); ; {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
-			break
+			return texts, counts
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -52,24 +53,27 @@ func TestSVG(t *testing.T) {
 		case xml.CharData:
 			texts[string(token)] = true
 		case xml.StartElement:
-			if token.Name.Local == "circle" {
-				discs++
-			}
+			counts[token.Name.Local]++
 		}
 	}
+}
+
+// An SVG is XML that has every text, as it is.
+func TestSVG(t *testing.T) {
+	texts, counts := elements(t, written(t, "chart", sample, SVG))
 	for _, want := range []string{sample.Title, sample.Subtitle, "threshold", "misses", "2 GiB", "20 %", sample.Mark.Label} {
 		if !texts[want] {
 			t.Errorf("there is no %q", want)
 		}
 	}
-	if discs != len(sample.Line)+2 {
-		t.Errorf("%d discs", discs)
+	if counts["circle"] != len(sample.Line)+2 {
+		t.Errorf("%d discs", counts["circle"])
 	}
 }
 
 // A PNG has the line where the points are, and something where texts are.
 func TestPNG(t *testing.T) {
-	p, err := png.Decode(bytes.NewReader(write(t, PNG)))
+	p, err := png.Decode(bytes.NewReader(written(t, "chart", sample, PNG)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +85,8 @@ func TestPNG(t *testing.T) {
 		if i == 2 { // the mark is on it
 			want.R, want.G, want.B = 0xff, 0xff, 0xff
 		}
-		if got := at; p.At(int(place(got).X*pngScale), int(place(got).Y*pngScale)) != want {
-			t.Errorf("point %d is %v", i, p.At(int(place(got).X*pngScale), int(place(got).Y*pngScale)))
+		if got := at; p.At(int(chartFrame.place(got).X*pngScale), int(chartFrame.place(got).Y*pngScale)) != want {
+			t.Errorf("point %d is %v", i, p.At(int(chartFrame.place(got).X*pngScale), int(chartFrame.place(got).Y*pngScale)))
 		}
 	}
 	inked := 0

@@ -26,14 +26,14 @@ type raster struct {
 	err   error                 // the first one
 }
 
-func (c Chart) writePNG(w io.Writer) error {
+func writePNG(w io.Writer, d drawing) error {
 	f, err := opentype.Parse(goregular.TTF)
 	if err != nil {
 		return fmt.Errorf("read font: %w", err)
 	}
 	r := &raster{RGBA: image.NewRGBA(image.Rect(0, 0, width*pngScale, height*pngScale)), font: f, faces: map[float64]font.Face{}}
 	draw.Draw(r, r.Rect, image.White, image.Point{}, draw.Src)
-	c.draw(r)
+	d.draw(r)
 	if r.err != nil {
 		return r.err
 	}
@@ -69,6 +69,14 @@ func (r *raster) line(points []Point, width float64, c color.RGBA) {
 		}
 		dx, dy := (q.Y-p.Y)/length*width/2, (p.X-q.X)/length*width/2
 		r.fill(c, Point{p.X + dx, p.Y + dy}, Point{q.X + dx, q.Y + dy}, Point{q.X - dx, q.Y - dy}, Point{p.X - dx, p.Y - dy})
+	}
+}
+
+// rects fills whole pixels, so that rectangles beside each other leave no line between them.
+func (r *raster) rects(list []rect, c color.RGBA) {
+	pixel := func(x float64) int { return int(math.Round(x * pngScale)) }
+	for _, q := range list {
+		draw.Draw(r, image.Rect(pixel(q.from.X), pixel(q.from.Y), pixel(q.to.X), pixel(q.to.Y)), image.NewUniform(c), image.Point{}, draw.Src)
 	}
 }
 

@@ -10,11 +10,11 @@ import (
 
 type svg struct{ bytes.Buffer }
 
-func (c Chart) writeSVG(w io.Writer) error {
+func writeSVG(w io.Writer, d drawing) error {
 	var s svg
 	fmt.Fprintf(&s, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"Go, Helvetica, Arial, sans-serif\">\n", width, height, width, height)
 	fmt.Fprintf(&s, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height)
-	c.draw(&s)
+	d.draw(&s)
 	s.WriteString("</svg>\n")
 	_, err := w.Write(s.Bytes())
 	return err
@@ -29,6 +29,16 @@ func (s *svg) line(points []Point, width float64, c color.RGBA) {
 			s.WriteByte(' ')
 		}
 		fmt.Fprintf(s, "%.1f,%.1f", p.X, p.Y)
+	}
+	s.WriteString("\"/>\n")
+}
+
+// rects makes one path of all.
+func (s *svg) rects(list []rect, c color.RGBA) {
+	fmt.Fprintf(s, "<path shape-rendering=\"crispEdges\" fill=\"%s\" d=\"", hex(c))
+	for _, q := range list {
+		wide := q.to.X - q.from.X
+		fmt.Fprintf(s, "M%.1f %.1fh%.1fv%.1fh%.1fz", q.from.X, q.from.Y, wide, q.to.Y-q.from.Y, -wide)
 	}
 	s.WriteString("\"/>\n")
 }
