@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"os"
@@ -32,7 +33,7 @@ type screenOf struct {
 
 func newScreen(t *testing.T, width, height int) *screenOf {
 	t.Helper()
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +54,12 @@ func newScreen(t *testing.T, width, height int) *screenOf {
 		defer close(ended)
 		p := make([]byte, 4096)
 		for {
-			n, err := unix.Read(fd, p)
-			if err == unix.EINTR {
+			n, err := s.master.Read(p)
+			if errors.Is(err, unix.EIO) { // nobody has the other end just now
+				time.Sleep(time.Millisecond)
 				continue
 			}
-			if err != nil || n <= 0 { // EIO: nobody has the other end any more
+			if err != nil {
 				return
 			}
 			s.mu.Lock()
@@ -66,9 +68,9 @@ func newScreen(t *testing.T, width, height int) *screenOf {
 		}
 	}()
 	t.Cleanup(func() {
-		s.user.Close()
+		s.master.Close() // who reads keys has none any more
 		<-ended
-		s.master.Close()
+		s.user.Close()
 	})
 	return s
 }
@@ -98,7 +100,7 @@ func (s *screenOf) written() string {
 // press types keys.
 func (s *screenOf) press(keys string) {
 	s.t.Helper()
-	if _, err := unix.Write(int(s.master.Fd()), []byte(keys)); err != nil {
+	if _, err := s.master.WriteString(keys); err != nil {
 		s.t.Fatal(err)
 	}
 }
