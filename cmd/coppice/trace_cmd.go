@@ -272,7 +272,11 @@ type traceShowCmd struct {
 	output
 	sourceFlags
 	Trace string `arg:"" help:"File with a trace, or the image that one is attached to, or the device on such an image."`
+	Plot  string `placeholder:"FILE" type:"path" help:"Also draw what was read, by time and offset: FILE ends with .svg or .png, and one that exists is replaced."`
 }
+
+// Validate refuses a plot in another format.
+func (c *traceShowCmd) Validate() error { return validPlot(c.Plot) }
 
 // Run shows the trace.
 func (c *traceShowCmd) Run(env *environment) error {
@@ -280,8 +284,18 @@ func (c *traceShowCmd) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
+	if c.Plot != "" {
+		if err := drawPlot("the trace", traceHeatMap(t), c.Plot); err != nil {
+			return err
+		}
+	}
 	s := t.Summary()
-	return c.print(env.out, s, func(w io.Writer) { writeTrace(w, s) })
+	return c.print(env.out, s, func(w io.Writer) {
+		writeTrace(w, s)
+		if c.Plot != "" {
+			fmt.Fprintf(w, "plot: %s\n", c.Plot)
+		}
+	})
 }
 
 // read finds what is meant: what is a file, is that.
