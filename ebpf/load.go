@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	cilium "github.com/cilium/ebpf"
@@ -23,6 +24,8 @@ type LoadConfig struct {
 	Pins    string // directory in a bpf file system; "" for [DefaultPins]
 	Devices int    // disks measured at a time, 1 to 4096; 0 means 64
 	Tags    int    // requests of all of them together, 1 to 2^20; 0 means 65536
+	// NoReaders leaves out what counts who reads: see [OpenReaders].
+	NoReaders bool
 }
 
 const (
@@ -78,6 +81,8 @@ type Loaded struct {
 	Maps Maps
 	Dir  string // of the pins
 	New  bool   // they were not there before
+	// NoPageCache says why it is not counted what programs have through the page cache; nil where it is, and with NoReaders.
+	NoPageCache error
 }
 
 // Close lets go what this process has of them. They stay pinned.
@@ -111,23 +116,35 @@ func load(cfg LoadConfig) (*Loaded, error) {
 	}
 	defer unlock()
 	l := &Loaded{Dir: filepath.Join(cfg.Pins, cfg.name(shards))}
-	if l.Maps, err = openPinned(l.Dir, shards); err == nil {
-		return l, removeOthers(cfg.Pins, l.Dir)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err := l.latency(cfg, shards); err != nil {
 		return nil, err
+	}
+	keep := []string{l.Dir}
+	if !cfg.NoReaders {
+		dirs, left, err := attachReaders(cfg, l.Dir)
+		if err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+		l.NoPageCache = left
+		keep = append(keep, dirs...)
+	}
+	return l, removeOthers(cfg.Pins, keep)
+}
+
+// latency has requests measured, unless they are.
+func (l *Loaded) latency(cfg LoadConfig, shards int) (err error) {
+	if l.Maps, err = openPinned(l.Dir, shards); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := os.RemoveAll(l.Dir); err != nil { // what a loader that was killed has left
-		return nil, err
+		return err
 	}
 	if err := attach(cfg, l.Dir, shards); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(l.Dir))
+		return errors.Join(err, os.RemoveAll(l.Dir))
 	}
 	l.New = true
-	if l.Maps, err = openPinned(l.Dir, shards); err != nil {
-		return nil, err
-	}
-	return l, removeOthers(cfg.Pins, l.Dir)
+	l.Maps, err = openPinned(l.Dir, shards)
+	return err
 }
 
 // name tells programs and sizes from others.
@@ -161,10 +178,10 @@ func lockPins(dir string) (unlock func(), err error) {
 }
 
 // removeOthers removes pins of other versions.
-func removeOthers(pins, keep string) error {
+func removeOthers(pins string, keep []string) error {
 	list, err := os.ReadDir(pins)
 	for _, e := range list {
-		if path := filepath.Join(pins, e.Name()); path != keep {
+		if path := filepath.Join(pins, e.Name()); !slices.Contains(keep, path) {
 			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}
@@ -300,7 +317,7 @@ func Status(pins string) ([]ProgramStatus, error) {
 	if pins == "" {
 		pins = DefaultPins
 	}
-	paths, err := filepath.Glob(filepath.Join(pins, "latency_*", programPin+"*"))
+	paths, err := filepath.Glob(filepath.Join(pins, "*_*", programPin+"*"))
 	if err != nil {
 		return nil, err
 	}
@@ -327,6 +344,11 @@ func status(path string) (ProgramStatus, error) {
 	}
 	name := filepath.Base(path)[len(programPin):]
 	s := ProgramStatus{Name: name, Point: pointOf[name]}
+	for _, at := range slices.Concat(readerPoints, cachePoints) {
+		if at.program == name {
+			s.Point = at.point
+		}
+	}
 	if size, err := info.JitedSize(); err == nil {
 		s.Bytes = uint64(size)
 	}

@@ -117,7 +117,7 @@ func startRecording(cfg TraceConfig) (*Recording, error) {
 		return r, err
 	}
 	r = &Recording{Dir: filepath.Join(cfg.Pins, traceName()), New: true}
-	if err := removeOthers(cfg.Pins, ""); err != nil { // what a loader that was killed has left
+	if err := removeOthers(cfg.Pins, nil); err != nil { // what a loader that was killed has left
 		return nil, err
 	}
 	if r.Marked, err = attachTrace(cfg, r.Dir); err != nil {

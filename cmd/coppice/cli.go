@@ -41,6 +41,7 @@ type cli struct {
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
 	Top     topCmd     `cmd:"" help:"Watch the devices, their roots and stores and the cache, second by second."`
 	Latency latencyCmd `cmd:"" help:"Show how long the requests of a device took, by where their data came from."`
+	Readers readersCmd `cmd:"" help:"Show which processes and cgroups read and write a device, and what the page cache spares it."`
 	EBPF    ebpfCmd    `cmd:"" name:"ebpf" help:"Have requests measured in the kernel, by eBPF programs."`
 	Trace   traceCmd   `cmd:"" help:"Record in the kernel what a device is asked for, and have other nodes read that ahead."`
 	Serve   serveCmd   `cmd:"" help:"Serve images, and chunks of images from a cache, to other machines."`

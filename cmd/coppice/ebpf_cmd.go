@@ -26,17 +26,21 @@ type ebpfLoadCmd struct {
 	ebpfPins
 	Devices int `default:"64" help:"How many devices can be measured at a time (${default})."`
 	Tags    int `default:"65536" help:"How many requests all of them together can have (${default})."`
+	// Readers can be left out: they take more than the rest.
+	Readers bool `negatable:"" default:"true" help:"Count who reads, too: see coppice readers (on unless --no-readers)."`
 }
 
 type ebpfLoadReport struct {
 	Dir     string `json:"dir"`
 	New     bool   `json:"new"` // they were not loaded before
 	Devices int    `json:"devices"`
+	// NoPageCache says why it is not counted what programs have through the page cache.
+	NoPageCache string `json:"no_page_cache,omitempty"`
 }
 
 // Run loads the programs. They stay where no daemon takes their memory.
 func (c *ebpfLoadCmd) Run(env *environment) error {
-	l, err := ebpf.Load(ebpf.LoadConfig{Pins: c.Pins, Devices: c.Devices, Tags: c.Tags})
+	l, err := ebpf.Load(ebpf.LoadConfig{Pins: c.Pins, Devices: c.Devices, Tags: c.Tags, NoReaders: !c.Readers})
 	var lack *ebpf.LackError
 	if errors.As(err, &lack) {
 		return &node.Error{Code: node.CodeFailed, Message: err.Error(), Hint: lack.ToDo()}
@@ -48,8 +52,15 @@ func (c *ebpfLoadCmd) Run(env *environment) error {
 	if err := errors.Join(err, l.Close()); err != nil {
 		return fmt.Errorf("the programs are loaded, and nobody uses them: %w", err)
 	}
-	return c.print(env.out, ebpfLoadReport{l.Dir, l.New, rep.Devices}, func(w io.Writer) {
+	said := ebpfLoadReport{Dir: l.Dir, New: l.New, Devices: rep.Devices}
+	if l.NoPageCache != nil {
+		said.NoPageCache = l.NoPageCache.Error()
+	}
+	return c.print(env.out, said, func(w io.Writer) {
 		fmt.Fprintf(w, "requests of %s are measured; programs pinned in %s\n", count(uint64(rep.Devices), "device"), l.Dir)
+		if said.NoPageCache != "" {
+			fmt.Fprintf(w, "not counted here: what the page cache serves (%s)\n", said.NoPageCache)
+		}
 	})
 }
 
