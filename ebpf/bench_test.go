@@ -29,7 +29,7 @@ func BenchmarkRequest(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("on", read)
-	b.Run("counted", func(b *testing.B) {
+	counted := func(b *testing.B) {
 		counting, err := cilium.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 		if err != nil {
 			b.Fatal(err)
@@ -38,7 +38,12 @@ func BenchmarkRequest(b *testing.B) {
 		before := programsTime(b, pins)
 		read(b)
 		b.ReportMetric(float64(programsTime(b, pins)-before)/float64(b.N), "ns-in-programs/op")
-	})
+	}
+	b.Run("counted", counted)
+	if err := loadAt(b, LoadConfig{Pins: pins, Readers: true}).Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("with readers", counted)
 }
 
 // BenchmarkRecordedRequest reads 4 KiB of a loop device, recorded and not, and tells what the kernel itself says of the programs' part.

@@ -127,7 +127,7 @@ func TestNextProcess(t *testing.T) {
 		return // TestVerifier has asserted that it is said
 	}
 	disk, pins := newLoopDisk(t), pinsDir(t)
-	cfg := LoadConfig{Pins: pins, Devices: 2, Tags: 1024, NoReaders: true}
+	cfg := LoadConfig{Pins: pins, Devices: 2, Tags: 1024}
 	first := loadAt(t, cfg)
 	tables := openTables(t, first.Maps)
 	if _, err := tables.Enter(disk.id, disk.queues, disk.depth); err != nil {

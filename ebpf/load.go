@@ -24,8 +24,8 @@ type LoadConfig struct {
 	Pins    string // directory in a bpf file system; "" for [DefaultPins]
 	Devices int    // disks measured at a time, 1 to 4096; 0 means 64
 	Tags    int    // requests of all of them together, 1 to 2^20; 0 means 65536
-	// NoReaders leaves out what counts who reads: see [OpenReaders].
-	NoReaders bool
+	// Readers has it counted who reads, too: see [OpenReaders]. Without, that goes on where it was begun.
+	Readers bool
 }
 
 const (
@@ -81,7 +81,7 @@ type Loaded struct {
 	Maps Maps
 	Dir  string // of the pins
 	New  bool   // they were not there before
-	// NoPageCache says why it is not counted what programs have through the page cache; nil where it is, and with NoReaders.
+	// NoPageCache says why it is not counted what programs have through the page cache; nil where it is, and where readers were not asked for.
 	NoPageCache error
 }
 
@@ -119,16 +119,12 @@ func load(cfg LoadConfig) (*Loaded, error) {
 	if err := l.latency(cfg, shards); err != nil {
 		return nil, err
 	}
-	keep := []string{l.Dir}
-	if !cfg.NoReaders {
-		dirs, left, err := attachReaders(cfg, l.Dir)
-		if err != nil {
+	if cfg.Readers {
+		if l.NoPageCache, err = attachReaders(cfg, l.Dir); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
-		l.NoPageCache = left
-		keep = append(keep, dirs...)
 	}
-	return l, removeOthers(cfg.Pins, keep)
+	return l, removeOthers(cfg.Pins, append(readerDirs(cfg, l.Dir), l.Dir))
 }
 
 // latency has requests measured, unless they are.

@@ -40,14 +40,20 @@ const (
 	pagecacheDir = "pagecache_"
 )
 
-// attachReaders has it counted who reads, with the maps that are pinned in shared, and returns where that is pinned. What cannot be counted of the page cache is left out: left says why.
-func attachReaders(cfg LoadConfig, shared string) (dirs []string, left, err error) {
-	dir := filepath.Join(cfg.Pins, nameOf(readersDir, _ReadersBytes, shared, strconv.Itoa(cfg.Tags)))
-	if err := attachOnce(dir, readerPoints, func() (*cilium.Collection, error) { return newReaders(cfg, shared) }); err != nil {
-		return nil, nil, err
+// readerDirs are where what counts who reads is pinned, and what counts what programs have through the page cache, for the maps that are pinned in shared.
+func readerDirs(cfg LoadConfig, shared string) []string {
+	return []string{
+		filepath.Join(cfg.Pins, nameOf(readersDir, _ReadersBytes, shared, strconv.Itoa(cfg.Tags))), filepath.Join(cfg.Pins, nameOf(pagecacheDir, _PagecacheBytes)),
 	}
-	cacheDir := filepath.Join(cfg.Pins, nameOf(pagecacheDir, _PagecacheBytes))
-	return []string{dir, cacheDir}, attachOnce(cacheDir, cachePoints, newPagecache), nil
+}
+
+// attachReaders has it counted who reads. What cannot be counted of the page cache is left out: left says why.
+func attachReaders(cfg LoadConfig, shared string) (left, err error) {
+	dirs := readerDirs(cfg, shared)
+	if err := attachOnce(dirs[0], readerPoints, func() (*cilium.Collection, error) { return newReaders(cfg, shared) }); err != nil {
+		return nil, err
+	}
+	return attachOnce(dirs[1], cachePoints, newPagecache), nil
 }
 
 // nameOf tells programs, and what they were loaded with, from others.

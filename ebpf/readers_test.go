@@ -18,7 +18,7 @@ func TestReadersVerifier(t *testing.T) {
 		return // TestVerifier has asserted that it is said
 	}
 	pins := pinsDir(t)
-	l := loadAt(t, LoadConfig{Pins: pins, Devices: 1, Tags: 64})
+	l := loadAt(t, LoadConfig{Pins: pins, Devices: 1, Tags: 64, Readers: true})
 	defer l.Close()
 	points := readerPoints
 	if l.NoPageCache == nil {
@@ -63,12 +63,23 @@ func TestReadersVerifier(t *testing.T) {
 		}
 	}
 
-	// They can be left out, and come back.
-	if again := loadAt(t, LoadConfig{Pins: pins, Devices: 1, Tags: 64, NoReaders: true}); again.New || again.Close() != nil {
+	// To load again without them leaves them, and to unload removes them.
+	again := loadAt(t, LoadConfig{Pins: pins, Devices: 1, Tags: 64})
+	if again.New || again.Close() != nil {
 		t.Errorf("%+v", again)
 	}
+	r, err := OpenReaders(pins)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Unload(pins); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := OpenReaders(pins); !errors.Is(err, ErrNoReaders) {
-		t.Errorf("left out: %v", err)
+		t.Errorf("unloaded: %v", err)
 	}
 }
 
@@ -78,7 +89,7 @@ func TestReaders(t *testing.T) {
 		return // TestVerifier has asserted that it is said
 	}
 	disk, pins := newLoopDisk(t), pinsDir(t)
-	loaded := loadAt(t, LoadConfig{Pins: pins, Devices: 2, Tags: 1024})
+	loaded := loadAt(t, LoadConfig{Pins: pins, Devices: 2, Tags: 1024, Readers: true})
 	tables := openTables(t, loaded.Maps)
 	entered, err := tables.Enter(disk.id, disk.queues, disk.depth)
 	if err != nil {

@@ -24,10 +24,9 @@ type ebpfPins struct {
 type ebpfLoadCmd struct {
 	output
 	ebpfPins
-	Devices int `default:"64" help:"How many devices can be measured at a time (${default})."`
-	Tags    int `default:"65536" help:"How many requests all of them together can have (${default})."`
-	// Readers can be left out: they take more than the rest.
-	Readers bool `negatable:"" default:"true" help:"Count who reads, too: see coppice readers (on unless --no-readers)."`
+	Devices int  `default:"64" help:"How many devices can be measured at a time (${default})."`
+	Tags    int  `default:"65536" help:"How many requests all of them together can have (${default})."`
+	Readers bool `help:"Count who reads, too, until they are unloaded: see coppice readers."`
 }
 
 type ebpfLoadReport struct {
@@ -40,7 +39,7 @@ type ebpfLoadReport struct {
 
 // Run loads the programs. They stay where no daemon takes their memory.
 func (c *ebpfLoadCmd) Run(env *environment) error {
-	l, err := ebpf.Load(ebpf.LoadConfig{Pins: c.Pins, Devices: c.Devices, Tags: c.Tags, NoReaders: !c.Readers})
+	l, err := ebpf.Load(ebpf.LoadConfig{Pins: c.Pins, Devices: c.Devices, Tags: c.Tags, Readers: c.Readers})
 	var lack *ebpf.LackError
 	if errors.As(err, &lack) {
 		return &node.Error{Code: node.CodeFailed, Message: err.Error(), Hint: lack.ToDo()}

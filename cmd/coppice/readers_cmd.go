@@ -41,7 +41,7 @@ func (c *readersCmd) Run(env *environment) error {
 func explainReaders(err error) error {
 	switch {
 	case errors.Is(err, ebpf.ErrNoReaders):
-		return &node.Error{Code: node.CodeNotMeasured, Message: err.Error(), Hint: "load them: coppice ebpf load (without --no-readers)"}
+		return &node.Error{Code: node.CodeNotMeasured, Message: err.Error(), Hint: "load them: coppice ebpf load --readers"}
 	case errors.Is(err, fs.ErrPermission):
 		return &node.Error{Code: node.CodeForbidden, Message: err.Error(), Hint: "run it as root"}
 	}

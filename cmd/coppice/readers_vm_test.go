@@ -16,6 +16,8 @@ import (
 func TestReadersByProcessAndCgroup(t *testing.T) {
 	r := newVMRig(t)
 	dev, _ := r.measuredDevice()
+	r.refused("no eBPF programs that count who reads", "readers", "web1")
+	r.ok("ebpf", "load", "--readers")
 	r.sh("mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup")
 	read := func(cgroup string, args ...string) (pid int, bytes int64) {
 		t.Helper()
