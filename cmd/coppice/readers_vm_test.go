@@ -105,4 +105,5 @@ func TestReadersByProcessAndCgroup(t *testing.T) {
 		t.Errorf("the device gave %d to it", got)
 	}
 	t.Logf("\n%s", r.ok("readers", "web1"))
+	r.ok("delete", "web1")
 }
