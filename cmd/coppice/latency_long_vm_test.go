@@ -30,6 +30,7 @@ func TestLatencyPercentiles(t *testing.T) {
 			t.Fatalf("not once in %d times", tries)
 		}
 	}
+	r.ok("delete", "web1")
 }
 
 // comparePercentiles tells whether all of them are beside fio's.
@@ -64,6 +65,7 @@ func (r *vmRig) comparePercentiles(dev node.Device) bool {
 func TestLatencyCost(t *testing.T) {
 	r := newVMRig(t)
 	dev, _ := r.measuredDevice()
+	defer func() { r.ok("delete", "web1") }()
 	load := exec.Command("fio", "--filename="+dev.Path, "--direct=1", "--name=job", "--rw=randread", "--bs=4k", "--size=2M", "--ioengine=io_uring", "--iodepth=32",
 		"--time_based", "--runtime=600", "--output=/dev/null")
 	if err := load.Start(); err != nil {
