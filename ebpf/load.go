@@ -98,10 +98,15 @@ func Load(cfg LoadConfig) (*Loaded, error) {
 	if err == nil {
 		return l, nil
 	}
+	return nil, lackOr(fmt.Errorf("load eBPF programs: %w", err))
+}
+
+// lackOr returns what the machine lacks, where it does, and else err.
+func lackOr(err error) error {
 	if lacks := Probe(); len(lacks) > 0 {
-		return nil, &LackError{lacks}
+		return &LackError{lacks}
 	}
-	return nil, fmt.Errorf("load eBPF programs: %w", err)
+	return err
 }
 
 func load(cfg LoadConfig) (*Loaded, error) {
@@ -203,16 +208,30 @@ func attach(cfg LoadConfig, dir string, shards int) error {
 		if err := p.Pin(filepath.Join(dir, programPin+name)); err != nil {
 			return err
 		}
-		at, err := link.AttachTracing(link.TracingOptions{Program: p})
-		if err != nil {
-			return fmt.Errorf("attach to tracepoint %s: %w", pointOf[name], err)
-		}
 		// The links are what [openPinned] goes by: they come last.
-		if err := errors.Join(at.Pin(filepath.Join(dir, linkPin+name)), at.Close()); err != nil {
+		if err := attachPinned(p, dir, name, "tracepoint "+pointOf[name]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// attachPinned attaches a program to where it is for, and pins the link.
+func attachPinned(p *cilium.Program, dir, name, where string) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: p})
+	if err != nil {
+		return fmt.Errorf("attach to %s: %w", where, err)
+	}
+	return errors.Join(l.Pin(filepath.Join(dir, linkPin+name)), l.Close())
+}
+
+// withVerifier adds what the verifier said to an error of loading.
+func withVerifier(err error) error {
+	var v *cilium.VerifierError
+	if errors.As(err, &v) {
+		return fmt.Errorf("%w\n%s", err, fmt.Sprintf("%+v", v))
+	}
+	return err
 }
 
 // newLatency loads the programs, with maps as large as is asked for.
@@ -228,11 +247,7 @@ func newLatency(cfg LoadConfig, shards int) (*latencyObjects, error) {
 	}
 	var objects latencyObjects
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
-		var v *cilium.VerifierError
-		if errors.As(err, &v) {
-			return nil, fmt.Errorf("%w\n%s", err, fmt.Sprintf("%+v", v))
-		}
-		return nil, err
+		return nil, withVerifier(err)
 	}
 	return &objects, nil
 }

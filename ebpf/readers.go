@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	cilium "github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 )
 
 // How many are told apart at a time: whom there is no room for is the one that was heard of least lately. The kernel keeps up to 128 free places for each CPU, so that fewer
@@ -102,11 +101,7 @@ func pinAll(c *cilium.Collection, dir string, points []optionalPoint) error {
 		if err := c.Programs[at.program].Pin(filepath.Join(dir, programPin+at.program)); err != nil {
 			return err
 		}
-		l, err := link.AttachTracing(link.TracingOptions{Program: c.Programs[at.program]})
-		if err != nil {
-			return fmt.Errorf("attach to %s: %w", at.point, err)
-		}
-		if err := errors.Join(l.Pin(filepath.Join(dir, linkPin+at.program)), l.Close()); err != nil {
+		if err := attachPinned(c.Programs[at.program], dir, at.program, at.point); err != nil {
 			return err
 		}
 	}
@@ -146,11 +141,7 @@ func newPagecache() (*cilium.Collection, error) {
 
 func collect(spec *cilium.CollectionSpec, replaced map[string]*cilium.Map) (*cilium.Collection, error) {
 	c, err := cilium.NewCollectionWithOptions(spec, cilium.CollectionOptions{MapReplacements: replaced})
-	var v *cilium.VerifierError
-	if errors.As(err, &v) {
-		return nil, fmt.Errorf("%w\n%s", err, fmt.Sprintf("%+v", v))
-	}
-	return c, err
+	return c, withVerifier(err)
 }
 
 // Did is what somebody has had of a disk. All counters grow.

@@ -95,14 +95,7 @@ func TestReaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	say := func(mark uint64) {
-		for q := range disk.queues {
-			marks := entered.Marks(q)
-			for i := range marks {
-				marks[i] = mark
-			}
-		}
-	}
+	say := func(mark uint64) { entered.sayOfAll(disk.queues, mark) }
 	path := "/dev/" + disk.name
 	dd := func(args ...string) int {
 		t.Helper()

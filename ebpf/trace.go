@@ -13,7 +13,6 @@ import (
 	"unsafe"
 
 	cilium "github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
@@ -100,10 +99,7 @@ func StartRecording(cfg TraceConfig) (*Recording, error) {
 	if err == nil {
 		return r, nil
 	}
-	if lacks := Probe(); len(lacks) > 0 {
-		return nil, &LackError{lacks}
-	}
-	return nil, fmt.Errorf("start to record requests: %w", err)
+	return nil, lackOr(fmt.Errorf("start to record requests: %w", err))
 }
 
 func startRecording(cfg TraceConfig) (*Recording, error) {
@@ -213,11 +209,7 @@ func attachTrace(cfg TraceConfig, dir string) (marked bool, err error) {
 	}
 	programs := objects.programs()
 	for _, at := range tracePoints {
-		l, err := link.AttachTracing(link.TracingOptions{Program: programs[at.program]})
-		if err != nil {
-			return false, fmt.Errorf("attach to tracepoint %s: %w", at.point, err)
-		}
-		if err := errors.Join(l.Pin(filepath.Join(dir, linkPin+at.program)), l.Close()); err != nil {
+		if err := attachPinned(programs[at.program], dir, at.program, "tracepoint "+at.point); err != nil {
 			return false, err
 		}
 	}
@@ -264,11 +256,7 @@ func newTrace(cfg TraceConfig, shared map[string]*cilium.Map) (*traceObjects, er
 	}
 	var objects traceObjects
 	if err := spec.LoadAndAssign(&objects, &cilium.CollectionOptions{MapReplacements: shared}); err != nil {
-		var v *cilium.VerifierError
-		if errors.As(err, &v) {
-			return nil, fmt.Errorf("%w\n%s", err, fmt.Sprintf("%+v", v))
-		}
-		return nil, err
+		return nil, withVerifier(err)
 	}
 	return &objects, nil
 }
@@ -335,16 +323,9 @@ func decodeTraced(p []byte) (Traced, error) {
 	}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e)), p)
 	const sector = 512
-	comm := make([]byte, 0, len(e.Comm))
-	for _, c := range e.Comm {
-		if c == 0 {
-			break
-		}
-		comm = append(comm, byte(c))
-	}
 	return Traced{
 		Disk: DiskID{Minor: int(e.Minor), Seq: e.Diskseq}, Began: time.Duration(e.Began), Took: time.Duration(e.Nanos), Off: int64(e.Sector) * sector, Len: int64(e.Bytes),
-		Write: e.Op != 0, Failed: e.Failed != 0, Mark: e.Mark, PID: int32(e.Pid), Comm: string(comm), Cgroup: e.Cgroup,
+		Write: e.Op != 0, Failed: e.Failed != 0, Mark: e.Mark, PID: int32(e.Pid), Comm: text(e.Comm[:]), Cgroup: e.Cgroup,
 	}, nil
 }
 

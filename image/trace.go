@@ -50,20 +50,30 @@ func putTrace(ctx context.Context, dst Target, subject ocispec.Descriptor, t Tra
 	return putReferrer(ctx, dst, subject, MediaTypeTrace, traceTag, []part{{MediaTypeTraceChunks, t.Chunks}, {MediaTypeTraceEvents, t.Events}})
 }
 
-// traceLayers returns what the trace of an image consists of: the list of chunks, and the events. It fails with [ErrNotFound] where there is none.
-func (im *Image) traceLayers(ctx context.Context) (chunks, events ocispec.Descriptor, err error) {
+// The layers of the trace of an image: the list of chunks, and the events.
+const (
+	traceChunks = iota
+	traceEvents
+	traceParts
+)
+
+// traceLayers returns what the trace of an image consists of. It fails with [ErrNotFound] where there is none.
+func (im *Image) traceLayers(ctx context.Context) (parts [traceParts]ocispec.Descriptor, err error) {
 	data, err := im.referrer(ctx, traceTag)
 	if err == nil && data == nil {
 		err = ErrNotFound
 	}
 	if err != nil {
-		return chunks, events, err
+		return parts, err
 	}
 	layers, err := decodeTrace(data)
 	if err != nil {
-		return chunks, events, im.corrupt("manifest of the trace", "", "%w", err)
+		return parts, im.corrupt("manifest of the trace", "", "%w", err)
 	}
-	return layers[0].descriptor(), layers[1].descriptor(), nil
+	for i := range parts {
+		parts[i] = layers[i].descriptor()
+	}
+	return parts, nil
 }
 
 func decodeTrace(data []byte) (blobList, error) {
@@ -74,31 +84,28 @@ func decodeTrace(data []byte) (blobList, error) {
 	if err := decodeJSON(data, &m); err != nil {
 		return nil, err
 	}
-	if m.ArtifactType != MediaTypeTrace || len(m.Layers) != 2 {
+	if m.ArtifactType != MediaTypeTrace || len(m.Layers) != traceParts {
 		return nil, fmt.Errorf("artifact type %.80q with %d layers: no trace", m.ArtifactType, len(m.Layers))
 	}
 	return m.Layers, errors.Join(
-		checkBlob(m.Layers[0].descriptor(), MediaTypeTraceChunks, MaxTraceChunks), checkBlob(m.Layers[1].descriptor(), MediaTypeTraceEvents, MaxTraceEvents))
+		checkBlob(m.Layers[traceChunks].descriptor(), MediaTypeTraceChunks, MaxTraceChunks), checkBlob(m.Layers[traceEvents].descriptor(), MediaTypeTraceEvents, MaxTraceEvents))
 }
 
 // TraceChunks returns the list of chunks of the trace that is attached to an image, and fails with [ErrNotFound] where none is. It is what was attached, by whomever.
 func TraceChunks(ctx context.Context, im *Image) ([]byte, error) {
-	chunks, _, err := im.traceLayers(ctx)
-	if err == nil {
-		var data []byte
-		if data, err = im.readPart(ctx, "trace", chunks); err == nil {
-			return data, nil
-		}
-	}
-	return nil, fmt.Errorf("read trace of image %s: %w", im.name, err)
+	return im.tracePart(ctx, traceChunks)
 }
 
 // TraceEvents returns the events of the trace that is attached to an image, as TraceChunks returns the list.
 func TraceEvents(ctx context.Context, im *Image) ([]byte, error) {
-	_, events, err := im.traceLayers(ctx)
+	return im.tracePart(ctx, traceEvents)
+}
+
+func (im *Image) tracePart(ctx context.Context, which int) ([]byte, error) {
+	layers, err := im.traceLayers(ctx)
 	if err == nil {
 		var data []byte
-		if data, err = im.readPart(ctx, "trace", events); err == nil {
+		if data, err = im.readPart(ctx, "trace", layers[which]); err == nil {
 			return data, nil
 		}
 	}
@@ -119,16 +126,16 @@ func (s *Set) TraceChunks(ctx context.Context) ([]byte, error) {
 
 // copyTrace carries the trace of an image to where a manifest of the same content is.
 func copyTrace(ctx context.Context, im *Image, dst Target, subject ocispec.Descriptor) error {
-	chunks, events, err := im.traceLayers(ctx)
+	parts, err := im.traceLayers(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	t := Trace{Root: im.ContentRoot()}
 	if err == nil {
-		t.Chunks, err = im.readPart(ctx, "trace", chunks)
+		t.Chunks, err = im.readPart(ctx, "trace", parts[traceChunks])
 	}
 	if err == nil {
-		t.Events, err = im.readPart(ctx, "trace", events)
+		t.Events, err = im.readPart(ctx, "trace", parts[traceEvents])
 	}
 	if err == nil {
 		err = putTrace(ctx, dst, subject, t)

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,15 +131,11 @@ func TestLatencyCost(t *testing.T) {
 // readsOf is how many reads of a device have ended.
 func readsOf(t *testing.T, dev node.Device) int64 {
 	t.Helper()
-	text, err := os.ReadFile("/sys/block/" + filepath.Base(dev.Path) + "/stat")
+	s, err := readDiskStat("/sys", dev.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return int64(s.reads)
 }
 
 // busyTime is how many seconds the CPUs of the machine have worked.

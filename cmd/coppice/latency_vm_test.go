@@ -21,6 +21,7 @@ type fioJob struct {
 	Name string `json:"jobname"`
 	Read struct {
 		Total int64 `json:"total_ios"`
+		Bytes int64 `json:"io_bytes"`
 		Clat  struct {
 			Percentile map[string]float64 `json:"percentile"` // ns
 		} `json:"clat_ns"`
@@ -35,9 +36,15 @@ func (r *vmRig) fio(path string, args ...string) map[string]fioJob {
 	if err != nil {
 		r.t.Fatalf("fio %q: %v\n%s", args, err, out)
 	}
+	return fioSaid(r.t, out)
+}
+
+// fioSaid decodes what fio said, by job.
+func fioSaid(t *testing.T, out []byte) map[string]fioJob {
+	t.Helper()
 	var said struct{ Jobs []fioJob }
 	if err := json.Unmarshal(out, &said); err != nil {
-		r.t.Fatalf("fio: %v\n%s", err, out)
+		t.Fatalf("fio: %v\n%s", err, out)
 	}
 	jobs := make(map[string]fioJob)
 	for _, j := range said.Jobs {

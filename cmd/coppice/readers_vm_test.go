@@ -30,21 +30,15 @@ func TestReadersByProcessAndCgroup(t *testing.T) {
 		if text, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", fio, err, text)
 		}
-		var said struct {
-			Jobs []struct {
-				Read struct {
-					Bytes int64 `json:"io_bytes"`
-				}
-			}
-		}
 		text, err := os.ReadFile(out)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := json.Unmarshal(text, &said); err != nil || len(said.Jobs) != 1 {
-			t.Fatalf("%v\n%s", err, text)
+		said, ok := fioSaid(t, text)[cgroup]
+		if !ok {
+			t.Fatalf("nothing of the job %s:\n%s", cgroup, text)
 		}
-		return cmd.Process.Pid, said.Jobs[0].Read.Bytes
+		return cmd.Process.Pid, said.Read.Bytes
 	}
 	origin := func() uint64 { return r.inspect("web1").Cache.Origin.Chunks }
 	before := origin()
