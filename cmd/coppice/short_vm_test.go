@@ -11,7 +11,7 @@ const superviseKills, superviseSeconds = 3, 6
 const rootSize = "24M"
 
 // The root that is detached, how much of it is not zeros, and how much is copied in a second.
-const detachedRoot, detachedData, detachRate = "32M", "10M", "512K"
+const detachedRoot, detachedData, detachRate = "24M", "6M", "512K"
 
 // freezeStep is how much longer than the last one each frozen command lives.
 const freezeStep = 24 * time.Millisecond

@@ -5,6 +5,9 @@ package scenarios
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
 const kills = 200
 
+// ghostly is how many daemons die in TestGhostWrites with writes under way.
+const ghostly = 3
+
 // replacements are the builds that TestDaemonIsReplacedUnderLoad goes through.
 var replacements = []string{"coppice", "coppice-next", "coppice"}
 
@@ -16,6 +19,9 @@ var comparedParts = []string{"."}
 
 // installs are the packages that TestDebianInstall installs, in rounds.
 var installs = [][]string{{"jq", "sqlite3"}, {"nginx-light", "rsync", "tmux"}}
+
+// verified are the packages whose files dpkg verifies at the end of TestDebianInstall: all.
+const verified = ""
 
 // modelSteps is how many operations the tests of raw images do in each region, between two comparisons of all of it.
 const modelSteps = 300

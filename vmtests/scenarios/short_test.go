@@ -5,6 +5,9 @@ package scenarios
 // kills is how often TestDaemonIsKilledUnderLoad does it; some successors are killed besides.
 const kills = 4
 
+// ghostly is how many daemons die in TestGhostWrites with writes under way.
+const ghostly = 1
+
 // replacements are the builds that TestDaemonIsReplacedUnderLoad goes through.
 var replacements = []string{"coppice-next", "coppice"}
 
@@ -16,6 +19,9 @@ var comparedParts = []string{"etc", "usr/sbin", "var/lib"}
 
 // installs are the packages that TestDebianInstall installs, in rounds.
 var installs = [][]string{{"jq"}, {"rsync"}}
+
+// verified are the packages whose files dpkg verifies at the end of TestDebianInstall: the new ones and some of the root's.
+const verified = "jq rsync dpkg base-files"
 
 // modelSteps is how many operations the tests of raw images do in each region, between two comparisons of all of it.
 const modelSteps = 100

@@ -72,7 +72,7 @@ func TestGhostWrites(t *testing.T) {
 		return writes
 	}
 	var ghosts []int // of each dead daemon
-	endUnderLoad(t, slow, []restart{{signal: syscall.SIGKILL, next: "coppice"}, {signal: syscall.SIGKILL, next: "coppice"}}, hooks{
+	endUnderLoad(t, slow, slices.Repeat([]restart{{signal: syscall.SIGKILL, next: "coppice"}}, ghostly), hooks{
 		before: func() {
 			setDelay(t, "slow", leaf, 0, delay)
 			for began := time.Now(); inFlight() < 8; time.Sleep(time.Millisecond) {
