@@ -12,6 +12,7 @@ packages=(
 	iproute2                                            # networks of nodes, in namespaces
 	systemd git gzip man-db groff                       # units and pages of the package
 	nginx-light docker-registry skopeo                  # servers of images, and who copies between them
+	sqlite3 plocate                                     # who reads an index, and who is compared with it
 	"$@"                                                # what one target alone needs
 )
 

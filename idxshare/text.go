@@ -1,0 +1,68 @@
+package idxshare
+
+import (
+	"database/sql/driver"
+	"unicode"
+	"unicode/utf8"
+)
+
+// invalidBase is where the trigram index has bytes that are no UTF-8: in a private area, one character for each of the 256.
+const invalidBase = 0xf700
+
+// text returns what a database has for bytes: a text where they are UTF-8, so that programs show it as one, else a blob.
+func text(b []byte) driver.Value {
+	switch {
+	case len(b) == 0:
+		return nil
+	case utf8.Valid(b):
+		return string(b)
+	}
+	return b
+}
+
+// raw is the inverse of text.
+func raw(v driver.Value) ([]byte, bool) {
+	switch v := v.(type) {
+	case nil:
+		return nil, true
+	case string:
+		return []byte(v), true
+	case []byte:
+		return v, true
+	}
+	return nil, false
+}
+
+// fold appends what the trigram index has for a name: its characters, of each that differ in case only the same one, and for a byte that is no
+// UTF-8 one of the private area.
+func fold(dst, name []byte) []byte {
+	for len(name) > 0 {
+		if c := name[0]; c < utf8.RuneSelf {
+			if 'A' <= c && c <= 'Z' {
+				c += 'a' - 'A'
+			}
+			dst, name = append(dst, c), name[1:]
+			continue
+		}
+		r, size := utf8.DecodeRune(name)
+		if r == utf8.RuneError && size == 1 {
+			r = invalidBase + rune(name[0])
+		} else {
+			r = foldRune(r)
+		}
+		dst, name = utf8.AppendRune(dst, r), name[size:]
+	}
+	return dst
+}
+
+// foldRune returns the same character for all that [unicode.SimpleFold] takes for one: an ASCII letter in lower case where there is one, else the smallest.
+func foldRune(r rune) rune {
+	least := r
+	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+		least = min(least, next)
+	}
+	if 'A' <= least && least <= 'Z' {
+		least += 'a' - 'A'
+	}
+	return least
+}
