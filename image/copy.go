@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -24,100 +25,153 @@ type CopyOptions struct {
 	Pace func(ctx context.Context, n int) error
 }
 
-// CopyReport tells what a copy did.
+// CopyReport tells what a copy did. Blobs are those of the image, and of its index where it has one.
 type CopyReport struct {
-	Manifest    Digest `json:"manifest"`
-	ContentRoot Digest `json:"content_root"`
-	SizeBytes   int64  `json:"size_bytes"`
-	Blobs       int    `json:"blobs"`
-	CopiedBytes int64  `json:"copied_bytes"` // of blobs that were not there
-	SharedBytes int64  `json:"shared_bytes"` // of blobs that were
-	Repaired    int    `json:"repaired"`     // blobs
+	Manifest    Digest   `json:"manifest"`
+	ContentRoot Digest   `json:"content_root"`
+	SizeBytes   int64    `json:"size_bytes"`
+	Blobs       int      `json:"blobs"`
+	CopiedBytes int64    `json:"copied_bytes"` // of blobs that were not there
+	SharedBytes int64    `json:"shared_bytes"` // of blobs that were
+	Repaired    int      `json:"repaired"`     // blobs
+	Damaged     []string `json:"damaged,omitempty"`
 }
 
-// Copy carries an image, its signatures and its trace to a target, where a tag means it then. Blobs that are there already are not copied; those that
+// Copy carries an image, its signatures, its trace and its index to a target, where a tag means it then. Blobs that are there already are not copied; those that
 // are, are compared with their digests. A copy that was interrupted goes on with the first blob that is missing when it is called again.
+//
+// A trace or an index that is damaged is left behind, and Damaged of the report says what is wrong with it: the image is whole without.
 func Copy(ctx context.Context, im *Image, dst Target, tag string, o CopyOptions) (CopyReport, error) {
-	report := CopyReport{Manifest: Digest{}, ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
-	fail := func(err error) (CopyReport, error) {
+	report := CopyReport{ContentRoot: im.ContentRoot(), SizeBytes: im.Size()}
+	if err := report.run(ctx, im, dst, tag, o); err != nil {
 		return report, fmt.Errorf("copy image %s from %s to %s: %w", im.name, im.src, dst, err)
 	}
+	return report, nil
+}
+
+func (r *CopyReport) run(ctx context.Context, im *Image, dst Target, tag string, o CopyOptions) (err error) {
 	if _, ok := dst.(*Layout); o.Repair && !ok {
-		return fail(fmt.Errorf("only blobs in a directory can be repaired: %w", ErrBadOption))
+		return fmt.Errorf("only blobs in a directory can be repaired: %w", ErrBadOption)
 	}
 	if keeper, ok := dst.(interface{ hold() (func(), error) }); ok {
 		release, err := keeper.hold()
 		if err != nil {
-			return fail(err)
+			return err
 		}
 		defer release()
 	}
 	data, err := im.src.Manifest(ctx, string(im.desc.Digest))
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	if got := descriptor(ocispec.MediaTypeImageManifest, data); got.Digest != im.desc.Digest {
-		return fail(&CorruptError{"manifest", im.name, fmt.Sprintf("has digest %s, not %s", got.Digest, im.desc.Digest)})
+		return &CorruptError{"manifest", im.name, fmt.Sprintf("has digest %s, not %s", got.Digest, im.desc.Digest)}
 	}
-	if err := report.copyBlobs(ctx, im, dst, o); err != nil {
-		return fail(err)
+	index, err := im.indexLayersOf(ctx)
+	if err := r.leave("index", err); err != nil {
+		return err
+	}
+	c := copier{src: im.src, dst: dst, o: o, total: sum(uniqueBlobs(im.manifest.blobs()))}
+	if index != nil {
+		c.total += sum(uniqueBlobs(index.blobs()))
+	}
+	defer c.report(r)
+	if err := c.copy(ctx, im.manifest.blobs()); err != nil {
+		return err
 	}
 	if err := dst.PutManifest(ctx, tag, data); err != nil {
-		return fail(err)
+		return err
 	}
 	if err := copySignatures(ctx, im, dst); err != nil {
-		return fail(err)
+		return err
 	}
-	if err := copyTrace(ctx, im, dst, im.desc); err != nil {
-		return fail(err)
+	if err := r.leave("trace", copyTrace(ctx, im, dst, im.desc)); err != nil {
+		return err
 	}
-	report.Manifest, err = ParseDigest(string(im.desc.Digest))
-	return report, err
-}
-
-func (r *CopyReport) copyBlobs(ctx context.Context, im *Image, dst Target, o CopyOptions) error {
-	blobs := uniqueBlobs(im.manifest.blobs())
-	total := sum(blobs)
-	var copied, repaired atomic.Int64
-	var mu sync.Mutex // guards done, and calls of progress
-	done := int64(0)
-	count := func(n int64) {
-		mu.Lock()
-		defer mu.Unlock()
-		if done += n; o.Progress != nil {
-			o.Progress(done, total)
+	if index != nil {
+		if err = c.copy(ctx, index.blobs()); err == nil {
+			err = index.put(ctx, dst, im.desc)
+		}
+		if err := r.leave("index", err); err != nil {
+			return err
 		}
 	}
+	r.Manifest, err = ParseDigest(string(im.desc.Digest))
+	return err
+}
+
+// leave takes down what is left behind because it is damaged. It returns other errors.
+func (r *CopyReport) leave(what string, err error) error {
+	if err == nil || errors.Is(err, ErrNotAttached) {
+		return nil
+	}
+	if !isDamaged(err) {
+		return fmt.Errorf("copy %s: %w", what, err)
+	}
+	r.Damaged = append(r.Damaged, fmt.Sprintf("%s: %v", what, err))
+	return nil
+}
+
+// copier copies the blobs of one image and of what is about it.
+type copier struct {
+	src   Source
+	dst   Target
+	o     CopyOptions
+	total int64 // bytes to copy
+
+	blobs          int
+	copied, shared atomic.Int64
+	repaired       atomic.Int64
+	mu             sync.Mutex // guards done, and calls of progress
+	done           int64
+}
+
+func (c *copier) report(r *CopyReport) {
+	r.Blobs, r.CopiedBytes, r.SharedBytes, r.Repaired = c.blobs, c.copied.Load(), c.shared.Load(), int(c.repaired.Load())
+}
+
+func (c *copier) count(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done += n; c.o.Progress != nil {
+		c.o.Progress(c.done, c.total)
+	}
+}
+
+// copy copies blobs that are not there, or not whole where that is looked at.
+func (c *copier) copy(ctx context.Context, blobs []ocispec.Descriptor) error {
+	blobs = uniqueBlobs(blobs)
+	c.blobs += len(blobs)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(copiers)
 	for _, b := range blobs {
-		group.Go(func() error {
-			there, err := dst.HasBlob(ctx, b)
-			if l, ok := dst.(*Layout); ok && there && o.Repair {
-				if there, err = l.isWhole(ctx, b); err == nil && !there {
-					repaired.Add(1)
-				}
-			}
-			if there {
-				count(b.Size)
-			}
-			if there || err != nil {
-				return err
-			}
-			copied.Add(b.Size)
-			return putBlob(ctx, im.src, dst, b, func(n int64) error {
-				count(n)
-				if o.Pace == nil {
-					return nil
-				}
-				return o.Pace(ctx, int(n))
-			})
-		})
+		group.Go(func() error { return c.copyOne(ctx, b) })
 	}
-	err := group.Wait()
-	r.Blobs, r.CopiedBytes, r.SharedBytes = len(blobs), copied.Load(), total-copied.Load()
-	r.Repaired = int(repaired.Load())
-	return err
+	return group.Wait()
+}
+
+func (c *copier) copyOne(ctx context.Context, b ocispec.Descriptor) error {
+	there, err := c.dst.HasBlob(ctx, b)
+	if l, ok := c.dst.(*Layout); ok && there && c.o.Repair {
+		if there, err = l.isWhole(ctx, b); err == nil && !there {
+			c.repaired.Add(1)
+		}
+	}
+	if there {
+		c.shared.Add(b.Size)
+		c.count(b.Size)
+	}
+	if there || err != nil {
+		return err
+	}
+	c.copied.Add(b.Size)
+	return putBlob(ctx, c.src, c.dst, b, func(n int64) error {
+		c.count(n)
+		if c.o.Pace == nil {
+			return nil
+		}
+		return c.o.Pace(ctx, int(n))
+	})
 }
 
 func uniqueBlobs(all []ocispec.Descriptor) []ocispec.Descriptor {

@@ -24,6 +24,9 @@ var (
 	ErrOther     = errors.New("other content")
 	ErrNoReplica = errors.New("no replica answers")
 	ErrLast      = errors.New("the last replica")
+
+	// ErrNotAttached is the [ErrNotFound] of an image that has no artifact of a kind, and not that of one of which a part is missing.
+	ErrNotAttached = fmt.Errorf("none is attached: %w", ErrNotFound)
 )
 
 // CorruptError says what of an image is not what it should be. It matches [ErrCorrupt].

@@ -294,19 +294,26 @@ func decodeManifest(data []byte) (*manifest, error) {
 		return nil, fmt.Errorf("artifact type %.80q: %w", m.ArtifactType, ErrNotImage)
 	case m.SchemaVersion != 2 || m.MediaType != "" && m.MediaType != ocispec.MediaTypeImageManifest:
 		return nil, fmt.Errorf("schema version %d, media type %.80q: not an OCI image manifest", m.SchemaVersion, m.MediaType)
-	case len(m.Layers) == 0:
-		return nil, errors.New("no table")
-	case len(m.Layers)-1 > maxPacks:
-		return nil, fmt.Errorf("%d packs, at most %d are taken", len(m.Layers)-1, maxPacks)
 	}
-	out := &manifest{Config: m.Config.descriptor(), Table: m.Layers[0].descriptor()}
+	return contentOf(m.Config, m.Layers)
+}
+
+// contentOf checks the blobs that a content consists of: config, table, packs.
+func contentOf(config blob, layers blobList) (*manifest, error) {
+	switch {
+	case len(layers) == 0:
+		return nil, errors.New("no table")
+	case len(layers)-1 > maxPacks:
+		return nil, fmt.Errorf("%d packs, at most %d are taken", len(layers)-1, maxPacks)
+	}
+	out := &manifest{Config: config.descriptor(), Table: layers[0].descriptor()}
 	if err := checkBlob(out.Config, MediaTypeConfig, maxConfig); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	if err := checkBlob(out.Table, MediaTypeTable, maxSize); err != nil {
 		return nil, fmt.Errorf("table: %w", err)
 	}
-	for i, b := range m.Layers[1:] {
+	for i, b := range layers[1:] {
 		pack := b.descriptor()
 		if err := checkBlob(pack, MediaTypePack, maxPack); err != nil {
 			return nil, fmt.Errorf("pack %d: %w", i, err)

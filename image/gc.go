@@ -49,6 +49,7 @@ type Repack struct {
 	After       Digest   `json:"after"`
 	BeforeBytes int64    `json:"before_bytes"` // of packs, those that others use too included
 	AfterBytes  int64    `json:"after_bytes"`
+	Damaged     []string `json:"damaged,omitempty"` // what was about it, and is no more
 }
 
 // Kept is a version without a name that somebody may still read.
@@ -303,11 +304,12 @@ func (v *version) buildAgain(ctx context.Context, l *Layout, im *Image, sparse f
 		parentIs: &c.Parent,
 	}
 	r := &Repack{Names: v.names, ContentRoot: c.ContentRoot}
-	o.publishAs = func(ctx context.Context, data []byte, root Digest) error {
+	o.publishAs = func(ctx context.Context, data []byte, root Digest) (err error) {
 		if root != c.ContentRoot {
 			return fmt.Errorf("it has content root %s, not %s", root, c.ContentRoot)
 		}
-		return v.replace(ctx, l, im, data, time.Now().Add(grace))
+		r.Damaged, err = v.replace(ctx, l, im, data, time.Now().Add(grace))
+		return err
 	}
 	report, err := Build(ctx, l, v.names[0], im, im.Size(), o)
 	if err != nil {
@@ -324,26 +326,27 @@ func (v *version) buildAgain(ctx context.Context, l *Layout, im *Image, sparse f
 	return r, errors.Join(err, after.Close())
 }
 
-// replace stores a manifest with the signatures and the trace of the one that it replaces, and lets all names that mean that one mean it.
-func (v *version) replace(ctx context.Context, l *Layout, im *Image, data []byte, until time.Time) error {
+// replace stores a manifest with the signatures, the trace and the index of the one that it replaces, and lets all names that mean that one mean it. It returns what of those is damaged, and left behind.
+func (v *version) replace(ctx context.Context, l *Layout, im *Image, data []byte, until time.Time) (damaged []string, err error) {
 	desc := descriptor(ocispec.MediaTypeImageManifest, data)
 	desc.ArtifactType = MediaTypeImage
 	if err := l.PutBlob(ctx, desc, bytes.NewReader(data)); err != nil {
-		return err
+		return nil, err
 	}
 	signatures, err := Signatures(ctx, im)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(signatures) > 0 {
 		if err := putSignatures(ctx, l, desc, signatures); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := copyTrace(ctx, im, l, desc); err != nil {
-		return err
+	left := CopyReport{}
+	if err := errors.Join(left.leave("trace", copyTrace(ctx, im, l, desc)), left.leave("index", moveIndex(ctx, im, l, desc))); err != nil {
+		return nil, err
 	}
-	return l.changeIndex(func(index *ocispec.Index) error {
+	return left.Damaged, l.changeIndex(func(index *ocispec.Index) error {
 		for i, d := range index.Manifests {
 			if d.Digest == v.desc.Digest && d.Annotations[ocispec.AnnotationRefName] != "" {
 				named := desc

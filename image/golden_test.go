@@ -8,10 +8,12 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"aead.dev/minisign"
 )
 
 // A golden file of a released version is never written again.
-var writeGolden = flag.Bool("write-golden", false, "write testdata/format-v1 anew: only before version 1 is released")
+var writeGolden = flag.Bool("write-golden", false, "write testdata anew: only before version 1 is released")
 
 const (
 	goldenDir = "testdata/format-v1"
@@ -79,5 +81,54 @@ func TestGoldenImage(t *testing.T) {
 	}
 	if _, zeros, err := im.Chunk(context.Background(), 500); !zeros || err != nil {
 		t.Errorf("chunk 500: %v, %v", zeros, err)
+	}
+}
+
+const (
+	goldenIndexDir  = "testdata/index-v1"
+	goldenIndexRoot = "sha256:881a53cb1e9ca64982f5c333a55c56275a18cc72c32f335350f9eeded80abb99"
+)
+
+// Indexes of version 1 are read, whatever later versions write.
+func TestGoldenIndex(t *testing.T) {
+	public, key := testKey(t, 1)
+	content := goldenContent(3)[:200_001]
+	if *writeGolden {
+		if err := os.RemoveAll(goldenIndexDir); err != nil {
+			t.Fatal(err)
+		}
+		l, err := CreateLayout(goldenIndexDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		buildTest(t, l, "golden:1", goldenContent(1), goldenOptions())
+		im := openTest(t, l, "golden:1")
+		file := IndexFile{im.ContentRoot(), bytes.NewReader(content), int64(len(content))}
+		if _, err := AttachIndex(context.Background(), im, l, file, IndexOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := SignIndex(context.Background(), im, l, key); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.GC(context.Background(), GCOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(l.path(workDir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := OpenLayout(goldenIndexDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	checkIndex(t, l, "golden:1", content)
+	x := openIndexTest(t, l, "golden:1")
+	if err := x.SignedBy([]minisign.PublicKey{public}); err != nil {
+		t.Error(err)
+	}
+	of := openTest(t, l, "golden:1")
+	if s := x.Statement; s.Index.String() != goldenIndexRoot || s.Index != naiveRoot(content, 4096) || s.Image != of.ContentRoot() || s.ImageBytes != of.Size() {
+		t.Errorf("%+v", s)
 	}
 }

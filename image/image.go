@@ -52,16 +52,25 @@ func Open(ctx context.Context, src Source, name string) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
-	im := &Image{src: src, name: name, manifest: m, desc: desc, slots: make(chan struct{}, fetchers)}
-	im.metadata = map[Digest][]byte{sha256.Sum256(data): data}
-	if err := im.readConfig(ctx); err != nil {
+	im := &Image{src: src, name: name, manifest: m, desc: desc}
+	if err := im.open(ctx, data); err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
+	}
+	return im, nil
+}
+
+// open reads the config of an image whose manifest is at hand, and makes it ready for reading.
+func (im *Image) open(ctx context.Context, manifest []byte) (err error) {
+	im.metadata = map[Digest][]byte{sha256.Sum256(manifest): manifest}
+	if err := im.readConfig(ctx); err != nil {
+		return err
 	}
 	if im.pages, err = lru.New[pageKey, *page](cachedPages); err != nil {
-		return nil, fmt.Errorf("open image: %w", err)
+		return err
 	}
+	im.slots = make(chan struct{}, fetchers)
 	im.ctx, im.cancel = context.WithCancel(context.Background())
-	return im, nil
+	return nil
 }
 
 // Cache keeps about so many bytes of chunks that were read, for whoever reads them again in small pieces. It is called before the first read.

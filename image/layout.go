@@ -453,7 +453,7 @@ func (l *Layout) changeIndex(change func(*ocispec.Index) error) error {
 	return nil
 }
 
-// Remove forgets a name, and what is about what has no other name (signatures, a trace), and removes the blobs that nothing uses then. It does not ask who uses the
+// Remove forgets a name, and what is about what has no other name (signatures, a trace, an index), and removes the blobs that nothing uses then. It does not ask who uses the
 // image: [Remove] does.
 func (l *Layout) Remove(_ context.Context, tag string) error {
 	err := l.forget(tag, func([]ocispec.Descriptor, ocispec.Descriptor) error { return nil })

@@ -31,6 +31,7 @@ type Ref struct {
 	text  string
 
 	manifest Digest // zero: not pinned
+	index    bool   // Name is the tag of an index
 }
 
 // String returns what was parsed.
@@ -241,6 +242,17 @@ func OpenRef(ctx context.Context, r Ref, o SourceOptions) (*Image, Source, error
 }
 
 func (r Ref) open(ctx context.Context, src Source) (*Image, error) {
+	if r.index {
+		data, err := src.Manifest(ctx, r.Name)
+		if err != nil {
+			return nil, err
+		}
+		x, err := openIndex(ctx, src, data, r.Image)
+		if err != nil {
+			return nil, err
+		}
+		return x.Image, nil
+	}
 	if r.manifest != (Digest{}) {
 		im, err := Open(ctx, src, r.manifest.String())
 		if !errors.Is(err, ErrNotFound) {

@@ -10,21 +10,21 @@ import (
 func TestParseRef(t *testing.T) {
 	digest := Digest{1}.String()
 	for text, want := range map[string]Ref{
-		"debian.img":                         {KindFile, "debian.img", "", "", "", Digest{}},
-		"/srv/roots/debian.img":              {KindFile, "/srv/roots/debian.img", "", "", "", Digest{}},
-		"/dev/vdb":                           {KindFile, "/dev/vdb", "", "", "", Digest{}},
-		"images.d/debian.img":                {KindFile, "images.d/debian.img", "", "", "", Digest{}},
-		"./registry.example/debian:12":       {KindFile, "./registry.example/debian:12", "", "", "", Digest{}},
-		"oci:/srv/images:debian:12":          {KindLayout, "/srv/images", "debian:12", "debian", "", Digest{}},
-		"oci:images:os/debian:12.1-rc_1":     {KindLayout, "images", "os/debian:12.1-rc_1", "os/debian", "", Digest{}},
-		"oci:/mnt/a:b:debian:12":             {KindLayout, "/mnt/a:b", "debian:12", "debian", "", Digest{}},
-		"oci:/srv/images:debian@" + digest:   {KindLayout, "/srv/images", digest, "debian", "", Digest{}},
-		"http://web/images:debian:12":        {KindWeb, "http://web/images", "debian:12", "debian", "", Digest{}},
-		"https://web:8443/a/b/:debian:12":    {KindWeb, "https://web:8443/a/b/", "debian:12", "debian", "", Digest{}},
-		"http://[::1]:80/a:debian@" + digest: {KindWeb, "http://[::1]:80/a", digest, "debian", "", Digest{}},
-		"localhost/debian:12":                {KindRegistry, "localhost/debian", "12", "debian", "", Digest{}},
-		"localhost:5000/os/debian:12":        {KindRegistry, "localhost:5000/os/debian", "12", "os/debian", "", Digest{}},
-		"registry.example/debian@" + digest:  {KindRegistry, "registry.example/debian", digest, "debian", "", Digest{}},
+		"debian.img":                         {KindFile, "debian.img", "", "", "", Digest{}, false},
+		"/srv/roots/debian.img":              {KindFile, "/srv/roots/debian.img", "", "", "", Digest{}, false},
+		"/dev/vdb":                           {KindFile, "/dev/vdb", "", "", "", Digest{}, false},
+		"images.d/debian.img":                {KindFile, "images.d/debian.img", "", "", "", Digest{}, false},
+		"./registry.example/debian:12":       {KindFile, "./registry.example/debian:12", "", "", "", Digest{}, false},
+		"oci:/srv/images:debian:12":          {KindLayout, "/srv/images", "debian:12", "debian", "", Digest{}, false},
+		"oci:images:os/debian:12.1-rc_1":     {KindLayout, "images", "os/debian:12.1-rc_1", "os/debian", "", Digest{}, false},
+		"oci:/mnt/a:b:debian:12":             {KindLayout, "/mnt/a:b", "debian:12", "debian", "", Digest{}, false},
+		"oci:/srv/images:debian@" + digest:   {KindLayout, "/srv/images", digest, "debian", "", Digest{}, false},
+		"http://web/images:debian:12":        {KindWeb, "http://web/images", "debian:12", "debian", "", Digest{}, false},
+		"https://web:8443/a/b/:debian:12":    {KindWeb, "https://web:8443/a/b/", "debian:12", "debian", "", Digest{}, false},
+		"http://[::1]:80/a:debian@" + digest: {KindWeb, "http://[::1]:80/a", digest, "debian", "", Digest{}, false},
+		"localhost/debian:12":                {KindRegistry, "localhost/debian", "12", "debian", "", Digest{}, false},
+		"localhost:5000/os/debian:12":        {KindRegistry, "localhost:5000/os/debian", "12", "os/debian", "", Digest{}, false},
+		"registry.example/debian@" + digest:  {KindRegistry, "registry.example/debian", digest, "debian", "", Digest{}, false},
 	} {
 		got, err := ParseRef(text)
 		if want.text = text; got != want || err != nil {

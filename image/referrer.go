@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,14 +14,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Referrers are artifacts about a manifest, which they name as their subject: its signatures, and a trace. Each has a tag that follows from the manifest's digest, by which it is found
+// Referrers are artifacts about a manifest, which they name as their subject: its signatures, a trace, and an index. Each has a tag that follows from the manifest's digest, by which it is found
 // in all kinds of places with one request. Registries list them as referrers too: those that do not know of that have the list under a tag, which who uploads keeps (the tag schema).
 
 // aboutManifest matches tags that belong to a manifest: those of its referrers, and the list of them in registries that keep it under a tag.
-var aboutManifest = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\.sig|\.trace)?$`)
+var aboutManifest = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\.sig|\.trace|\.index)?$`)
 
 // referrerTags are the tags that the referrers of a manifest can have.
-func referrerTags(manifest Digest) []string { return []string{sigTag(manifest), traceTag(manifest)} }
+func referrerTags(manifest Digest) []string {
+	return []string{sigTag(manifest), traceTag(manifest), indexTag(manifest)}
+}
 
 func tagOf(manifest Digest, suffix string) string {
 	return "sha256-" + strings.TrimPrefix(manifest.String(), digestPrefix) + suffix
@@ -49,41 +52,72 @@ func putReferrer(ctx context.Context, dst Target, subject ocispec.Descriptor, ki
 		}
 		defer release()
 	}
-	put := func(p part) (ocispec.Descriptor, error) {
-		d := descriptor(p.mediaType, p.data)
-		there, err := dst.HasBlob(ctx, d)
-		if err == nil && !there {
-			err = dst.PutBlob(ctx, d, bytes.NewReader(p.data))
-		}
-		return d, err
-	}
-	config, err := put(part{ocispec.MediaTypeEmptyJSON, []byte("{}")})
+	config, err := putPart(ctx, dst, part{ocispec.MediaTypeEmptyJSON, []byte("{}")})
 	if err != nil {
 		return err
 	}
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind, Config: config,
-		Subject: &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
-	}
+	var stored []ocispec.Descriptor
 	for _, p := range layers {
-		d, err := put(p)
+		d, err := putPart(ctx, dst, p)
 		if err != nil {
 			return err
 		}
-		m.Layers = append(m.Layers, d)
+		stored = append(stored, d)
 	}
-	data, err := json.Marshal(m)
+	return putReferrerManifest(ctx, dst, subject, kind, tag, config, stored)
+}
+
+// putPart stores a blob that is at hand, unless it is there.
+func putPart(ctx context.Context, dst Target, p part) (ocispec.Descriptor, error) {
+	d := descriptor(p.mediaType, p.data)
+	there, err := dst.HasBlob(ctx, d)
+	if err == nil && !there {
+		err = dst.PutBlob(ctx, d, bytes.NewReader(p.data))
+	}
+	return d, err
+}
+
+// putReferrerManifest stores the manifest of an artifact about a manifest whose blobs are there. The one that the tag meant before is removed where the target lists what is about a manifest in ways
+// of its own: it would be listed for ever.
+func putReferrerManifest(ctx context.Context, dst Target, subject ocispec.Descriptor, kind string, tag func(Digest) string, config ocispec.Descriptor, layers []ocispec.Descriptor) error {
+	data, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind, Config: config, Layers: layers,
+		Subject: &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
+	})
 	if err != nil {
 		return err
+	}
+	if len(data) > maxManifest {
+		return fmt.Errorf("manifest has %d bytes, registries take at most %d", len(data), maxManifest)
 	}
 	of, err := ParseDigest(string(subject.Digest))
 	if err != nil {
 		return err
 	}
-	return dst.PutManifest(ctx, tag(of), data)
+	lister, lists := dst.(interface {
+		unlist(ctx context.Context, manifest []byte)
+	})
+	var before []byte
+	if lists {
+		if before, err = dst.Manifest(ctx, tag(of)); err != nil && !isDamaged(err) {
+			return err
+		}
+	}
+	if err := dst.PutManifest(ctx, tag(of), data); err != nil {
+		return err
+	}
+	if before != nil && !bytes.Equal(before, data) {
+		lister.unlist(ctx, before)
+	}
+	return nil
 }
 
-// referrer returns the manifest of an artifact about the image; nil where there is none.
+// isDamaged tells an error about an artifact that is not what it should be, or not all there, from a failure to read or write it.
+func isDamaged(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrVersion)
+}
+
+// referrer returns the manifest of an artifact about the image, and fails with [ErrNotAttached] where there is none.
 func (im *Image) referrer(ctx context.Context, tag func(Digest) string) ([]byte, error) {
 	of, err := ParseDigest(string(im.desc.Digest))
 	if err != nil {
@@ -91,7 +125,7 @@ func (im *Image) referrer(ctx context.Context, tag func(Digest) string) ([]byte,
 	}
 	data, err := im.src.Manifest(ctx, tag(of))
 	if errors.Is(err, ErrNotFound) {
-		return nil, nil
+		return nil, ErrNotAttached
 	}
 	return data, err
 }

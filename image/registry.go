@@ -247,7 +247,7 @@ func (r *Registry) Tags(ctx context.Context) ([]string, error) {
 	return tags, nil
 }
 
-// Remove deletes the manifest that a tag means, with all tags that mean the same, its signatures and its trace. Most registries free the space later.
+// Remove deletes the manifest that a tag means, with all tags that mean the same, its signatures, its trace and its index. Most registries free the space later.
 func (r *Registry) Remove(ctx context.Context, tag string) error {
 	desc, err := r.repo.Resolve(ctx, tag)
 	if err == nil {
@@ -270,6 +270,12 @@ func (r *Registry) Remove(ctx context.Context, tag string) error {
 		}
 	}
 	return nil
+}
+
+// unlist deletes the manifest of an artifact about another manifest whose tag means a later one by now. Before that it is taken off the list of such artifacts, where the registry does not keep that itself. It is no
+// matter where this fails, as it does where nothing can be deleted: nobody who goes by the tag sees it.
+func (r *Registry) unlist(ctx context.Context, manifest []byte) {
+	_ = r.repo.Delete(ctx, descriptor(ocispec.MediaTypeImageManifest, manifest))
 }
 
 func remoteErrorOrNil(err error) error {

@@ -111,7 +111,10 @@ func putSignatures(ctx context.Context, dst Target, subject ocispec.Descriptor, 
 // Signatures returns what an image is signed with, by whomever: nothing is verified.
 func Signatures(ctx context.Context, im *Image) ([]Signature, error) {
 	data, err := im.referrer(ctx, sigTag)
-	if data == nil || err != nil {
+	switch {
+	case errors.Is(err, ErrNotAttached):
+		return nil, nil
+	case err != nil:
 		return nil, err
 	}
 	layers, err := decodeSignatures(data)

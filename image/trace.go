@@ -60,9 +60,6 @@ const (
 // traceLayers returns what the trace of an image consists of. It fails with [ErrNotFound] where there is none.
 func (im *Image) traceLayers(ctx context.Context) (parts [traceParts]ocispec.Descriptor, err error) {
 	data, err := im.referrer(ctx, traceTag)
-	if err == nil && data == nil {
-		err = ErrNotFound
-	}
 	if err != nil {
 		return parts, err
 	}
@@ -124,12 +121,9 @@ func (s *Set) TraceChunks(ctx context.Context) ([]byte, error) {
 	return nil, err
 }
 
-// copyTrace carries the trace of an image to where a manifest of the same content is.
+// copyTrace carries the trace of an image to where a manifest of the same content is. It fails with [ErrNotAttached] where there is none.
 func copyTrace(ctx context.Context, im *Image, dst Target, subject ocispec.Descriptor) error {
 	parts, err := im.traceLayers(ctx)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
 	t := Trace{Root: im.ContentRoot()}
 	if err == nil {
 		t.Chunks, err = im.readPart(ctx, "trace", parts[traceChunks])
@@ -140,8 +134,5 @@ func copyTrace(ctx context.Context, im *Image, dst Target, subject ocispec.Descr
 	if err == nil {
 		err = putTrace(ctx, dst, subject, t)
 	}
-	if err != nil {
-		return fmt.Errorf("copy trace: %w", err)
-	}
-	return nil
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,24 +20,37 @@ const (
 
 // VerifyReport tells what a verification found.
 type VerifyReport struct {
-	Manifest    Digest   `json:"manifest"`
-	ContentRoot Digest   `json:"content_root"`
-	SizeBytes   int64    `json:"size_bytes"`
-	DataBytes   int64    `json:"data_bytes"` // of chunks that are not zeros
-	ReadBytes   int64    `json:"read_bytes"` // from the source
-	BadBytes    int64    `json:"bad_bytes"`  // that cannot be read as they should be
-	Problems    []string `json:"problems"`   // the first hundred
-	TotalMS     float64  `json:"total_ms"`
+	Manifest    Digest     `json:"manifest"`
+	ContentRoot Digest     `json:"content_root"`
+	SizeBytes   int64      `json:"size_bytes"`
+	DataBytes   int64      `json:"data_bytes"` // of chunks that are not zeros
+	ReadBytes   int64      `json:"read_bytes"` // from the source
+	BadBytes    int64      `json:"bad_bytes"`  // that cannot be read as they should be
+	Problems    []string   `json:"problems"`   // the first hundred
+	Attached    []Attached `json:"attached"`
+	TotalMS     float64    `json:"total_ms"`
+}
+
+// Attached tells about what is kept beside an image, but for its signatures. The image is whole without.
+type Attached struct {
+	Kind      string   `json:"kind"` // trace or index
+	SizeBytes int64    `json:"size_bytes"`
+	Problems  []string `json:"problems"` // the first hundred
+}
+
+// Whole reports whether nothing is damaged, neither of the image nor of what is beside it.
+func (r *VerifyReport) Whole() bool {
+	return r.BadBytes == 0 && !slices.ContainsFunc(r.Attached, func(a Attached) bool { return len(a.Problems) > 0 })
 }
 
 // span is some neighbouring chunks.
 type span struct{ from, to int64 }
 
-// Verify reads all of an image, as a reader would, and tells what is damaged, missing, or cannot be read. Its error is that of the
-// context.
+// Verify reads all of an image, as a reader would, and of what is attached to it, and tells what is damaged, missing, or cannot be read. Its error is that of the
+// context. progress is told about the image alone.
 func Verify(ctx context.Context, im *Image, progress func(done, total int64)) (VerifyReport, error) {
 	began := time.Now()
-	r := VerifyReport{ContentRoot: im.ContentRoot(), SizeBytes: im.Size(), Problems: []string{}}
+	r := VerifyReport{ContentRoot: im.ContentRoot(), SizeBytes: im.Size(), Problems: []string{}, Attached: []Attached{}}
 	if d, err := ParseDigest(string(im.desc.Digest)); err == nil {
 		r.Manifest = d
 	}
@@ -45,8 +59,52 @@ func Verify(ctx context.Context, im *Image, progress func(done, total int64)) (V
 		return r, fmt.Errorf("verify image %s: %w", im.name, err)
 	}
 	r.ReadBytes = im.ReadStats().Bytes
+	if err := r.verifyAttached(ctx, im); err != nil {
+		return r, fmt.Errorf("verify what is attached to image %s: %w", im.name, err)
+	}
 	r.TotalMS = float64(time.Since(began)) / float64(time.Millisecond)
 	return r, nil
+}
+
+// verifyAttached reads the trace and the index, where there are any.
+func (r *VerifyReport) verifyAttached(ctx context.Context, im *Image) error {
+	take := func(kind string, size int64, problems []string, err error) {
+		switch {
+		case errors.Is(err, ErrNotAttached):
+			return
+		case err != nil:
+			problems = append(problems, err.Error())
+		}
+		r.Attached = append(r.Attached, Attached{kind, size, append([]string{}, problems...)})
+	}
+	size, err := im.readTrace(ctx)
+	if ctx.Err() == nil {
+		take("trace", size, nil, err)
+	}
+	var index VerifyReport
+	x, err := OpenIndex(ctx, im)
+	if err == nil {
+		index.SizeBytes = x.Size()
+		v := verifier{im: x.Image, report: &index}
+		err = errors.Join(v.run(ctx), x.Close())
+	}
+	take("index", index.SizeBytes, index.Problems, err)
+	return ctx.Err()
+}
+
+// readTrace reads the trace, and returns how many bytes it has.
+func (im *Image) readTrace(ctx context.Context) (size int64, err error) {
+	parts, err := im.traceLayers(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range parts {
+		size += d.Size
+		if _, bad := im.readPart(ctx, "trace", d); err == nil {
+			err = bad
+		}
+	}
+	return size, err
 }
 
 type verifier struct {

@@ -205,13 +205,17 @@ func (d *Daemon) copyHere(ctx context.Context, s *rootSet, im *image.Image, loca
 	}
 	err = checkSpace(ctx, im, dst, local.Place)
 	if err == nil {
-		_, err = image.Copy(ctx, im, dst, local.Name, image.CopyOptions{
+		var report image.CopyReport
+		report, err = image.Copy(ctx, im, dst, local.Name, image.CopyOptions{
 			Repair: true,
 			Progress: func(done, total int64) {
 				s.hydrate.set(func(st *Hydration) { st.DoneBytes, st.TotalBytes = done, total })
 			},
 			Pace: newPacer(&s.guests).pace,
 		})
+		for _, what := range report.Damaged {
+			d.log.Warn("damaged, and not copied with the root", "root", s.ContentRoot().String(), "error", oneLine(errors.New(what)))
+		}
 	}
 	return errors.Join(err, dst.Close())
 }

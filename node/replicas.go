@@ -307,6 +307,9 @@ func (d *Daemon) copyAndVerify(ctx context.Context, s *rootSet, dest image.Ref, 
 		d.log.Warn("copy of a root tried again", "to", dest.String(), "error", oneLine(err))
 		report, err = copyTo(ctx, s, dest, source, o)
 	}
+	for _, what := range report.Damaged {
+		d.log.Warn("damaged, and not copied with the root", "to", dest.String(), "error", oneLine(errors.New(what)))
+	}
 	if err == nil {
 		err = verifyCopy(ctx, s, dest, source, tell("verify"))
 	}

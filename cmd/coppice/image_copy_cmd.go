@@ -41,6 +41,9 @@ func (c *imageCopyCmd) Run(env *environment) error {
 	if err != nil {
 		return explainImage(env, c.To.Ref, err)
 	}
+	for _, what := range report.Damaged {
+		env.warn("damaged, and not copied with the image: %s", what)
+	}
 	return c.print(env.out, report, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: copied to %s, %s; %s were there\ncontent root %s\n",
 			c.From, c.To, showBytes(report.CopiedBytes), showBytes(report.SharedBytes), report.ContentRoot)

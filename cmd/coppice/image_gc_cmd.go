@@ -47,6 +47,11 @@ func (c *imageGCCmd) Run(env *environment) error {
 	if err = errors.Join(err, l.Close()); err != nil {
 		return explainImage(env, c.Place.Ref, err)
 	}
+	for _, v := range report.Repacked {
+		for _, what := range v.Damaged {
+			env.warn("damaged, and not kept with %s: %s", v.Names[0], what)
+		}
+	}
 	return c.print(env.out, report, func(w io.Writer) { c.write(w, report) })
 }
 

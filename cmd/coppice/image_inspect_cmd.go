@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"coppice/image"
@@ -27,6 +29,7 @@ func (c *imageInspectCmd) Run(env *environment) error {
 		for _, s := range signatures {
 			v.Signatures = append(v.Signatures, signature{s.Statement, fmt.Sprintf("%016X", s.KeyID)})
 		}
+		v.Index = inspectIndex(env, im)
 		return c.print(env.out, v, func(w io.Writer) { v.write(w, c.Ref.String()) })
 	})
 	return explainImage(env, c.Ref.Ref, err)
@@ -35,7 +38,50 @@ func (c *imageInspectCmd) Run(env *environment) error {
 // inspected is what inspect prints.
 type inspected struct {
 	image.Summary
-	Signatures []signature `json:"signatures"`
+	Signatures []signature     `json:"signatures"`
+	Index      *inspectedIndex `json:"index,omitempty"`
+}
+
+// inspectedIndex is the index of the image's files. Nothing of it was verified but what is said here.
+type inspectedIndex struct {
+	ContentRoot image.Digest `json:"content_root,omitzero"`
+	SizeBytes   int64        `json:"size_bytes"`
+	StoredBytes int64        `json:"stored_bytes"`
+	Keys        []string     `json:"keys"`            // that it says it is signed with
+	Error       string       `json:"error,omitempty"` // for which it cannot be opened
+}
+
+// inspectIndex returns what is to be known of the index of an image, and nil where there is none.
+func inspectIndex(env *environment, im *image.Image) *inspectedIndex {
+	x, err := image.OpenIndex(env.ctx, im)
+	switch {
+	case errors.Is(err, image.ErrNotAttached):
+		return nil
+	case err != nil:
+		return &inspectedIndex{Keys: []string{}, Error: err.Error()}
+	}
+	v := &inspectedIndex{ContentRoot: x.ContentRoot(), SizeBytes: x.Size(), StoredBytes: x.StoredBytes(), Keys: []string{}}
+	for _, key := range x.Keys() {
+		v.Keys = append(v.Keys, fmt.Sprintf("%016X", key))
+	}
+	if err := x.Close(); err != nil {
+		v.Error = err.Error()
+	}
+	return v
+}
+
+func (x *inspectedIndex) String() string {
+	switch {
+	case x == nil:
+		return "none"
+	case x.Error != "":
+		return "cannot be used: " + x.Error
+	}
+	signed := "not signed"
+	if len(x.Keys) > 0 {
+		signed = "it says signed with key " + strings.Join(x.Keys, ", ")
+	}
+	return fmt.Sprintf("%s, %s stored, %s", showBytes(x.SizeBytes), showBytes(x.StoredBytes), signed)
 }
 
 // signature is what somebody says of the image. Nothing of it was verified.
@@ -69,6 +115,7 @@ func (s *inspected) write(w io.Writer, ref string) {
 	if len(s.Signatures) == 0 {
 		r.add("signed", "no")
 	}
+	r.add("index", "%s", s.Index)
 	r.add("verified", "each chunk against the content root, as it is read")
 	r.write(w)
 }

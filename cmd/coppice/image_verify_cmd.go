@@ -34,7 +34,7 @@ func (c *imageVerifyCmd) Run(env *environment) error {
 			return err
 		}
 		err = c.print(env.out, report, func(w io.Writer) { writeVerified(w, c.Ref.String(), report) })
-		if err == nil && report.BadBytes > 0 {
+		if err == nil && !report.Whole() {
 			err = errSilent
 		}
 		return err
@@ -53,4 +53,14 @@ func writeVerified(w io.Writer, ref string, r image.VerifyReport) {
 	}
 	fmt.Fprintf(w, "%s: sound; %s, of which %s not zeros, in %.1f s\ncontent root %s\n",
 		ref, showBytes(r.SizeBytes), showBytes(r.DataBytes), r.TotalMS/1000, r.ContentRoot)
+	for _, a := range r.Attached {
+		if len(a.Problems) == 0 {
+			fmt.Fprintf(w, "its %s: sound; %s\n", a.Kind, showBytes(a.SizeBytes))
+			continue
+		}
+		for _, p := range a.Problems {
+			fmt.Fprintln(w, p)
+		}
+		fmt.Fprintf(w, "its %s: damaged; the image can be used all the same\n  to do: attach it again\n", a.Kind)
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"aead.dev/minisign"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"coppice/ebpf/boottrace"
@@ -210,20 +213,27 @@ func cmdSparse(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.Truncate(path, n))
 }
 
-// cmdSpoil is "spoil DIR": it changes the first byte of the first pack of the only image in a layout.
+// cmdSpoil is "spoil DIR [KIND]": it changes the first byte of the first pack of the only image in a layout, or of the last blob of the trace or index that is attached to it.
 func cmdSpoil(ts *testscript.TestScript, _ bool, args []string) {
 	l, err := image.OpenLayout(ts.MkAbs(args[0]))
 	ts.Check(err)
 	tags, err := l.Tags(context.Background())
 	ts.Check(err)
-	im, err := image.Open(context.Background(), l, tags[0])
+	which := slices.IndexFunc(tags, func(tag string) bool { return len(args) == 1 || strings.HasSuffix(tag, "."+args[1]) })
+	text, err := l.Manifest(context.Background(), tags[which])
 	ts.Check(err)
-	path := filepath.Join(ts.MkAbs(args[0]), "blobs", strings.Replace(string(im.Packs()[0].Digest), ":", "/", 1))
+	var m ocispec.Manifest
+	ts.Check(json.Unmarshal(text, &m))
+	blob := m.Layers[len(m.Layers)-1]
+	if len(args) == 1 {
+		blob = m.Layers[1]
+	}
+	path := filepath.Join(ts.MkAbs(args[0]), "blobs", strings.Replace(string(blob.Digest), ":", "/", 1))
 	data, err := os.ReadFile(path)
 	ts.Check(err)
 	data[0] ^= 1
 	ts.Check(os.WriteFile(path, data, 0o600))
-	ts.Check(errors.Join(im.Close(), l.Close()))
+	ts.Check(l.Close())
 }
 
 // cmdFill is "fill FILE BYTES": it overwrites the beginning of a file with bytes that cannot be compressed, always the same.
