@@ -18,7 +18,7 @@ CLIPageHasEveryCommand|BootstrapCoverage|Package.*|FaultSweep|GrowCutAtEachCall|
 AnyFlippedByteIsNoticed|FirstByteIsCheap|Update|TarMakesTheSameAsItsDirectory|DamagedFileSystems|Scan|FlipsOfContent|ReadmeNamesRealCommands|$\
 RunbookHasCommandsThatCanBeRun|BlocksLostOrMisplaced|EachByteFlipped|EachByteOfDataFlipped|LogDamagedInBothCopies|EitherLogCopyIsEnough|$\
 FullStoreSurvivesPowerCut|QuotaCutAtEachCall|BootsModel|BootBlockFormat|NoAllocationsForRootInMemory|CurvePredictsWhatIsMeasured|$\
-CurveIsDeterministic|MiniaturesAreWhatTheyStandFor|CurveModel|EntriesNeverShare|BrokenTable)$$
+CurveIsDeterministic|MiniaturesAreWhatTheyStandFor|CurveModel|EntriesNeverShare|BrokenTable|Idx.*)$$
 
 # What packages are built for.
 DEB_ARCHS ?= amd64 arm64

@@ -162,11 +162,12 @@ func (x *Index) readHeader(c *conn) error {
 
 func (x *Index) readVolumes(c *conn) error {
 	file, block := int64(0), int64(0)
-	return c.query(context.Background(), "SELECT id, partition, start, length, type, uuid, label, block_size, mapped, first_file, last_file, first_block, last_block "+
+	return c.query(context.Background(), "SELECT id, partition, start, length, type, uuid, label, block_size, root, mapped, first_file, last_file, first_block, last_block "+
 		"FROM volume ORDER BY id", nil, func(row []driver.Value) error {
 		r := scan{row: row}
 		v := &ranged{Volume: Volume{ID: int(r.int(0, MaxVolumes-1)), Partition: int(r.int(0, 1<<31)), Start: r.int(0, x.header.Size), Length: r.int(1, x.header.Size),
-			Type: r.string(), UUID: r.string(), Label: r.string(), BlockSize: int(r.int(1, 1<<26)), Mapped: r.bool()}}
+			Type: r.string(), UUID: r.string(), Label: r.string(), BlockSize: int(r.int(1, 1<<26)), Root: uint64(r.int(0, MaxInode)),
+			Mapped: r.bool()}}
 		v.firstFile, v.lastFile = r.int(file, 1<<62), r.int(0, 1<<62)
 		v.firstBlock, v.lastBlock = r.int(block, 1<<62), r.int(0, 1<<62)
 		if err := r.done("volume"); err != nil {
@@ -180,6 +181,9 @@ func (x *Index) readVolumes(c *conn) error {
 		return nil
 	})
 }
+
+// View returns what answers from this index alone.
+func (x *Index) View() *View { return &View{base: x} }
 
 // Header returns what was indexed.
 func (x *Index) Header() Header { return x.header }

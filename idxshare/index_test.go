@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,11 +12,15 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 )
 
+// A golden file of a released version is never written again.
+var writeGolden = flag.Bool("write-golden", false, "write testdata/format-v1.index.zst anew: only before version 1 is released")
+
 // What is written is read back, whatever the order of writing.
-func TestRoundTrip(t *testing.T) {
+func TestIdxRoundTrip(t *testing.T) {
 	for _, files := range []int{0, 3, 900} {
 		w := randomWorld(rand.New(rand.NewPCG(1, uint64(files))), files)
 		if got := read(t, w.index(t)); !reflect.DeepEqual(got, w) {
@@ -31,7 +36,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 // The same input makes the same bytes, so that two who index one image make one artifact.
-func TestSameInputSameBytes(t *testing.T) {
+func TestIdxSameInputSameBytes(t *testing.T) {
 	w := randomWorld(rand.New(rand.NewPCG(2, 0)), 2000)
 	var first []byte
 	for seed := range uint64(3) {
@@ -50,7 +55,7 @@ func TestSameInputSameBytes(t *testing.T) {
 }
 
 // Records that do not fit into memory come out in the same order.
-func TestSorterSpills(t *testing.T) {
+func TestIdxSorterSpills(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 0))
 	dir := t.TempDir()
 	small, large := newSorter(dir, 4096), newSorter(dir, 1<<20)
@@ -100,7 +105,7 @@ func TestSorterSpills(t *testing.T) {
 }
 
 // Nothing is left of an index that was given up, and one that is there stays until the new one is whole.
-func TestAbortLeavesNothing(t *testing.T) {
+func TestIdxAbortLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "index")
 	w := randomWorld(rand.New(rand.NewPCG(4, 0)), 10)
@@ -132,7 +137,7 @@ func TestAbortLeavesNothing(t *testing.T) {
 }
 
 // What no index can have is refused.
-func TestBadInput(t *testing.T) {
+func TestIdxBadInput(t *testing.T) {
 	if _, err := Create(filepath.Join(t.TempDir(), "index"), Header{Delta: true}); !errors.Is(err, ErrBadInput) {
 		t.Errorf("a delta of nothing: %v", err)
 	}
@@ -177,7 +182,7 @@ func TestBadInput(t *testing.T) {
 }
 
 // The standard program reads an index, and its trigrams lead to names.
-func TestSQLiteProgramReadsIt(t *testing.T) {
+func TestIdxSQLiteProgramReadsIt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "index")
 	w := randomWorld(rand.New(rand.NewPCG(5, 0)), 800)
 	w.write(t, path, 0)
@@ -233,5 +238,47 @@ func TestClose(t *testing.T) {
 	}
 	if err := x.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Many who ask one index at once get the same answers, and what is closed meanwhile says so.
+func TestConcurrentQueries(t *testing.T) {
+	w := randomWorld(rand.New(rand.NewPCG(16, 0)), 60)
+	path := filepath.Join(t.TempDir(), "index")
+	w.write(t, path, 0)
+	x, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() (int, error) {
+		n := 0
+		err := x.View().Find(context.Background(), Query{Pattern: "caf"}, func(Match) error {
+			n++
+			return nil
+		})
+		return n, err
+	}
+	want, err := ask()
+	if err != nil || want == 0 {
+		t.Fatal(want, err)
+	}
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for range 3 {
+				if n, err := ask(); err != nil && !errors.Is(err, ErrClosed) || err == nil && n != want {
+					t.Errorf("%d names, not %d: %v", n, want, err)
+				}
+			}
+			if i == 0 {
+				if err := x.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if _, err := ask(); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %v", err)
 	}
 }

@@ -72,8 +72,8 @@ func (l *loader) head() error {
 		if v.lastFile < v.firstFile || v.lastBlock < v.firstBlock {
 			return badInputf("volumes with too many inodes or blocks for one index")
 		}
-		err := l.c.exec("INSERT INTO volume VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(v.ID), int64(v.Partition), v.Start, v.Length, v.Type, v.UUID, v.Label,
-			int64(v.BlockSize), number(v.Mapped), v.firstFile, v.lastFile, v.firstBlock, v.lastBlock)
+		err := l.c.exec("INSERT INTO volume VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(v.ID), int64(v.Partition), v.Start, v.Length, v.Type, v.UUID, v.Label,
+			int64(v.BlockSize), int64(v.Root), number(v.Mapped), v.firstFile, v.lastFile, v.firstBlock, v.lastBlock)
 		if err != nil {
 			return err
 		}

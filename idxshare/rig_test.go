@@ -78,11 +78,6 @@ func (w *world) sort() {
 	slices.SortFunc(w.extents, compareExtents)
 }
 
-func compareExtents(a, b Extent) int {
-	return cmp.Or(cmp.Compare(a.Volume, b.Volume), cmp.Compare(a.Physical, b.Physical), cmp.Compare(a.Inode, b.Inode), cmp.Compare(a.Logical, b.Logical),
-		cmp.Compare(a.Length, b.Length), cmp.Compare(storedKind(a), storedKind(b)))
-}
-
 // hostileNames are names that are hard to keep or to find.
 var hostileNames = []string{"a\nb", "\xff\xfe", "caf\xe9", "café", "CAFÉ", "Straße", "K", "ſ", "%_*?[", "-rf", " ", "\"quoted\"", "'", "a\xc3", "\xa9b", "日本語のファイル名",
 	"\xed\xa0\x80", "\U0001f600", "...", "\t", "\\", string(bytes.Repeat([]byte{0xc3}, 255)), string(bytes.Repeat([]byte("n"), 255))}
@@ -91,8 +86,8 @@ var hostileNames = []string{"a\nb", "\xff\xfe", "caf\xe9", "café", "CAFÉ", "St
 func randomWorld(rng *rand.Rand, files int) *world {
 	w := &world{header: Header{Source: "sha256:0123", Size: 1 << 40, Digests: true}}
 	w.volumes = []Volume{
-		{ID: 1, Partition: 1, Start: 1 << 20, Length: 64<<30 + 512, Type: "ext4", UUID: "uuid", Label: "root", BlockSize: 4096, Mapped: true},
-		{ID: 4, Partition: 3, Start: 65 << 30, Length: 64 << 30, Type: "xfs", BlockSize: 512},
+		{ID: 1, Partition: 1, Start: 1 << 20, Length: 64<<30 + 512, Type: "ext4", UUID: "uuid", Label: "root", BlockSize: 4096, Root: 2, Mapped: true},
+		{ID: 4, Partition: 3, Start: 65 << 30, Length: 64 << 30, Type: "xfs", BlockSize: 512, Root: 2},
 	}
 	for _, v := range w.volumes {
 		w.populate(rng, v, files/2)

@@ -7,6 +7,8 @@ const (
 	applicationID = 0x436f7078 // "Copx"
 	formatVersion = 1
 	pageSize      = 4096
+	// writtenBy is what the file says to be SQLite's release, whichever wrote it.
+	writtenBy = 3_054_001
 
 	// blockShift is how many names make one document of the trigram index: 1<<blockShift, those whose ids differ in the lowest bits only.
 	blockShift = 5
@@ -18,7 +20,7 @@ const (
 var schema = []string{
 	`CREATE TABLE header(id INTEGER PRIMARY KEY, source TEXT, size INTEGER, digests INTEGER, delta INTEGER, base TEXT, generation INTEGER)`,
 	`CREATE TABLE volume(id INTEGER PRIMARY KEY, partition INTEGER, start INTEGER, length INTEGER, type TEXT, uuid TEXT, label TEXT, block_size INTEGER, ` +
-		`mapped INTEGER, first_file INTEGER, last_file INTEGER, first_block INTEGER, last_block INTEGER)`,
+		`root INTEGER, mapped INTEGER, first_file INTEGER, last_file INTEGER, first_block INTEGER, last_block INTEGER)`,
 	`CREATE TABLE file(id INTEGER PRIMARY KEY, name INTEGER, mode INTEGER, uid INTEGER, gid INTEGER, size INTEGER, links INTEGER, blocks INTEGER, ` +
 		`generation INTEGER, rdev INTEGER, mtime INTEGER, atime INTEGER, ctime INTEGER, crtime INTEGER, target, digest BLOB)`,
 	`CREATE TABLE directory(id INTEGER PRIMARY KEY, first INTEGER, last INTEGER)`,

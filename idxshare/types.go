@@ -27,7 +27,8 @@ type Volume struct {
 	Type      string // as mount knows it: ext4, xfs, …
 	UUID      string
 	Label     string
-	BlockSize int // bytes; extents are counted in it
+	BlockSize int    // bytes; extents are counted in it
+	Root      uint64 // inode of the root directory; 0 stands for 2, as ext4 has it
 	// Mapped says that the extents of all files are in the index: what none of them has is free, or metadata of the file system.
 	Mapped bool
 }

@@ -70,8 +70,11 @@ func (w *Writer) AddVolume(v Volume) error {
 	if _, ok := w.volumes[v.ID]; ok {
 		return badInputf("volume %d was added before", v.ID)
 	}
+	if v.Root == 0 {
+		v.Root = 2
+	}
 	w.volumes[v.ID] = &ranged{Volume: v}
-	return nil
+	return w.inode(v.ID, v.Root)
 }
 
 // ranged is a volume with the ids of its inodes and its blocks. They are ranges, in order of the volumes, so that one number tells volume and inode; in the first
@@ -231,6 +234,10 @@ func (w *Writer) finish() error {
 		return err
 	}
 	defer f.Close()
+	// Which release of SQLite wrote the file would be all that differs where two nodes have two of them.
+	if _, err := f.WriteAt(binary.BigEndian.AppendUint32(nil, writtenBy), 96); err != nil {
+		return err
+	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
