@@ -22,9 +22,12 @@ const (
 	KVM Accel = "kvm"
 )
 
-func (a Accel) args() []string {
-	if a == KVM {
+func (a Accel) args(counted bool) []string {
+	switch {
+	case a == KVM:
 		return []string{"-accel", "kvm", "-cpu", "host"}
+	case counted:
+		return []string{"-accel", "tcg,thread=single", "-cpu", countedCPUFlags, "-icount", "shift=0,align=off,sleep=on"}
 	}
 	return []string{"-accel", "tcg,thread=multi", "-cpu", cpuFlags}
 }

@@ -36,6 +36,10 @@
 // the network. The agent is a service in it, and answers when the boot is done. [VM.PowerOff] shuts such a system down, [VM.Kill] cuts its power; a
 // machine that is booted with the same disks goes on with what they have. [Config.Until] lets a test see how a boot fails, on the console.
 //
+// With [Config.Counted], the one virtual CPU's time is what it has executed: an instruction is a nanosecond, on a machine that is quiet and on one that is not. That is for what a
+// change costs, where it is less than the noise of all other machines: an instruction takes as long as any other, a miss of the CPU's caches nothing, and nothing runs beside anything. It
+// is slow: a second that is busy takes ten.
+//
 // # Failure model
 //
 // A command that outlives its time-out gets SIGQUIT (a Go program prints its goroutines), five seconds later SIGKILL;

@@ -99,7 +99,7 @@ func pinCPUs(pid, cpus, first int) error {
 	return nil
 }
 
-// cpuThreads waits for QEMU's threads "CPU n/TCG" or "CPU n/KVM" and returns their ids in the order of n.
+// cpuThreads waits for QEMU's threads "CPU n/TCG" or "CPU n/KVM" and returns their ids in the order of n. One thread that is "ALL CPUs/TCG" is that of the only one.
 func cpuThreads(pid, cpus int) ([]int, error) {
 	found := make(map[int]int)
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -110,7 +110,8 @@ func cpuThreads(pid, cpus int) ([]int, error) {
 		for _, file := range files {
 			name, err := os.ReadFile(file)
 			var n int
-			if _, scanErr := fmt.Sscanf(string(name), "CPU %d/", &n); err != nil || scanErr != nil {
+			_, scanErr := fmt.Sscanf(string(name), "CPU %d/", &n)
+			if err != nil || scanErr != nil && !strings.HasPrefix(string(name), "ALL CPUs/") {
 				continue
 			}
 			if tid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {

@@ -41,6 +41,18 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+func TestCountedCommandLine(t *testing.T) {
+	args := qemuArgs(Config{Name: "x", CPUs: 1, Counted: true}, Kernel{Image: "/k"}, TCG, "/dir")
+	for _, want := range []string{"tcg,thread=single", countedCPUFlags, "-icount", "shift=0,align=off,sleep=on"} {
+		if !slices.Contains(args, want) {
+			t.Errorf("command line lacks %q:\n%s", want, shellQuote(args))
+		}
+	}
+	if line := args[slices.Index(args, "-append")+1]; !strings.Contains(line, "vmtests.counted") {
+		t.Errorf("kernel command line %q does not say that instructions are counted", line)
+	}
+}
+
 func TestShellQuote(t *testing.T) {
 	if got, want := shellQuote([]string{"a", "b c", "it's"}), `a 'b c' 'it'\''s'`; got != want {
 		t.Errorf("quoted %s, want %s", got, want)

@@ -39,6 +39,7 @@ type Config struct {
 	KernelArgs string            // appended to the kernel command line
 	Terminal   string            // Unix socket of this machine that the console connects to, for who types at it; "": nobody does
 	Consoles   string            // directory that gets what the console said when the VM is gone, in a file of its own; "": nobody needs it then
+	Counted    bool              // one virtual CPU, emulated, on which time is what it has executed: 1 ns an instruction while it is busy, whatever else the host does
 	QEMUArgs   []string          // more arguments of QEMU, such as "-smbios" or "-fw_cfg" and their values
 }
 
@@ -91,6 +92,9 @@ const userlandDisk = "userland"
 // cores; other processes wait until the last of them is closed.
 func (b *Build) Boot(ctx context.Context, cfg Config) (*VM, error) {
 	cfg.CPUs, cfg.MemMiB = cmp.Or(cfg.CPUs, 2), cmp.Or(cfg.MemMiB, 2048)
+	if cfg.Counted {
+		cfg.CPUs = 1
+	}
 	if err := b.need(ctx, "qemu-system-x86_64"); err != nil {
 		return nil, err
 	}
@@ -105,9 +109,11 @@ func (b *Build) Boot(ctx context.Context, cfg Config) (*VM, error) {
 		}
 		cfg.Disks = append(slices.Clip(cfg.Disks), Disk{Name: userlandDisk, Path: image, ReadOnly: true})
 	}
-	accel, err := b.accel(ctx, kernel)
-	if err != nil {
-		return nil, err
+	accel := TCG
+	if !cfg.Counted {
+		if accel, err = b.accel(ctx, kernel); err != nil {
+			return nil, err
+		}
 	}
 	const attempts = 3
 	for n := 1; ; n++ {

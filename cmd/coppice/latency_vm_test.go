@@ -78,8 +78,18 @@ const (
 	latencyZeros = 6 // where zeros begin
 )
 
-// measuredDevice makes a device on an image, with its first 2 MiB written, that nothing but these tests reads, and has it measured.
+// measuredDevice makes a device as unmeasuredDevice does, and has it measured.
 func (r *vmRig) measuredDevice() (node.Device, *vmDaemon) {
+	r.t.Helper()
+	dev, d := r.unmeasuredDevice()
+	r.refused("no eBPF programs are loaded", "latency", "web1")
+	r.ok("ebpf", "load")
+	r.t.Cleanup(func() { r.ok("ebpf", "unload") })
+	return dev, d
+}
+
+// unmeasuredDevice makes a device on an image, with its first 2 MiB written, that nothing but these tests reads.
+func (r *vmRig) unmeasuredDevice() (node.Device, *vmDaemon) {
 	r.t.Helper()
 	source, ref := filepath.Join(r.dir, "source"), "oci:"+filepath.Join(r.dir, "images")+":root:1"
 	r.sh(fmt.Sprintf("head -c %dM /dev/urandom > %s && truncate -s %dM %s", latencyZeros, source, latencyImage, source))
@@ -93,9 +103,6 @@ func (r *vmRig) measuredDevice() (node.Device, *vmDaemon) {
 	}
 	d := r.start("--config", config)
 	dev := r.create("web1")
-	r.refused("no eBPF programs are loaded", "latency", "web1")
-	r.ok("ebpf", "load")
-	r.t.Cleanup(func() { r.ok("ebpf", "unload") })
 	r.fio(dev.Path, "--name=fill", "--rw=write", "--bs=64k", "--size=2M", "--ioengine=psync")
 	return dev, d
 }

@@ -46,6 +46,7 @@ func parse() (*options, []string) {
 	flag.IntVar(&o.config.MemMiB, "mem", 2048, "memory in MiB")
 	flag.BoolVar(&o.config.Userland, "userland", true, "run in the Debian userland (fio, nbdkit, dmsetup ...); false: bare initramfs")
 	flag.StringVar(&o.config.KernelArgs, "append", "", "more words for the kernel command line")
+	flag.BoolVar(&o.config.Counted, "counted", false, "one virtual CPU whose time is the instructions that it has executed, 1 ns each")
 	flag.BoolVar(&o.coppice, "coppice", true, "build cmd/coppice and put it into /usr/local/bin")
 	flag.DurationVar(&o.limit, "timeout", 10*time.Minute, "time limit of the command or of each package")
 	flag.StringVar(&o.pattern, "run", "", "with -test: only tests that match this pattern")
