@@ -98,15 +98,22 @@ func Load(cfg LoadConfig) (*Loaded, error) {
 	if err == nil {
 		return l, nil
 	}
-	return nil, lackOr(fmt.Errorf("load eBPF programs: %w", err))
+	return nil, lackOr(fmt.Errorf("load eBPF programs: %w", err), Probe)
 }
 
-// lackOr returns what the machine lacks, where it does, and else err.
-func lackOr(err error) error {
-	if lacks := Probe(); len(lacks) > 0 {
-		return &LackError{lacks}
+// lackOr returns what the machine lacks, where it does, and else err. That of a verifier which has read a program, and said why it refuses that, comes first: nothing that is lacking
+// makes it do so.
+func lackOr(err error, probe func() []Lack) error {
+	lacks := probe()
+	if len(lacks) == 0 {
+		return err
 	}
-	return err
+	lack := &LackError{lacks}
+	var refused *cilium.VerifierError
+	if errors.As(err, &refused) && len(refused.Log) > 0 {
+		return fmt.Errorf("%w\n%w", err, lack)
+	}
+	return lack
 }
 
 func load(cfg LoadConfig) (*Loaded, error) {

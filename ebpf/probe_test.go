@@ -49,6 +49,31 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// What a machine lacks is said instead of what failed for that, but not instead of what the verifier has against a program.
+func TestLackOr(t *testing.T) {
+	nothing, mount := func() []Lack { return nil }, func() []Lack { return []Lack{{"nothing is mounted", "mount it"}} }
+	failed := errors.New("pin: invalid argument")
+	mute := fmt.Errorf("load: %w", &cilium.VerifierError{Cause: unix.EPERM})
+	refused := fmt.Errorf("load: %w", &cilium.VerifierError{Cause: unix.EACCES, Log: []string{"R1 is a mystery"}})
+	for _, c := range []struct {
+		err   error
+		probe func() []Lack
+		want  string
+	}{
+		{failed, nothing, "pin: invalid argument"},
+		{failed, mount, "this machine cannot measure with eBPF: nothing is mounted"},
+		{mute, mount, "this machine cannot measure with eBPF: nothing is mounted"},
+		{refused, nothing, refused.Error()},
+		{refused, mount, refused.Error() + "\nthis machine cannot measure with eBPF: nothing is mounted"},
+	} {
+		got := lackOr(c.err, c.probe)
+		var lack *LackError
+		if got.Error() != c.want || errors.As(got, &lack) != (len(c.probe()) > 0) {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
 func TestLoadConfig(t *testing.T) {
 	for _, bad := range []LoadConfig{{Devices: -1}, {Devices: minors + 1}, {Tags: -1}, {Tags: maxTags + 1}} {
 		if _, err := Load(bad); err == nil {

@@ -99,7 +99,7 @@ func StartRecording(cfg TraceConfig) (*Recording, error) {
 	if err == nil {
 		return r, nil
 	}
-	return nil, lackOr(fmt.Errorf("start to record requests: %w", err))
+	return nil, lackOr(fmt.Errorf("start to record requests: %w", err), Probe)
 }
 
 func startRecording(cfg TraceConfig) (*Recording, error) {
