@@ -370,3 +370,83 @@ func moveIndex(ctx context.Context, im *Image, dst Target, subject ocispec.Descr
 	}
 	return l.put(ctx, dst, subject)
 }
+
+// FoundIndex is the index of a content, and the replicas that have it.
+type FoundIndex struct {
+	Statement IndexStatement
+	Keys      []uint64 // that it says it is signed with
+	Beside    string   // reference of the image that it was found beside
+	Refs      []Ref    // for [OpenSet], with the content root of the statement
+}
+
+// FindIndex looks for an index of the content beside all replicas that are open, and returns the first one that take has nothing against. It fails with [ErrNotAttached] where none has one; else with what is
+// wrong with those that there are.
+func (s *Set) FindIndex(ctx context.Context, take func(*Index) error) (*FoundIndex, error) {
+	var found *FoundIndex
+	var errs []error
+	for _, r := range s.openReplicas() {
+		x, err := OpenIndex(ctx, r.member.im)
+		if err == nil {
+			if err = take(x); err == nil {
+				found = found.with(r, x)
+			}
+			err = errors.Join(err, x.Close())
+		}
+		s.leaveMember(r.member)
+		if err != nil && !errors.Is(err, ErrNotAttached) {
+			errs = append(errs, fmt.Errorf("replica %s: %w", r.ref, err))
+		}
+	}
+	switch {
+	case found != nil:
+		return found, nil
+	case len(errs) > 0:
+		return nil, errors.Join(errs...)
+	}
+	return nil, fmt.Errorf("index of content %s: %w", s.ContentRoot(), ErrNotAttached)
+}
+
+// with adds a replica that has the same index. f may be nil.
+func (f *FoundIndex) with(r openReplica, x *Index) *FoundIndex {
+	of, err := ParseDigest(string(r.member.im.desc.Digest))
+	switch {
+	case err != nil || f != nil && f.Statement != x.Statement:
+		return f
+	case f == nil:
+		f = &FoundIndex{Statement: x.Statement, Keys: x.Keys(), Beside: r.ref.String()}
+	}
+	f.Refs = append(f.Refs, r.ref.Index(of))
+	return f
+}
+
+// openReplica is a replica whose image stays open until leaveMember is called.
+type openReplica struct {
+	ref    Ref
+	member *member
+}
+
+// openReplicas returns those that are open, those first that answer now.
+func (s *Set) openReplicas() []openReplica {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var now, later []openReplica
+	for _, r := range s.replicas {
+		if r.member == nil {
+			continue
+		}
+		r.member.users++
+		if r.state == StateReady {
+			now = append(now, openReplica{r.ref, r.member})
+		} else {
+			later = append(later, openReplica{r.ref, r.member})
+		}
+	}
+	return append(now, later...)
+}
+
+func (s *Set) leaveMember(m *member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.users--
+	s.retire(m, false)
+}

@@ -151,15 +151,23 @@ func (a *roots) check(root *imageRoot, refs []image.Ref) (*image.Statement, erro
 	return a.cfg.signed(ctx, refs, root.set.ContentRoot())
 }
 
-// signed returns what a trusted key has signed about a content that replicas have.
-func (c ImageConfig) signed(ctx context.Context, refs []image.Ref, content image.Digest) (*image.Statement, error) {
-	var keys []minisign.PublicKey
+// keys reads the keys that are trusted.
+func (c ImageConfig) keys() (keys []minisign.PublicKey, err error) {
 	for _, path := range c.TrustedKeys {
 		key, err := minisign.PublicKeyFromFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("read trusted key %s: %w", path, err)
 		}
 		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// signed returns what a trusted key has signed about a content that replicas have.
+func (c ImageConfig) signed(ctx context.Context, refs []image.Ref, content image.Digest) (*image.Statement, error) {
+	keys, err := c.keys()
+	if err != nil {
+		return nil, err
 	}
 	source, err := c.source()
 	if err != nil {

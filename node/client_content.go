@@ -78,18 +78,7 @@ func (c *remoteContent) ReadAt(p []byte, off int64) (n int, err error) {
 
 func (c *remoteContent) read(p []byte, off int64) error {
 	query := url.Values{"off": {fmt.Sprint(off)}, "len": {fmt.Sprint(len(p))}}
-	resp, err := c.client.request(c.ctx, http.MethodGet, c.path("data", query), nil, true)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return decodeAnswer(resp, nil)
-	}
-	if _, err := io.ReadFull(resp.Body, p); err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	return nil
+	return c.client.readBytes(c.ctx, c.path("data", query), p)
 }
 
 // NextData asks the daemon. Where it does not know, there may be data.

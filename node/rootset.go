@@ -24,6 +24,7 @@ type rootSet struct {
 
 	hydrate hydration
 	replay  replay
+	index   fileIndex
 }
 
 // guests tells who copies in the background whether somebody reads.
@@ -208,8 +209,9 @@ func (a *roots) leave(s *rootSet) error {
 	}
 	s.hydrate.stop()
 	s.replay.stop()
+	err := s.index.replace(nil)
 	s.uncache()
-	return s.Close()
+	return errors.Join(err, s.Close())
 }
 
 func (s *rootSet) hasAll(refs []image.Ref) bool {

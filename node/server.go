@@ -99,6 +99,8 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET "+one+"/latency", s.guard(s.latency, false))
 	mux.Handle("POST /"+APIVersion+"/"+mapsPath, s.admit(true, s.measure))
 	mux.Handle("DELETE /"+APIVersion+"/"+mapsPath, s.guard(s.endMeasure, true))
+	mux.Handle("GET "+one+"/index", s.guard(s.index, false))
+	mux.Handle("GET "+one+"/index/data", s.admit(true, s.readIndex))
 	mux.Handle("GET "+one+"/trace", s.admit(false, s.cacheTrace))
 	const cached = "/" + APIVersion + "/cache"
 	mux.Handle("GET "+cached, s.guard(s.cacheStats, false))
