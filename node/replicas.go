@@ -129,7 +129,7 @@ func (d *Daemon) holdRoot(name string) (*device, *rootSet, error) {
 		return nil, nil, fail(CodeBadRequest, "there is nothing to do", "the layer of device %s is complete: it has no root", name)
 	}
 	if root == nil {
-		return nil, nil, fail(CodeBadRequest, "make an image of it (coppice image build), and a device on that", "the root of device %s is a raw disk, which can have no replicas", name)
+		return nil, nil, fail(CodeBadRequest, "make an image of it (coppice image build), and a device on that", "the root of device %s is a raw disk, which can have neither replicas nor an index", name)
 	}
 	d.roots.keep(root.set)
 	return v, root.set, nil
