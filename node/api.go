@@ -65,6 +65,7 @@ const (
 	StateStopping  State = "stopping"
 	StateFreezing  State = "freezing"  // served, while its layer is being sealed
 	StateExporting State = "exporting" // served, while its content is written elsewhere
+	StateReading   State = "reading"   // served, while its content is read as it was at one moment
 	StateFailed    State = "failed"    // not served; Device.Error says why
 )
 

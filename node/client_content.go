@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,41 @@ func WithContent(ctx context.Context, c *Client, cfg ImageConfig, r ContentReque
 		err = errCutShort
 	}
 	return about("read layer "+r.Layer, err)
+}
+
+// PrepareContent makes ready to seal what a device holds, for its content to be read; WithDeviceContent or CancelContent with the token is to follow soon.
+func (c *Client) PrepareContent(ctx context.Context, name string, r ReadRequest) (PreparedFreeze, error) {
+	var p PreparedFreeze
+	return p, about("read "+name, c.send(ctx, http.MethodPost, devicePath(name, "content"), r, &p, true))
+}
+
+// CancelContent takes a prepared reading back, or ends one.
+func (c *Client) CancelContent(ctx context.Context, name, token string) error {
+	return about("cancel reading "+name, c.send(ctx, http.MethodDelete, devicePath(name, "content", token), nil, &struct{}{}, true))
+}
+
+// WithDeviceContent seals what a device holds, and calls do with its content as it was then. When do has returned, nothing is left of the seal.
+func (c *Client) WithDeviceContent(ctx context.Context, name, token string, do func(LayerContent, OpenedCut) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := receive(ctx, c, http.MethodPost, devicePath(name, "content", token), nil, func(o OpenedCut) error {
+		err := do(&remoteContent{ctx: ctx, client: c, OpenedContent: o.OpenedContent}, o)
+		// Where that fails the daemon does the same, a little later, because the connection is closed.
+		if ended := c.CancelContent(ctx, name, token); err == nil {
+			err = ended
+		}
+		if err == nil {
+			err = errDone
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, errDone):
+		return nil
+	case err == nil:
+		err = errCutShort
+	}
+	return about("read "+name, err)
 }
 
 var errDone = errors.New("done")
@@ -112,6 +148,31 @@ func (c *remoteContent) Changed() iter.Seq2[union.ChangedExtent, error] {
 		}
 		if err != nil && !errors.Is(err, errDone) {
 			yield(union.ChangedExtent{}, err)
+		}
+	}
+}
+
+// Prints asks the daemon.
+func (c *remoteContent) Prints() iter.Seq2[union.BlockPrint, error] {
+	return func(yield func(union.BlockPrint, error) bool) {
+		complete := false
+		err := receive(c.ctx, c.client, http.MethodGet, c.path("prints", nil), nil, func(p PrintsPart) error {
+			if len(p.Blocks)%printBytes != 0 {
+				return fmt.Errorf("read the daemon's answer: %d bytes of prints", len(p.Blocks))
+			}
+			for b := p.Blocks; len(b) > 0; b = b[printBytes:] {
+				if !yield(union.BlockPrint{Block: binary.LittleEndian.Uint64(b), Print: binary.LittleEndian.Uint64(b[8:])}, nil) {
+					return errDone
+				}
+			}
+			complete = len(p.Blocks) == 0
+			return nil
+		})
+		if err == nil && !complete {
+			err = errCutShort
+		}
+		if err != nil && !errors.Is(err, errDone) {
+			yield(union.BlockPrint{}, err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -47,6 +48,8 @@ type LayerContent interface {
 	NextData(off int64) int64
 	// Changed goes through what does not come from the root.
 	Changed() iter.Seq2[union.ChangedExtent, error]
+	// Prints goes through it by block, with what tells later whether the block is still the same: see [union.Layer.Prints].
+	Prints() iter.Seq2[union.BlockPrint, error]
 	// Pin identifies the root that the layer stands on, Root refers to it.
 	Pin() union.Pin
 	Root() string
@@ -56,7 +59,7 @@ type LayerContent interface {
 type content struct {
 	*union.Content
 	layer *union.Layer
-	base  union.Base
+	base  union.Base // to be closed with it; nil for none
 	root  string
 
 	mu sync.RWMutex // held for reading while it is read, and for writing when it has been closed
@@ -158,6 +161,11 @@ func (d *Daemon) OpenContent(ctx context.Context, r ContentRequest, opened func(
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
+	return d.lendContent(ctx, c, opened)
+}
+
+// lendContent tells the token of a content to opened, and lets clients read it until ctx ends, or the daemon.
+func (d *Daemon) lendContent(ctx context.Context, c *content, opened func(OpenedContent) error) error {
 	token, err := d.contents.enter(c)
 	if err != nil {
 		return err
@@ -245,6 +253,44 @@ func (d *Daemon) ChangedContent(token string, emit func(ChangedPart) error) erro
 	}
 	part.Total = total
 	return emit(part)
+}
+
+// PrintsPart is one line of the answer about the blocks of a content: for each 16 bytes, little-endian, the number of the block and its print. The last one is
+// empty.
+type PrintsPart struct {
+	Blocks []byte `json:"blocks"`
+}
+
+const printBytes = 16
+
+// PrintsContent reports the prints of what of a content does not come from its root.
+func (d *Daemon) PrintsContent(token string, emit func(PrintsPart) error) error {
+	c, done, err := d.contents.use(token)
+	if err != nil {
+		return err
+	}
+	defer done()
+	const atOnce = 4096
+	part := PrintsPart{Blocks: make([]byte, 0, atOnce*printBytes)}
+	for x, err := range c.Prints() {
+		if err != nil {
+			return err
+		}
+		part.Blocks = binary.LittleEndian.AppendUint64(part.Blocks, x.Block)
+		part.Blocks = binary.LittleEndian.AppendUint64(part.Blocks, x.Print)
+		if len(part.Blocks) == cap(part.Blocks) {
+			if err := emit(part); err != nil {
+				return clientGone(err)
+			}
+			part.Blocks = part.Blocks[:0]
+		}
+	}
+	if len(part.Blocks) > 0 {
+		if err := emit(part); err != nil {
+			return clientGone(err)
+		}
+	}
+	return emit(PrintsPart{})
 }
 
 // withContentOffline is for a machine where no daemon has runDir.

@@ -33,6 +33,7 @@ type Daemon struct {
 	cuts     cuts
 	detaches detaches
 	contents contents
+	lent     lentCuts
 	leasing  sync.Mutex      // held while leases of images are taken and given back
 	quit     context.Context // ends when the daemon begins to stop
 	stopWork context.CancelFunc

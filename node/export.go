@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"time"
@@ -75,8 +74,7 @@ func (d *Daemon) PrepareExport(ctx context.Context, name string, r ExportRequest
 		return none, destError(err)
 	}
 	target := &exportTarget{file: file, path: r.Dest}
-	as := fmt.Sprintf("%s%s-%08x", exportPrefix, time.Now().UTC().Format("20060102T150405"), rand.Uint32())
-	p, err := d.prepareCut(ctx, name, as, StateExporting, r.Force, target)
+	p, err := d.prepareCut(ctx, name, passingName(), StateExporting, r.Force, target)
 	if err != nil {
 		return none, errors.Join(err, target.close())
 	}
@@ -117,7 +115,7 @@ func (v *device) servedSize() (int64, error) {
 
 // CancelExport leaves the device as it was, and nothing at a destination that is a file.
 func (d *Daemon) CancelExport(name, token string) error {
-	k, err := d.takeCut(name, token, true)
+	k, err := d.takeCut(name, token, StateExporting)
 	if err != nil {
 		return err
 	}
@@ -128,7 +126,7 @@ func (d *Daemon) CancelExport(name, token string) error {
 // one again, whatever happens. It ends early with ctx and with the daemon. Events are given from the calling
 // goroutine; an error of emit ends it too.
 func (d *Daemon) Export(ctx context.Context, name, token string, emit func(ExportEvent) error) error {
-	k, err := d.takeCut(name, token, true)
+	k, err := d.takeCut(name, token, StateExporting)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -14,7 +16,7 @@ import (
 // FreezeLimit is how long a prepared freeze waits to be sealed before it is cancelled.
 const FreezeLimit = 10 * time.Second
 
-// exportPrefix begins the names of the layers that exports make and take back.
+// exportPrefix begins the names of the layers that exports, and those who read a device's content, make and take back.
 const exportPrefix = union.ExportPrefix
 
 // FreezeRequest asks for a layer to be sealed.
@@ -40,9 +42,10 @@ type SealedFreeze struct {
 type cut struct {
 	v      *device
 	name   string // of the device
+	during State  // what it is for: the device's state until it ends
 	freeze *union.Freeze
 	timer  *time.Timer
-	export *exportTarget // nil: a freeze of its own
+	export *exportTarget // of an export
 }
 
 // cuts has the prepared freezes by token.
@@ -52,11 +55,11 @@ type cuts struct {
 }
 
 // take removes and returns the cut with the token, if it is there, of that device and that kind.
-func (c *cuts) take(name, token string, export bool) (*cut, bool) {
+func (c *cuts) take(name, token string, during State) (*cut, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k, ok := c.open[token]
-	if !ok || k.name != name || (k.export != nil) != export {
+	if !ok || k.name != name || k.during != during {
 		return nil, false
 	}
 	delete(c.open, token)
@@ -64,8 +67,8 @@ func (c *cuts) take(name, token string, export bool) (*cut, bool) {
 	return k, true
 }
 
-func (d *Daemon) takeCut(name, token string, export bool) (*cut, error) {
-	if k, ok := d.cuts.take(name, token, export); ok {
+func (d *Daemon) takeCut(name, token string, during State) (*cut, error) {
+	if k, ok := d.cuts.take(name, token, during); ok {
 		return k, nil
 	}
 	return nil, fail(CodeTimeout, "try again; nothing was sealed",
@@ -99,7 +102,7 @@ func (d *Daemon) prepareCut(ctx context.Context, name, as string, during State, 
 		d.ops.Done()
 		return none, err
 	}
-	k := &cut{v: v, name: name, export: export}
+	k := &cut{v: v, name: name, during: during, export: export}
 	if !force {
 		err = v.layer().Store().FreezeAllowed()
 	}
@@ -113,7 +116,7 @@ func (d *Daemon) prepareCut(ctx context.Context, name, as string, during State, 
 	token := rand.Text()
 	d.cuts.mu.Lock()
 	d.cuts.open[token] = k
-	k.timer = time.AfterFunc(FreezeLimit, func() { d.expireCut(name, token, export != nil) })
+	k.timer = time.AfterFunc(FreezeLimit, func() { d.expireCut(name, token, during) })
 	d.cuts.mu.Unlock()
 	return PreparedFreeze{Token: token, ExpiresMS: milliseconds(FreezeLimit)}, nil
 }
@@ -122,7 +125,7 @@ func milliseconds(t time.Duration) float64 { return float64(t.Microseconds()) / 
 
 // Seal makes what the device's layer holds a sealed layer. All that was acknowledged before is in it.
 func (d *Daemon) Seal(name, token string) (SealedFreeze, error) {
-	k, err := d.takeCut(name, token, false)
+	k, err := d.takeCut(name, token, StateFreezing)
 	if err != nil {
 		return SealedFreeze{}, err
 	}
@@ -145,7 +148,7 @@ func (d *Daemon) seal(k *cut) (SealedFreeze, error) {
 
 // CancelFreeze leaves the device as it was.
 func (d *Daemon) CancelFreeze(name, token string) error {
-	k, err := d.takeCut(name, token, false)
+	k, err := d.takeCut(name, token, StateFreezing)
 	if err != nil {
 		return err
 	}
@@ -158,8 +161,8 @@ func (d *Daemon) cancelCut(k *cut) error {
 	return k.export.close()
 }
 
-func (d *Daemon) expireCut(name, token string, export bool) {
-	k, ok := d.cuts.take(name, token, export)
+func (d *Daemon) expireCut(name, token string, during State) {
+	k, ok := d.cuts.take(name, token, during)
 	if !ok {
 		return
 	}
@@ -167,7 +170,12 @@ func (d *Daemon) expireCut(name, token string, export bool) {
 	d.log.Warn("freeze was not sealed in time and is cancelled", "device", name, "error", err)
 }
 
-// endWork makes the device live again after a freeze or an export, and sees to it where it was lost
+// passingName names a layer that is made only to be taken back.
+func passingName() string {
+	return fmt.Sprintf("%s%s-%08x", exportPrefix, time.Now().UTC().Format("20060102T150405"), mathrand.Uint32())
+}
+
+// endWork makes the device live again after a freeze, an export or a reading, and sees to it where it was lost
 // meanwhile.
 func (d *Daemon) endWork(v *device) {
 	defer d.ops.Done()

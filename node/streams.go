@@ -88,6 +88,31 @@ func (s *server) changedContent(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+func (s *server) printsContent(w http.ResponseWriter, r *http.Request) {
+	s.stream(w, func(st *stream) error {
+		return s.d.PrintsContent(r.PathValue("token"), func(p PrintsPart) error { return st.emit(p) })
+	})
+}
+
+func (s *server) prepareContent(r *http.Request) (any, error) {
+	var req ReadRequest
+	if err := decodeBody(r.Body, &req); err != nil {
+		return nil, err
+	}
+	return s.d.PrepareContent(r.Context(), r.PathValue("name"), req)
+}
+
+func (s *server) cancelContent(r *http.Request) (any, error) {
+	return struct{}{}, s.d.CancelContent(r.Context(), r.PathValue("name"), r.PathValue("token"))
+}
+
+// deviceContent keeps the content open for as long as the client stays.
+func (s *server) deviceContent(w http.ResponseWriter, r *http.Request) {
+	s.stream(w, func(st *stream) error {
+		return s.d.DeviceContent(r.Context(), r.PathValue("name"), r.PathValue("token"), func(o OpenedCut) error { return st.emit(o) })
+	})
+}
+
 func (s *server) nextContent(r *http.Request) (any, error) {
 	off, err := queryNumber(r, "off")
 	if err != nil {

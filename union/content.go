@@ -48,9 +48,27 @@ func (c *Content) Changed() iter.Seq2[ChangedExtent, error] {
 			}
 		}
 		if c.layer.Pin() != c.pin {
-			yield(ChangedExtent{}, fmt.Errorf("layer %q was detached meanwhile: %w", c.layer.Name(), ErrOtherRoot))
+			yield(ChangedExtent{}, c.detached())
 		}
 	}
+}
+
+// Prints goes through what does not come from the root, as [Layer.Prints], and ends with an error where [Content.Changed] does.
+func (c *Content) Prints() iter.Seq2[BlockPrint, error] {
+	return func(yield func(BlockPrint, error) bool) {
+		for x, err := range c.layer.Prints() {
+			if !yield(x, err) || err != nil {
+				return
+			}
+		}
+		if c.layer.Pin() != c.pin {
+			yield(BlockPrint{}, c.detached())
+		}
+	}
+}
+
+func (c *Content) detached() error {
+	return fmt.Errorf("layer %q was detached meanwhile: %w", c.layer.Name(), ErrOtherRoot)
 }
 
 // ReadAt reads from off on, which is a multiple of 4 KiB. Every block of the store is compared with its checksum.
