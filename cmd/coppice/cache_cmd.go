@@ -1,12 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"coppice/cache"
@@ -191,15 +190,4 @@ func (c *cacheTraceCmd) Run(env *environment) error {
 }
 
 // replaceFile writes a file in one step, so that none is left half written.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // where it has its name, there is nothing to remove
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
+func replaceFile(path string, data []byte) error { return replaceFileFrom(path, bytes.NewReader(data)) }

@@ -37,6 +37,7 @@ type cli struct {
 	Store   storeCmd   `cmd:"" help:"Make and examine leaf stores."`
 	Image   imageCmd   `cmd:"" help:"Build, copy and examine root images."`
 	CA      caCmd      `cmd:"" name:"ca" help:"Make certificates for nodes and servers of images."`
+	Index   indexCmd   `cmd:"" help:"Index the files of root images once, for all nodes, and ask such indexes."`
 	Root    rootCmd    `cmd:"" help:"Say where the root of a device is read from, while it is in use."`
 	Cache   cacheCmd   `cmd:"" help:"Show, fill and empty the cache of root images."`
 	Top     topCmd     `cmd:"" help:"Watch the devices, their roots and stores and the cache, second by second."`

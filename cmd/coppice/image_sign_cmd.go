@@ -32,7 +32,7 @@ func (c *imageSignCmd) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
-	key, err := c.secretKey(env)
+	key, err := readSecretKey(env, c.Key)
 	if err != nil {
 		return err
 	}
@@ -73,14 +73,14 @@ func (c *imageSignCmd) statement(now time.Time) (image.Statement, error) {
 	return s, nil
 }
 
-// secretKey reads the key, with a password from the environment or the terminal where it needs one.
-func (c *imageSignCmd) secretKey(env *environment) (key minisign.PrivateKey, err error) {
-	data, err := os.ReadFile(c.Key)
+// readSecretKey reads a key, with a password from the environment or the terminal where it needs one.
+func readSecretKey(env *environment, path string) (key minisign.PrivateKey, err error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return key, fmt.Errorf("read key: %w", err)
 	}
 	bad := func(err error) (minisign.PrivateKey, error) {
-		return key, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("read key %s: %v", c.Key, err),
+		return key, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("read key %s: %v", path, err),
 			Hint: "give a secret key as minisign -G makes it; its password may be in " + passwordEnv}
 	}
 	if !minisign.IsEncrypted(data) {
@@ -94,7 +94,7 @@ func (c *imageSignCmd) secretKey(env *environment) (key minisign.PrivateKey, err
 		if !isTerminal(os.Stdin) {
 			return bad(errors.New("it has a password, and there is no terminal to ask for it"))
 		}
-		fmt.Fprintf(env.err, "Password of %s: ", c.Key)
+		fmt.Fprintf(env.err, "Password of %s: ", path)
 		typed, err := term.ReadPassword(int(os.Stdin.Fd()))
 		fmt.Fprintln(env.err)
 		if err != nil {

@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
-			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated, "recorded": cmdRecorded,
+			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated, "recorded": cmdRecorded, "indexed": cmdIndexed,
 		},
 	})
 }
