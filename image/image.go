@@ -171,7 +171,7 @@ func (im *Image) Close() error {
 
 // decoder decompresses chunks: no frame makes more than a chunk.
 var decoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxMemory(MaxChunkSize),
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(cap(unpacking)), zstd.WithDecoderMaxMemory(MaxChunkSize),
 		zstd.WithDecoderMaxWindow(MaxChunkSize), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic(err) // the options above are wrong
@@ -179,8 +179,14 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
+// unpacking is held by those who unpack a chunk: as many at a time as there are CPUs. More would not be done sooner, and would take the Go processors from those who serve requests, which
+// need one for a moment: on a node with one CPU, what was in memory already was waited for while others were read ahead.
+var unpacking = make(chan struct{}, runtime.NumCPU())
+
 // unpack fills p with the content of a chunk from its stored bytes, and compares its digest.
 func unpack(p, stored []byte, want Digest) error {
+	unpacking <- struct{}{}
+	defer func() { <-unpacking }()
 	if len(stored) == len(p) {
 		copy(p, stored)
 	} else if got, err := decoder().DecodeAll(stored, p[:0:len(p)]); err != nil {

@@ -3,12 +3,14 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // Whatever is read, from wherever on, is what went in, and the content root is the one that the text of the format gives.
@@ -286,6 +288,30 @@ func TestFirstByteIsCheap(t *testing.T) {
 		t.Logf("%s: first byte after %d requests and %d bytes, the table has %d", name, requests, fetched, im.Table().Size)
 		if requests > 8 || fetched > 2<<20 {
 			t.Errorf("%s: first byte after %d requests and %d bytes", name, requests, fetched)
+		}
+	}
+}
+
+// No more chunks are unpacked at a time than there are CPUs.
+func TestUnpackingLeavesProcessors(t *testing.T) {
+	content := testContent(1, 4096)
+	for range cap(unpacking) {
+		unpacking <- struct{}{}
+	}
+	done := make(chan error)
+	go func() { done <- unpack(make([]byte, len(content)), content, sha256.Sum256(content)) }()
+	select {
+	case err := <-done:
+		t.Errorf("unpacked beside %d others: %v", cap(unpacking), err)
+		done = nil
+	case <-time.After(10 * time.Millisecond):
+	}
+	for range cap(unpacking) {
+		<-unpacking
+	}
+	if done != nil {
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	}
 }

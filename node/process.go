@@ -25,7 +25,7 @@ const (
 func SetUpProcess() error {
 	cpus := runtime.NumCPU()
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(2 * cpus) // one reactor per CPU
+		runtime.GOMAXPROCS(goProcessors(cpus))
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(heapLimit(memoryBytes()))
@@ -36,6 +36,9 @@ func SetUpProcess() error {
 		protectFromOOM(),
 	)
 }
+
+// goProcessors is one for the reactor of each CPU, one for each chunk that is unpacked (package image), and two for the rest: the collector and what talks to servers.
+func goProcessors(cpus int) int { return 2*cpus + 2 }
 
 func heapLimit(memory int64) int64 {
 	return min(max(memory/memoryShare, minHeapBytes), maxHeapBytes)

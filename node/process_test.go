@@ -34,7 +34,7 @@ func TestSetUpProcess(t *testing.T) {
 	if err := SetUpProcess(); err != nil {
 		t.Logf("not all was had: %v", err)
 	}
-	if got := runtime.GOMAXPROCS(0); got != 2*runtime.NumCPU() {
+	if got := runtime.GOMAXPROCS(0); got != 2*runtime.NumCPU()+2 {
 		t.Errorf("GOMAXPROCS %d", got)
 	}
 	var l unix.Rlimit

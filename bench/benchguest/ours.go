@@ -29,7 +29,7 @@ func newOurs(size int64) (*ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime.GOMAXPROCS(2 * runtime.NumCPU())
+	runtime.GOMAXPROCS(2*runtime.NumCPU() + 2) // as the daemon
 	reactors, err := ublk.NewReactors(ublk.ReactorConfig{})
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
