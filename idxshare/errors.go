@@ -16,6 +16,8 @@ var (
 	ErrNotFound = errors.New("not in the index")
 	// ErrBadQuery marks a pattern that cannot be understood.
 	ErrBadQuery = errors.New("bad query")
+	// ErrPartitions marks a partition table that is damaged.
+	ErrPartitions = errors.New("bad partition table")
 	// ErrClosed is what calls to a closed index get.
 	ErrClosed = errors.New("index is closed")
 )

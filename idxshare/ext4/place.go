@@ -115,3 +115,30 @@ func (fs *FS) sortRegions() {
 		return 0
 	})
 }
+
+// Regions calls fn for the runs of blocks that are for something else than [PlaceOther], in order: those of one kind that adjoin each other as one.
+func (fs *FS) Regions(fn func(first, count uint64, kind PlaceKind) error) error {
+	fs.regionsOnce.Do(fs.sortRegions)
+	var run region
+	tell := func() error {
+		if run.count == 0 {
+			return nil
+		}
+		return fn(run.first, run.count, run.kind)
+	}
+	for _, r := range fs.regions {
+		if r.first >= fs.super.blocks {
+			break
+		}
+		r.count = min(r.count, fs.super.blocks-r.first)
+		if r.kind == run.kind && r.first == run.first+run.count {
+			run.count += r.count
+			continue
+		}
+		if err := tell(); err != nil {
+			return err
+		}
+		run = r
+	}
+	return tell()
+}
