@@ -99,11 +99,11 @@ func indexError(name string, err error) error {
 	err = fmt.Errorf("index of the root of device %s: %w", name, err)
 	switch {
 	case errors.Is(err, image.ErrNotAttached):
-		return fail(CodeNotFound, "attach one: coppice index share IMAGE FILE", "%w", err)
+		return fail(CodeNotFound, "make one: coppice index build IMAGE --push", "%w", err)
 	case distrusted(err):
 		return fail(CodeUntrusted, "this machine takes only what is signed: have who made the index sign it: coppice index share IMAGE --key FILE", "%w", err)
 	case errors.Is(err, image.ErrCorrupt):
-		return fail(CodeCorrupt, "the device works without; make and attach the index again: coppice index share IMAGE FILE", "%w", err)
+		return fail(CodeCorrupt, "the device works without; make the index again: coppice index build IMAGE --push", "%w", err)
 	}
 	return err
 }

@@ -62,7 +62,7 @@ func TestIndexOfARoot(t *testing.T) {
 	r.cfg.Cache.PrefetchPercent = ptr(0)
 	r.start()
 	r.create(r.on("web1", r.refA))
-	if _, err := r.readIndex("web1", 0, 1); node.CodeOf(err) != node.CodeNotFound || !strings.Contains(node.HintOf(err), "coppice index share") {
+	if _, err := r.readIndex("web1", 0, 1); node.CodeOf(err) != node.CodeNotFound || !strings.Contains(node.HintOf(err), "coppice index build") {
 		t.Fatalf("no index: %v", err)
 	}
 	want := indexContent(1)

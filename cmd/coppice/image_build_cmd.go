@@ -17,6 +17,7 @@ import (
 type buildReport struct {
 	image.BuildReport
 	Files *tree.UpdateReport `json:"files,omitempty"` // where a tree was stored as changed files
+	Index *indexBuildReport  `json:"index,omitempty"`
 }
 
 type imageBuildCmd struct {
@@ -31,6 +32,8 @@ type imageBuildCmd struct {
 	ChunkSize size              `placeholder:"SIZE" help:"Size of a chunk, a power of two from 4K to 1M (64K, or that of --base)."`
 	Label     map[string]string `placeholder:"KEY=VALUE" help:"Labels of the image, may be given several times."`
 	Raw       bool              `help:"Take a file as it is, also where it looks like something else than a raw disk."`
+	Index     bool              `help:"Also index its files, and keep the index beside it."`
+	Digests   bool              `help:"With --index: also compute the SHA-256 of every regular file."`
 }
 
 // Run builds the image. What was stored when it is interrupted, the next build uses.
@@ -53,6 +56,12 @@ func (c *imageBuildCmd) Run(env *environment) error {
 	} else {
 		report, err = c.build(env, o)
 	}
+	if err == nil && c.Index {
+		push := indexBuildCmd{Push: true, Digests: c.Digests}
+		var index indexBuildReport
+		index, err = push.ofImage(env, c.Ref.Ref)
+		report.Index, err = &index, explainIndex(err)
+	}
 	if err != nil {
 		return explainImage(env, c.Ref.Ref, err)
 	}
@@ -68,6 +77,9 @@ func (c *imageBuildCmd) Run(env *environment) error {
 			fmt.Fprintf(w, ", %s written, %d patched, %d removed", count(uint64(f.Written), "file"), f.Patched, f.Removed)
 		}
 		fmt.Fprintf(w, ", in %.1f s\ncontent root %s\n", report.TotalMS/1000, report.ContentRoot)
+		if report.Index != nil {
+			report.Index.write(w)
+		}
 	})
 }
 
@@ -81,6 +93,8 @@ func (c *imageBuildCmd) checkSource() error {
 		return bad("of what?", "give a disk, or a sealed layer with --from-layer STORE:LAYER")
 	case c.Source != "" && c.FromLayer != "":
 		return bad("of a source and a layer", "give one of them")
+	case c.Digests && !c.Index:
+		return bad("--digests without --index", "give --index, too")
 	case c.Root != "" && c.FromLayer == "":
 		return bad("--root without --from-layer", "a source needs no root; an earlier version is given with --base")
 	case c.FromLayer != "" && c.fileSystem != fileSystem{}:

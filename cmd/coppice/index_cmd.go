@@ -13,6 +13,7 @@ import (
 )
 
 type indexCmd struct {
+	Build   indexBuildCmd  `cmd:"" help:"Index the files of an image, disk image or block device, from its blocks."`
 	Share   indexShareCmd  `cmd:"" help:"Keep an index beside its image, sign it, or put it on shared storage."`
 	Find    indexFindCmd   `cmd:"" help:"Find files by name, in an index: nothing is mounted and nothing else read."`
 	WhoOwns indexOwnersCmd `cmd:"" name:"who-owns" help:"Tell which files lie at an offset of a disk."`
@@ -80,7 +81,7 @@ func (f indexOn) with(env *environment, do func(*askedIndex) error) error {
 		return explainIndex(f.withDevice(env, on, do))
 	}
 	return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("ask the index of %.200q: no such file", on),
-		Hint: "give a device's name, an image (oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG), or a file with an index"}
+		Hint: "give a device's name, an image (oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG), or a file that coppice index build has written"}
 }
 
 // on is what the flag says, or else the only device.
@@ -149,7 +150,7 @@ func (f indexOn) withAttached(env *environment, ref image.Ref, do func(*askedInd
 func withImageIndex(ctx context.Context, im *image.Image, do func(*image.Index) error) error {
 	x, err := image.OpenIndex(ctx, im)
 	if errors.Is(err, image.ErrNotAttached) {
-		return &node.Error{Code: node.CodeNotFound, Message: err.Error(), Hint: "attach one: coppice index share IMAGE FILE"}
+		return &node.Error{Code: node.CodeNotFound, Message: err.Error(), Hint: "make one: coppice index build IMAGE --push"}
 	}
 	if err != nil {
 		return err
@@ -191,9 +192,9 @@ func explainIndex(err error) error {
 	switch {
 	case e.Hint != "":
 	case errors.Is(err, idxshare.ErrVersion):
-		e.Hint = "use a later coppice, or make the index again"
+		e.Hint = "use a later coppice, or build the index again"
 	case errors.Is(err, idxshare.ErrCorrupt), errors.Is(err, image.ErrCorrupt):
-		e.Hint = "make and attach the index again: coppice index share; the image does not need it"
+		e.Hint = "build the index again: coppice index build; the image does not need it"
 	case errors.Is(err, idxshare.ErrBadQuery):
 		e.Code, e.Hint = node.CodeBadRequest, "coppice index find --help tells what patterns are taken"
 	}

@@ -349,7 +349,7 @@ func (c *indexDigestCmd) find(env *environment, view *idxshare.View, volumes []i
 		found = append(found, fileDigest{toJSONPath([]byte(c.Path)), v.Partition, f.Size, hex.EncodeToString(digest)})
 	}
 	if len(found) == 0 {
-		return nil, &node.Error{Code: node.CodeNotFound, Message: missing.Error(), Hint: "coppice index find finds paths; an index has digests where it was made with them"}
+		return nil, &node.Error{Code: node.CodeNotFound, Message: missing.Error(), Hint: "coppice index find finds paths; an index has digests where it was built with --digests"}
 	}
 	return found, nil
 }

@@ -19,7 +19,7 @@ type indexShareCmd struct {
 	output
 	sourceFlags
 	Image imageRef `arg:"" help:"Image that the index is of: oci:DIR:NAME:TAG or HOST/REPOSITORY:TAG."`
-	File  string   `arg:"" optional:"" type:"existingfile" help:"File with the index (the index that the image has)."`
+	File  string   `arg:"" optional:"" type:"existingfile" help:"File that coppice index build has written (the index that the image has)."`
 	Key   string   `placeholder:"FILE" type:"existingfile" help:"Sign it with this secret key, as minisign -G makes it."`
 	To    string   `placeholder:"DIR" type:"existingdir" help:"Write it to a file in a directory instead, such as one that all nodes mount."`
 }
@@ -143,7 +143,7 @@ func indexRoot(path string) (image.Digest, error) {
 	root, err := image.ParseDigest(h.Source)
 	if err != nil || h.Delta {
 		return root, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("%s is the index of %.100q, which is no image", path, h.Source),
-			Hint: "make an index of the image itself"}
+			Hint: "build it of the image: coppice index build IMAGE --to FILE"}
 	}
 	return root, nil
 }
