@@ -101,15 +101,17 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/sweep-long.json -- $(GO) test -count=1 -timeout 1h ./union -run '^TestFaultSweep$$' -args -fault-share 1
 	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
 	$(TESTSUM) run -v $(RESULTS)/curves-long.json -- $(GO) test -count=1 -timeout 1h ./cache -run '^TestCurvePredictsWhatIsMeasured$$' -args -curves
+	$(TESTSUM) run -v $(RESULTS)/index-long.json -- $(GO) test -count=1 -timeout 2h ./idxshare -run '^TestIdxFigures$$' -args -figures $(abspath $(RESULTS))/figures-index-27m.md -names 27000000
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
 bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
 	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
 
-figures: ## measure leaf, images, cache and fleets of nodes natively (write amplification, recovery, builds, …); writes docs/figures*.md
+figures: ## measure leaf, images, the index, cache and fleets of nodes natively (write amplification, recovery, builds, …); writes docs/figures*.md
 	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md
 	$(GO) test ./image -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-images.md
+	$(GO) test ./idxshare -run '^TestIdxFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-index.md
 	$(GO) test ./cache/trace -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-cache.md
 	$(GO) test ./node/fleet -run '^TestFleet$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-fleet.md
 

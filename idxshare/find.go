@@ -248,7 +248,7 @@ func (f *finder) subtree(ctx context.Context, volume int, directory uint64, fn f
 func (v *View) hasNames(ctx context.Context, volume int, inode uint64) (yes bool, err error) {
 	x := v.directory(volume, inode)
 	err = x.use(ctx, func(c *reader) error {
-		first, last, err := x.children(ctx, c, volume, inode)
+		first, last, err := x.children(c, volume, inode)
 		yes = first <= last
 		return err
 	})
@@ -307,16 +307,14 @@ func (x *Index) candidates(ctx context.Context, query string, fn func(Name) erro
 				}
 				return x.names(ctx, names, first<<blockShift, last<<blockShift|(1<<blockShift-1), fn)
 			}
-			o := ordered{-1}
+			before := int64(-1)
 			err := c.query(ctx, "SELECT rowid FROM trigram WHERE trigram MATCH ? ORDER BY rowid", []driver.Value{query}, func(row []driver.Value) error {
-				r := scan{row: row}
-				document := r.int(0, maxID>>blockShift)
+				r := scan{row: fieldsOf(row)}
+				document := r.int(before+1, maxID>>blockShift)
 				if err := r.done("trigram"); err != nil {
 					return err
 				}
-				if err := o.check("trigram", document); err != nil {
-					return err
-				}
+				before = document
 				const most = 64 // documents in a run
 				if document == last+1 && last >= first && last-first < most {
 					last = document
@@ -360,7 +358,7 @@ func (f *finder) changed(ctx context.Context) error {
 	}
 	// The names of inodes of the delta that the base has, in directories that are as they were.
 	return f.v.delta.ids(ctx, "file", func(key uint64) error {
-		names, err := f.v.base.namesOf(ctx, int(key>>56), key&MaxInode)
+		names, err := f.v.base.namesOf(ctx, int(key>>56), key&MaxInode, false)
 		if err != nil {
 			return err
 		}

@@ -34,7 +34,8 @@ type Index struct {
 	source  *source
 	vfs     *vfs.FS
 	vfsName string
-	opened  *os.File // by Open
+	opened  *os.File          // by Open
+	roots   map[string]uint32 // pages of tables
 
 	mu     sync.Mutex // guards what follows
 	idle   []*reader
@@ -45,7 +46,8 @@ type Index struct {
 // reader is a connection for reading.
 type reader struct {
 	*conn
-	file *sourceFile
+	file  *sourceFile
+	trees *trees
 }
 
 // Open opens the index in a file.
@@ -82,13 +84,13 @@ func openReaderAt(r io.ReaderAt, size int64) (*Index, error) {
 	if err := checkStart(r, size); err != nil {
 		return nil, err
 	}
-	x := &Index{source: &source{r: r, size: size}}
+	x := &Index{source: &source{r: r, size: size}, roots: map[string]uint32{}}
 	var err error
 	if x.vfsName, x.vfs, err = vfs.New(x.source); err != nil {
 		return nil, err
 	}
 	err = x.use(context.Background(), func(c *reader) error {
-		if err := checkSchema(c.conn); err != nil {
+		if err := x.checkSchema(c.conn); err != nil {
 			return err
 		}
 		if err := x.readHeader(c.conn); err != nil {
@@ -131,13 +133,17 @@ func checkStart(r io.ReaderAt, size int64) error {
 }
 
 // checkSchema compares what the database has with what indexes have.
-func checkSchema(c *conn) error {
+func (x *Index) checkSchema(c *conn) error {
 	want := slices.Concat(schema, shadows)
-	err := c.query(context.Background(), "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY rowid", nil, func(row []driver.Value) error {
+	err := c.query(context.Background(), "SELECT type, name, tbl_name, sql, rootpage FROM sqlite_schema ORDER BY rowid", nil, func(row []driver.Value) error {
 		if len(want) == 0 || row[0] != "table" || row[1] != createdBy(want[0]) || row[2] != row[1] || row[3] != want[0] {
 			return corruptf("the database has another schema than indexes: %.100v", row[1])
 		}
 		want = want[1:]
+		root, ok := row[4].(int64)
+		if ok && root > 0 && root < 1<<31 { // the trigram index itself has none
+			x.roots[row[1].(string)] = uint32(root)
+		}
 		return nil
 	})
 	if err == nil && len(want) > 0 {
@@ -150,7 +156,7 @@ func (x *Index) readHeader(c *conn) error {
 	rows := 0
 	err := c.query(context.Background(), "SELECT source, size, digests, delta, base, generation FROM header", nil, func(row []driver.Value) error {
 		rows++
-		r := scan{row: row}
+		r := scan{row: fieldsOf(row)}
 		x.header = Header{Source: r.string(), Size: r.int(0, 1<<62), Digests: r.bool(), Delta: r.bool(), Base: r.string(), Generation: uint64(r.any())}
 		return r.done("header")
 	})
@@ -164,7 +170,7 @@ func (x *Index) readVolumes(c *conn) error {
 	file, block := int64(0), int64(0)
 	return c.query(context.Background(), "SELECT id, partition, start, length, type, uuid, label, block_size, root, mapped, first_file, last_file, first_block, last_block "+
 		"FROM volume ORDER BY id", nil, func(row []driver.Value) error {
-		r := scan{row: row}
+		r := scan{row: fieldsOf(row)}
 		v := &ranged{Volume: Volume{ID: int(r.int(0, MaxVolumes-1)), Partition: int(r.int(0, 1<<31)), Start: r.int(0, x.header.Size), Length: r.int(1, x.header.Size),
 			Type: r.string(), UUID: r.string(), Label: r.string(), BlockSize: int(r.int(1, 1<<26)), Root: uint64(r.int(0, MaxInode)),
 			Mapped: r.bool()}}
@@ -274,7 +280,7 @@ func (x *Index) give(c *reader) error {
 func (x *Index) connect() (*reader, error) {
 	c, err := connect(fileName, url.Values{"vfs": {x.vfsName}, "mode": {"ro"}, "immutable": {"1"}, "_defensive": {"1"}, "_dqs": {"0"}, "_query_only": {"1"},
 		"_pragma": {"trusted_schema(0)", "cell_size_check(1)", "temp_store(2)", fmt.Sprintf("cache_size(-%d)", connCache)}})
-	r := &reader{conn: c, file: x.source.opened}
+	r := &reader{conn: c, file: x.source.opened, trees: &trees{source: x.source, roots: x.roots}}
 	if err != nil {
 		return nil, x.explain(context.Background(), r, err)
 	}
@@ -308,14 +314,14 @@ func (x *Index) explain(ctx context.Context, c *reader, err error) error {
 
 // scan reads the columns of a row, and notes what is out of its range.
 type scan struct {
-	row []driver.Value
+	row []field
 	bad bool
 }
 
-func (s *scan) next() driver.Value {
+func (s *scan) next() field {
 	if len(s.row) == 0 {
 		s.bad = true
-		return nil
+		return field{}
 	}
 	v := s.row[0]
 	s.row = s.row[1:]
@@ -323,9 +329,9 @@ func (s *scan) next() driver.Value {
 }
 
 func (s *scan) any() int64 {
-	v, ok := s.next().(int64)
-	s.bad = s.bad || !ok
-	return v
+	v := s.next()
+	s.bad = s.bad || v.kind != integer
+	return v.n
 }
 
 func (s *scan) int(least, most int64) int64 {
@@ -340,16 +346,16 @@ func (s *scan) int(least, most int64) int64 {
 func (s *scan) bool() bool { return s.int(0, 1) == 1 }
 
 func (s *scan) string() string {
-	v, ok := s.next().(string)
-	s.bad = s.bad || !ok
-	return v
+	v := s.next()
+	s.bad = s.bad || v.kind != textual
+	return string(v.b)
 }
 
 // bytes reads a text, a blob or nothing.
 func (s *scan) bytes(most int) []byte {
-	b, ok := raw(s.next())
-	s.bad = s.bad || !ok || len(b) > most
-	return b
+	v := s.next()
+	s.bad = s.bad || v.kind == integer || v.kind == another || len(v.b) > most
+	return v.b
 }
 
 // name reads a name, which hostile indexes do not always have.

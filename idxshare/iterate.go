@@ -7,10 +7,8 @@ import (
 	"sort"
 )
 
-const (
-	fileColumns = "id, name, mode, uid, gid, size, links, blocks, generation, rdev, mtime, atime, ctime, crtime, target, digest"
-	maxID       = 1 << 62
-)
+// maxID is above all ids.
+const maxID = 1 << 62
 
 // volumeOf returns the volume that has a file's id.
 func (x *Index) volumeOf(id int64) (*ranged, error) {
@@ -41,13 +39,12 @@ func (x *Index) blockVolume(block int64) (*ranged, error) {
 }
 
 // scanFile reads a row of fileColumns. first is the id of the file's first name; 0: it has none here.
-func (x *Index) scanFile(row []driver.Value) (f *File, first int64, err error) {
+func (x *Index) scanFile(row []field) (f *File, first int64, err error) {
 	r := scan{row: row}
 	id := r.int(0, maxID)
-	if name := r.next(); name != nil {
-		var ok bool
-		first, ok = name.(int64)
-		r.bad = r.bad || !ok || first <= 0
+	if name := r.next(); name.kind != nothing {
+		first = name.n
+		r.bad = r.bad || name.kind != integer || first <= 0
 	}
 	f = &File{Mode: uint32(r.int(0, 1<<32-1)), UID: uint32(r.int(0, 1<<32-1)), GID: uint32(r.int(0, 1<<32-1)), Size: r.int(0, maxID<<1-1), Links: uint32(r.int(0, 1<<32-1)),
 		Blocks: r.int(0, maxID<<1-1), Generation: uint32(r.int(0, 1<<32-1)), Rdev: uint64(r.any()), Mtime: r.any(), Atime: r.any(), Ctime: r.any(), Crtime: r.any(),
@@ -64,25 +61,13 @@ func (x *Index) scanFile(row []driver.Value) (f *File, first int64, err error) {
 	return f, first, nil
 }
 
-// ordered notes ids that do not rise, which those of a sound table do.
-type ordered struct{ last int64 }
-
-func (o *ordered) check(table string, id int64) error {
-	if id <= o.last {
-		return corruptf("table %s is out of order at %d", table, id)
-	}
-	o.last = id
-	return nil
-}
-
 // Files calls fn with every inode, in order of volumes and of their numbers. fn may keep the file, and use the index.
 func (x *Index) Files(ctx context.Context, fn func(*File) error) error {
 	return x.use(ctx, func(c *reader) error {
-		o := ordered{-1}
-		return c.query(ctx, "SELECT "+fileColumns+" FROM file ORDER BY id", nil, func(row []driver.Value) error {
+		return c.trees.rows("file", 0, maxID, func(_ int64, row []field) error {
 			f, _, err := x.scanFile(row)
 			if err == nil {
-				err = o.check("file", row[0].(int64))
+				err = ctx.Err()
 			}
 			if err != nil {
 				return err
@@ -96,15 +81,15 @@ func (x *Index) Files(ctx context.Context, fn func(*File) error) error {
 func (x *Index) File(ctx context.Context, volume int, inode uint64) (*File, error) {
 	var f *File
 	err := x.use(ctx, func(c *reader) (err error) {
-		f, _, err = x.file(ctx, c, volume, inode)
+		f, _, err = x.file(c, volume, inode)
 		return err
 	})
 	return f, err
 }
 
-func (x *Index) file(ctx context.Context, c *reader, volume int, inode uint64) (f *File, first int64, err error) {
+func (x *Index) file(c *reader, volume int, inode uint64) (f *File, first int64, err error) {
 	if id, ok := x.id(volume, inode); ok {
-		err = c.query(ctx, "SELECT "+fileColumns+" FROM file WHERE id=?", []driver.Value{id}, func(row []driver.Value) (err error) {
+		err = c.trees.row("file", id, func(row []field) (err error) {
 			f, first, err = x.scanFile(row)
 			return err
 		})
@@ -121,7 +106,7 @@ type entry struct {
 	name             []byte
 }
 
-func scanEntry(row []driver.Value) (entry, error) {
+func scanEntry(row []field) (entry, error) {
 	r := scan{row: row}
 	e := entry{id: r.int(1, maxID), parent: r.int(0, maxID), file: r.int(0, maxID), name: r.name()}
 	return e, r.done("name")
@@ -146,11 +131,10 @@ func (x *Index) Names(ctx context.Context, fn func(Name) error) error {
 }
 
 func (x *Index) names(ctx context.Context, c *reader, first, last int64, fn func(Name) error) error {
-	o := ordered{}
-	return c.query(ctx, "SELECT id, parent, file, name FROM name WHERE id BETWEEN ? AND ? ORDER BY id", []driver.Value{first, last}, func(row []driver.Value) error {
+	return c.trees.rows("name", first, last, func(_ int64, row []field) error {
 		e, err := scanEntry(row)
 		if err == nil {
-			err = o.check("name", e.id)
+			err = ctx.Err()
 		}
 		if err != nil {
 			return err
@@ -164,11 +148,12 @@ func (x *Index) names(ctx context.Context, c *reader, first, last int64, fn func
 }
 
 // children returns the ids of the names of a directory: none where last is less than first.
-func (x *Index) children(ctx context.Context, c *reader, volume int, inode uint64) (first, last int64, err error) {
+func (x *Index) children(c *reader, volume int, inode uint64) (first, last int64, err error) {
 	last = -1
 	if id, ok := x.id(volume, inode); ok {
-		err = c.query(ctx, "SELECT first, last FROM directory WHERE id=?", []driver.Value{id}, func(row []driver.Value) error {
+		err = c.trees.row("directory", id, func(row []field) error {
 			r := scan{row: row}
+			r.any()
 			first, last = r.int(1, maxID), r.int(1, maxID)
 			return r.done("directory")
 		})
@@ -179,7 +164,7 @@ func (x *Index) children(ctx context.Context, c *reader, volume int, inode uint6
 // Directory calls fn with the names of a directory, in order of their bytes; of an inode that is no directory, or that the index does not have, there are none.
 func (x *Index) Directory(ctx context.Context, volume int, inode uint64, fn func(Name) error) error {
 	return x.use(ctx, func(c *reader) error {
-		first, last, err := x.children(ctx, c, volume, inode)
+		first, last, err := x.children(c, volume, inode)
 		if err != nil || last < first {
 			return err
 		}
@@ -195,24 +180,25 @@ func (x *Index) Directory(ctx context.Context, volume int, inode uint64, fn func
 // Extents calls fn with every extent: first with those that overlap none before them, in order of volumes and blocks, then with the others.
 func (x *Index) Extents(ctx context.Context, fn func(Extent) error) error {
 	return x.use(ctx, func(c *reader) error {
-		for _, table := range []string{"extent ORDER BY start", "shared"} {
-			err := c.query(ctx, "SELECT start, length, file, logical, kind FROM "+table, nil, func(row []driver.Value) error {
-				e, err := x.scanExtent(row)
-				if err != nil {
-					return err
-				}
-				return fn(e)
-			})
+		tell := func(row []field) error {
+			e, err := x.scanExtent(row)
+			if err == nil {
+				err = ctx.Err()
+			}
 			if err != nil {
 				return err
 			}
+			return fn(e)
 		}
-		return nil
+		if err := c.trees.rows("extent", 0, maxID, func(_ int64, row []field) error { return tell(row) }); err != nil {
+			return err
+		}
+		return c.query(ctx, "SELECT start, length, file, logical, kind FROM shared", nil, func(row []driver.Value) error { return tell(fieldsOf(row)) })
 	})
 }
 
 // scanExtent reads start, length, file, logical and kind.
-func (x *Index) scanExtent(row []driver.Value) (Extent, error) {
+func (x *Index) scanExtent(row []field) (Extent, error) {
 	r := scan{row: row}
 	start, length, file, logical, kind := r.int(0, maxID), r.int(1, maxID), r.int(0, maxID), r.int(0, maxID), r.int(0, 2*unwrittenBit-1)
 	if err := r.done("extent"); err != nil {
@@ -233,12 +219,7 @@ func (x *Index) scanExtent(row []driver.Value) (Extent, error) {
 func (x *Index) Replaced(ctx context.Context, fn func(volume int, inode uint64, directory bool) error) error {
 	return x.use(ctx, func(c *reader) error {
 		for i, table := range []string{"replaced_file", "replaced_directory"} {
-			err := c.query(ctx, "SELECT id FROM "+table+" ORDER BY id", nil, func(row []driver.Value) error {
-				r := scan{row: row}
-				id := r.int(0, maxID)
-				if err := r.done(table); err != nil {
-					return err
-				}
+			err := c.trees.rows(table, 0, maxID, func(id int64, _ []field) error {
 				v, err := x.volumeOf(id)
 				if err != nil {
 					return err

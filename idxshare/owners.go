@@ -139,7 +139,7 @@ func (x *Index) extentsAt(ctx context.Context, volume int, first, last int64) (e
 	}
 	r := x.volumes[i]
 	first, last = r.firstBlock+first, r.firstBlock+last
-	add := func(row []driver.Value) error {
+	add := func(row []field) error {
 		e, err := x.scanExtent(row)
 		if start := r.firstBlock + e.Physical; err == nil && e.Volume == volume && start <= last && start+e.Length > first {
 			extents = append(extents, e)
@@ -149,16 +149,17 @@ func (x *Index) extentsAt(ctx context.Context, volume int, first, last int64) (e
 	err = x.use(ctx, func(c *reader) error {
 		// In table extent nothing overlaps, and so only one that begins before the first block can have it.
 		const columns = "SELECT start, length, file, logical, kind FROM "
-		if err := c.query(ctx, columns+"extent WHERE start<? ORDER BY start DESC LIMIT 1", []driver.Value{first}, add); err != nil {
+		fromSQL := func(row []driver.Value) error { return add(fieldsOf(row)) }
+		if err := c.query(ctx, columns+"extent WHERE start<? ORDER BY start DESC LIMIT 1", []driver.Value{first}, fromSQL); err != nil {
 			return err
 		}
-		if err := c.query(ctx, columns+"extent WHERE start BETWEEN ? AND ? ORDER BY start", []driver.Value{first, last}, add); err != nil {
+		if err := c.trees.rows("extent", first, last, func(_ int64, row []field) error { return add(row) }); err != nil {
 			return err
 		}
 		for class := int64(-1); ; {
 			next := class
 			err := c.query(ctx, "SELECT class FROM shared WHERE class>? ORDER BY class LIMIT 1", []driver.Value{class}, func(row []driver.Value) error {
-				s := scan{row: row}
+				s := scan{row: fieldsOf(row)}
 				next = s.int(class+1, 62)
 				return s.done("shared")
 			})
@@ -167,7 +168,7 @@ func (x *Index) extentsAt(ctx context.Context, volume int, first, last int64) (e
 			}
 			class = next
 			// Those of this class are at most 1<<class long.
-			err = c.query(ctx, columns+"shared WHERE class=? AND start BETWEEN ? AND ?", []driver.Value{class, max(0, first-(1<<class)), last}, add)
+			err = c.query(ctx, columns+"shared WHERE class=? AND start BETWEEN ? AND ?", []driver.Value{class, max(0, first-(1<<class)), last}, fromSQL)
 			if err != nil {
 				return err
 			}

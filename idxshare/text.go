@@ -20,19 +20,6 @@ func text(b []byte) driver.Value {
 	return b
 }
 
-// raw is the inverse of text.
-func raw(v driver.Value) ([]byte, bool) {
-	switch v := v.(type) {
-	case nil:
-		return nil, true
-	case string:
-		return []byte(v), true
-	case []byte:
-		return v, true
-	}
-	return nil, false
-}
-
 // fold appends what the trigram index has for a name: its characters, of each that differ in case only the same one, and for a byte that is no
 // UTF-8 one of the private area.
 func fold(dst, name []byte) []byte {

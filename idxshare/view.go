@@ -62,12 +62,7 @@ func NewView(ctx context.Context, base, delta *Index) (*View, error) {
 // ids calls fn with the inodes that are the keys of a table.
 func (x *Index) ids(ctx context.Context, table string, fn func(key uint64) error) error {
 	return x.use(ctx, func(c *reader) error {
-		return c.query(ctx, "SELECT id FROM "+table, nil, func(row []driver.Value) error {
-			r := scan{row: row}
-			id := r.int(0, maxID)
-			if err := r.done(table); err != nil {
-				return err
-			}
+		return c.trees.rows(table, 0, maxID, func(id int64, _ []field) error {
 			v, err := x.volumeOf(id)
 			if err != nil {
 				return err
@@ -150,35 +145,53 @@ func (v *View) Directory(ctx context.Context, volume int, inode uint64, fn func(
 
 // NamesOf returns all names of an inode.
 func (v *View) NamesOf(ctx context.Context, volume int, inode uint64) ([]Name, error) {
-	names, err := v.base.namesOf(ctx, volume, inode)
+	names, err := v.base.namesOf(ctx, volume, inode, false)
 	if err != nil || v.delta == nil {
 		return names, err
 	}
 	names = slices.DeleteFunc(names, func(n Name) bool { return has(v.directories, n.Volume, n.Parent) })
-	more, err := v.delta.namesOf(ctx, volume, inode)
+	more, err := v.delta.namesOf(ctx, volume, inode, false)
 	return append(names, more...), err
 }
 
-// namesOf returns the names that this index has of an inode: the first is told by the file, others by table link.
-func (x *Index) namesOf(ctx context.Context, volume int, inode uint64) (names []Name, err error) {
+// nameOf returns one name of an inode, if it has any: all that a directory has.
+func (v *View) nameOf(ctx context.Context, volume int, inode uint64) ([]Name, error) {
+	names, err := v.base.namesOf(ctx, volume, inode, true)
+	if err == nil && (len(names) == 0 || has(v.directories, volume, names[0].Parent)) {
+		return v.NamesOf(ctx, volume, inode)
+	}
+	return names, err
+}
+
+// namesOf returns the names that this index has of an inode, or only one of them: the first is told by the file, others by table link.
+func (x *Index) namesOf(ctx context.Context, volume int, inode uint64, firstOnly bool) (names []Name, err error) {
 	id, ok := x.id(volume, inode)
 	if !ok {
 		return nil, nil
 	}
 	err = x.use(ctx, func(c *reader) error {
-		return c.query(ctx, "SELECT name.id, parent, file, name.name FROM name WHERE id IN (SELECT name FROM file WHERE id=?1 UNION ALL SELECT name FROM link WHERE file=?1)",
-			[]driver.Value{id}, func(row []driver.Value) error {
-				e, err := scanEntry(row)
-				if err != nil {
-					return err
-				}
-				if e.file != id {
-					return corruptf("name %d is told to be of file %d, and is of %d", e.id, id, e.file)
-				}
-				n, err := x.toName(e)
-				names = append(names, n)
+		add := func(n Name) error {
+			if n.Volume != volume || n.Inode != inode {
+				return corruptf("a name is told to be of inode %d of volume %d, and is of another", inode, volume)
+			}
+			names = append(names, n)
+			return nil
+		}
+		_, first, err := x.file(c, volume, inode)
+		if err == nil && first > 0 {
+			err = x.names(ctx, c, first, first, add)
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) || firstOnly && len(names) > 0 {
+			return err
+		}
+		return c.query(ctx, "SELECT name FROM link WHERE file=?", []driver.Value{id}, func(row []driver.Value) error {
+			r := scan{row: fieldsOf(row)}
+			name := r.int(1, maxID)
+			if err := r.done("link"); err != nil {
 				return err
-			})
+			}
+			return x.names(ctx, c, name, name, add)
+		})
 	})
 	return names, err
 }
@@ -233,7 +246,7 @@ func (v *View) root(volume int) (uint64, error) {
 // lookup finds a name in a directory by halving.
 func (x *Index) lookup(ctx context.Context, volume int, directory uint64, name []byte) (inode uint64, err error) {
 	err = x.use(ctx, func(c *reader) error {
-		first, last, err := x.children(ctx, c, volume, directory)
+		first, last, err := x.children(c, volume, directory)
 		if err != nil {
 			return err
 		}
@@ -359,7 +372,7 @@ func (p *paths) directory(ctx context.Context, volume int, inode uint64) (string
 			path = known
 			break
 		}
-		names, err := p.v.NamesOf(ctx, volume, at)
+		names, err := p.v.nameOf(ctx, volume, at)
 		if err != nil {
 			return "", err
 		}

@@ -1,0 +1,308 @@
+package idxshare
+
+import (
+	"database/sql/driver"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sort"
+)
+
+// Rows of tables with integer keys are read without SQLite, which takes some twenty times as long for one: sqlite.org/fileformat2.html, sections 1.6 and 2.1.
+
+const (
+	leafPage     = 0x0d
+	interiorPage = 0x05
+	maxTree      = 20 // levels
+	// cachedPages is how many pages a connection keeps of those that it read.
+	cachedPages = 256
+	// maxLocal is how much of a row is in its leaf; of longer ones, at least minLocal.
+	maxLocal = pageSize - 35
+	minLocal = (pageSize-12)*32/255 - 23
+)
+
+// trees reads tables. It belongs to one goroutine. A page that was read is never changed, so that what points into it stays valid.
+type trees struct {
+	source *source
+	roots  map[string]uint32 // pages, by table
+	cache  [cachedPages]struct {
+		number uint32
+		data   []byte
+	}
+}
+
+// page returns a page by its number, of which the first is 1.
+func (t *trees) page(number uint32) ([]byte, error) {
+	slot := &t.cache[number%cachedPages]
+	if slot.number == number && number != 0 {
+		return slot.data, nil
+	}
+	off := (int64(number) - 1) * pageSize
+	if number == 0 || off+pageSize > t.source.size {
+		return nil, corruptf("page %d is beyond the end", number)
+	}
+	data := make([]byte, pageSize)
+	if n, err := t.source.r.ReadAt(data, off); n < len(data) {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("read index: page %d: %w", number, err)
+	}
+	slot.number, slot.data = number, data
+	return data, nil
+}
+
+// rows calls fn with the rows of a table that have the ids first to last, in their order. What fn gets is valid until it returns, but texts and blobs stay.
+func (t *trees) rows(table string, first, last int64, fn func(id int64, row []field) error) error {
+	w := walk{trees: t, first: first, last: last, fn: fn}
+	return w.page(t.roots[table], -1<<63, 1<<63-1, 0)
+}
+
+// row reads one row.
+func (t *trees) row(table string, id int64, fn func(row []field) error) error {
+	return t.rows(table, id, id, func(_ int64, row []field) error { return fn(row) })
+}
+
+// walk goes through a tree. Every page has only ids between those that the page above it says, and at least one, so that no page comes twice.
+type walk struct {
+	*trees
+	first, last int64
+	fn          func(id int64, row []field) error
+	row         []field
+}
+
+// page goes through the part of a tree with ids above low and up to high.
+func (w *walk) page(number uint32, low, high int64, depth int) error {
+	p, err := w.trees.page(number)
+	if err != nil {
+		return err
+	}
+	if depth == maxTree {
+		return corruptf("page %d is too deep in its tree", number)
+	}
+	cells := int(binary.BigEndian.Uint16(p[3:]))
+	if p[0] == leafPage && 8+2*cells <= pageSize {
+		return w.leaf(p, number, cells, low, high, depth)
+	}
+	if p[0] != interiorPage || 12+2*cells > pageSize {
+		return corruptf("page %d is none of a table", number)
+	}
+	bad := false
+	at := func(i int) (child uint32, key int64) {
+		off := int(binary.BigEndian.Uint16(p[12+2*i:]))
+		if off+5 > pageSize {
+			bad = true
+			return 0, 0
+		}
+		n, size := varint(p[off+4:])
+		bad = bad || size == 0
+		return binary.BigEndian.Uint32(p[off:]), int64(n)
+	}
+	i := sort.Search(cells, func(i int) bool {
+		_, key := at(i)
+		return key >= w.first
+	})
+	if i > 0 {
+		_, low = at(i - 1)
+	}
+	for ; i <= cells; i++ {
+		child, key := binary.BigEndian.Uint32(p[8:]), high
+		if i < cells {
+			child, key = at(i)
+		}
+		if bad || key < low || key == low && i < cells || key > high {
+			return corruptf("page %d has no order", number)
+		}
+		if low >= w.last {
+			return nil
+		}
+		if err := w.page(child, low, key, depth+1); err != nil {
+			return err
+		}
+		low = key
+	}
+	return nil
+}
+
+func (w *walk) leaf(p []byte, number uint32, cells int, low, high int64, depth int) error {
+	if cells == 0 {
+		if depth > 0 {
+			return corruptf("page %d is empty", number)
+		}
+		return nil
+	}
+	bad := false
+	at := func(i int) (size, id int64, rest int) {
+		off := int(binary.BigEndian.Uint16(p[8+2*i:]))
+		if off >= pageSize {
+			bad = true
+			return 0, 0, 0
+		}
+		n, length := varint(p[off:])
+		m, more := varint(p[off+length:])
+		bad = bad || length == 0 || more == 0 || n > maxValue
+		return int64(n), int64(m), off + length + more
+	}
+	_, least, _ := at(0)
+	_, most, _ := at(cells - 1)
+	if bad || least <= low || most > high {
+		return corruptf("page %d has rows of another", number)
+	}
+	before := low
+	for i := sort.Search(cells, func(i int) bool {
+		_, id, _ := at(i)
+		return id >= w.first
+	}); i < cells; i++ {
+		size, id, off := at(i)
+		if bad || id <= before {
+			return corruptf("page %d has no order", number)
+		}
+		if before = id; id > w.last {
+			return nil
+		}
+		payload, err := w.payload(p, off, int(size))
+		if err != nil {
+			return err
+		}
+		if w.row, err = decode(payload, w.row[:0]); err != nil {
+			return fmt.Errorf("row %d on page %d: %w", id, number, err)
+		}
+		if len(w.row) > 0 && w.row[0].kind == nothing { // the key is not in the row
+			w.row[0] = field{kind: integer, n: id}
+		}
+		if err := w.fn(id, w.row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// payload returns a row, the end of which may lie on other pages.
+func (t *trees) payload(p []byte, off, size int) ([]byte, error) {
+	local := size
+	if size > maxLocal {
+		if local = minLocal + (size-minLocal)%(pageSize-4); local > maxLocal {
+			local = minLocal
+		}
+	}
+	if off+local > pageSize || local < size && off+local+4 > pageSize {
+		return nil, corruptf("a row goes beyond its page")
+	}
+	if local == size {
+		return p[off : off+size], nil
+	}
+	row := append(make([]byte, 0, size), p[off:off+local]...)
+	for next := binary.BigEndian.Uint32(p[off+local:]); len(row) < size; {
+		more, err := t.page(next)
+		if err != nil {
+			return nil, err
+		}
+		next = binary.BigEndian.Uint32(more)
+		row = append(row, more[4:4+min(size-len(row), pageSize-4)]...)
+	}
+	return row, nil
+}
+
+// varint reads a number of one to nine bytes, seven bits each but the last, which has eight. size is 0 where b ends before it.
+func varint(b []byte) (n uint64, size int) {
+	for i, c := range b {
+		if i == 8 {
+			return n<<8 | uint64(c), 9
+		}
+		n = n<<7 | uint64(c&0x7f)
+		if c < 0x80 {
+			return n, i + 1
+		}
+	}
+	return 0, 0
+}
+
+type fieldKind uint8
+
+const (
+	nothing fieldKind = iota
+	integer
+	textual
+	binaryBlob
+	another
+)
+
+// field is one value of a row.
+type field struct {
+	kind fieldKind
+	n    int64
+	b    []byte
+}
+
+// decode appends the values of a record: section 2.1 of the format.
+func decode(record []byte, row []field) ([]field, error) {
+	header, at := varint(record)
+	if at == 0 || header > uint64(len(record)) {
+		return nil, corruptf("a record without a header")
+	}
+	body := record[header:]
+	for at < int(header) {
+		kind, size := varint(record[at:header])
+		if at += size; size == 0 {
+			return nil, corruptf("the header of a record is cut off")
+		}
+		f := field{kind: integer}
+		length := uint64(0)
+		switch {
+		case kind == 0:
+			f.kind = nothing
+		case kind <= 4:
+			length = kind
+		case kind == 5:
+			length = 6
+		case kind == 6:
+			length = 8
+		case kind == 7:
+			f.kind, length = another, 8
+		case kind == 9:
+			f.n = 1
+		case kind >= 12 && kind&1 == 0:
+			f.kind, length = binaryBlob, (kind-12)/2
+		case kind >= 13:
+			f.kind, length = textual, (kind-13)/2
+		case kind != 8:
+			return nil, corruptf("a record has a value of type %d", kind)
+		}
+		if length > uint64(len(body)) {
+			return nil, corruptf("a record is cut off")
+		}
+		value := body[:length]
+		body = body[length:]
+		if f.kind >= textual {
+			f.b = value[:length:length]
+		} else if length > 0 {
+			for _, c := range value {
+				f.n = f.n<<8 | int64(c)
+			}
+			shift := 64 - 8*int(length)
+			f.n = f.n << shift >> shift
+		}
+		row = append(row, f)
+	}
+	return row, nil
+}
+
+// fieldsOf makes fields of what SQLite's driver has.
+func fieldsOf(row []driver.Value) []field {
+	all := make([]field, len(row))
+	for i, v := range row {
+		switch v := v.(type) {
+		case nil:
+		case int64:
+			all[i] = field{kind: integer, n: v}
+		case string:
+			all[i] = field{kind: textual, b: []byte(v)}
+		case []byte:
+			all[i] = field{kind: binaryBlob, b: v}
+		default:
+			all[i] = field{kind: another}
+		}
+	}
+	return all
+}
