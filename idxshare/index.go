@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// maxIdle is how many connections are kept for the next who asks.
-	maxIdle = 4
+	// maxIdle is how many connections are kept for the next who asks. A search has up to six at once.
+	maxIdle = 8
 	// connCache is how much of the database a connection keeps, in KiB.
 	connCache = 1024
 	// maxValue is the longest text or blob that is read, in bytes.
