@@ -113,7 +113,7 @@ figures: ## measure leaf, images, the index, cache and fleets of nodes natively 
 	$(GO) test ./image -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-images.md
 	$(GO) test ./idxshare -run '^TestIdxFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-index.md
 	$(GO) test ./cache/trace -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-cache.md
-	$(GO) test ./node/fleet -run '^TestFleet$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-fleet.md
+	$(GO) test ./node/fleet -run '^TestFleet' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures-fleet.md
 
 bench-cache: ## measure a hit of the cache beside golang-lru and otter (a module of its own)
 	cd bench/cachepeers && $(GO) test -run '^$$' -bench Hit -cpu 1,2 -count 6

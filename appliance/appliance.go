@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -69,6 +71,18 @@ type Appliance struct {
 type root struct {
 	set    *image.Set
 	cached *cache.Root
+
+	index *root // of its files; nil: nobody has asked for it
+}
+
+func (a *Appliance) newRoot(set *image.Set) *root { return &root{set: set, cached: a.cache.Open(set)} }
+
+func (r *root) close() error {
+	if r == nil {
+		return nil
+	}
+	r.cached.Close()
+	return errors.Join(r.index.close(), r.set.Close())
 }
 
 // Start begins to serve when all roots have been tried once. One that cannot be opened then is tried again and again. ctx bounds the start alone.
@@ -94,6 +108,7 @@ func Start(ctx context.Context, o Options) (*Appliance, error) {
 	}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.handler = peer.NewHandler(a.cache, peer.HandlerOptions{Log: o.Log})
+	a.cache.OnAsked(a.openAsked)
 	a.openRoots(ctx)
 	if a.server, err = peer.Listen(o.Listen, a, peer.ServerOptions{TLS: o.TLS, Log: o.Log}); err != nil {
 		return nil, errors.Join(err, a.Close())
@@ -134,9 +149,7 @@ func (a *Appliance) openRoots(ctx context.Context) {
 func (a *Appliance) openRoot(ref image.Ref) bool {
 	ctx, cancel := context.WithTimeout(a.ctx, openTime)
 	defer cancel()
-	set, err := image.OpenSet(ctx, []image.Ref{ref}, image.Digest{}, image.SetOptions{
-		Source: a.o.Source, CacheBytes: setBytes, Log: a.o.Log, Patience: a.o.Patience,
-	})
+	set, err := a.openSet(ctx, []image.Ref{ref}, image.Digest{})
 	if err == nil {
 		err = a.enter(ref, set)
 	}
@@ -156,6 +169,39 @@ func (a *Appliance) openRoot(ref image.Ref) bool {
 	return false
 }
 
+func (a *Appliance) openSet(ctx context.Context, refs []image.Ref, content image.Digest) (*image.Set, error) {
+	return image.OpenSet(ctx, refs, content, image.SetOptions{Source: a.o.Source, CacheBytes: setBytes, Log: a.o.Log, Patience: a.o.Patience})
+}
+
+// openAsked opens the index with a content, if one of the roots has it. What an index says, and who signed it, is looked at by the nodes.
+func (a *Appliance) openAsked(ctx context.Context, content image.Digest) {
+	a.mu.Lock()
+	roots := slices.Collect(maps.Values(a.open))
+	a.mu.Unlock()
+	for _, r := range roots {
+		if err := a.openIndex(ctx, r, content); err != nil && !errors.Is(err, image.ErrNotAttached) {
+			a.o.Log.Debug("index not opened", "root", r.set.ContentRoot(), "content", content, "error", err)
+		}
+	}
+}
+
+func (a *Appliance) openIndex(ctx context.Context, r *root, content image.Digest) error {
+	found, err := r.set.FindIndex(ctx, func(*image.Index) error { return nil })
+	if err != nil || found.Statement.Index != content {
+		return err
+	}
+	set, err := a.openSet(ctx, found.Refs, content)
+	if err != nil {
+		return err
+	}
+	index := a.newRoot(set)
+	a.mu.Lock()
+	before := r.index
+	r.index = index
+	a.mu.Unlock()
+	return before.close()
+}
+
 // enter lets chunks of a set be given, or makes a replica of it.
 func (a *Appliance) enter(ref image.Ref, set *image.Set) error {
 	a.mu.Lock()
@@ -167,7 +213,7 @@ func (a *Appliance) enter(ref image.Ref, set *image.Set) error {
 		}
 		return set.Close()
 	}
-	a.open[content] = &root{set, a.cache.Open(set)}
+	a.open[content] = a.newRoot(set)
 	a.o.Log.Info("root is served", "root", ref, "content", content)
 	return nil
 }
@@ -239,8 +285,7 @@ func (a *Appliance) Close() error {
 	a.cancel()
 	a.work.Wait()
 	for _, r := range a.open {
-		r.cached.Close()
-		errs = append(errs, r.set.Close())
+		errs = append(errs, r.close())
 	}
 	return errors.Join(append(errs, a.cache.Close())...)
 }

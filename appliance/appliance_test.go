@@ -140,28 +140,12 @@ func TestChunksOfRoots(t *testing.T) {
 	url := "https://" + a.Addr().String()
 	read := func() cache.Stats {
 		t.Helper()
-		client, err := peer.New([]string{url}, peer.Options{All: true, TLS: n.files(t, "node"), Log: quiet, Silence: time.Minute, Patience: time.Minute})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		c, err := cache.New(cache.Options{MemoryBytes: 64 << 20, Appliance: client, ApplianceTime: time.Minute, Log: quiet})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
 		set, err := image.OpenSet(t.Context(), []image.Ref{ref}, image.Digest{}, image.SetOptions{Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer set.Close()
-		root := c.Open(set)
-		defer root.Close()
-		p := make([]byte, len(content))
-		if err := root.Reader().Read(t.Context(), p, 0); err != nil || !bytes.Equal(p, content) {
-			t.Fatalf("%v, or other content", err)
-		}
-		return c.Stats()
+		return n.read(t, url, set, content)
 	}
 	for i := range 2 {
 		if s := read(); s.Origin.Bytes > 0 || s.Appliance.Hits < 32 { // and parts of the table
@@ -176,6 +160,74 @@ func TestChunksOfRoots(t *testing.T) {
 	}
 	if s := read(); s.Origin.Bytes != uint64(len(content)) {
 		t.Errorf("without the appliance: %+v, %+v", s.Appliance, s.Origin)
+	}
+}
+
+// read reads a content as a node does that has an appliance.
+func (n nodes) read(t *testing.T, url string, set *image.Set, content []byte) cache.Stats {
+	t.Helper()
+	client, err := peer.New([]string{url}, peer.Options{All: true, TLS: n.files(t, "node"), Log: quiet, Silence: time.Minute, Patience: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := cache.New(cache.Options{MemoryBytes: 64 << 20, Appliance: client, ApplianceTime: time.Minute, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	root := c.Open(set)
+	defer root.Close()
+	p := make([]byte, len(content))
+	if err := root.Reader().Read(t.Context(), p, 0); err != nil || !bytes.Equal(p, content) {
+		t.Fatalf("%v, or other content", err)
+	}
+	return c.Stats()
+}
+
+// An appliance gives chunks of the index of a root, too, and of the one that is attached later instead of it.
+func TestChunksOfIndexes(t *testing.T) {
+	dir, _ := layout(t)
+	n := newNodes(t)
+	ref := parse(t, "oci:"+dir+":debian:1")
+	a := run(t, Options{Roots: []image.Ref{ref}, TLS: n.files(t, "appliance")})
+	defer a.Close()
+	l, err := image.OpenLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	set, err := image.OpenSet(t.Context(), []image.Ref{ref}, image.Digest{}, image.SetOptions{Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	for seed := range byte(2) {
+		im, err := image.Open(t.Context(), l, "debian:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		content := make([]byte, 1<<20)
+		_, _ = rand.NewChaCha8([32]byte{seed, 2}).Read(content)
+		_, err = image.AttachIndex(t.Context(), im, l, image.IndexFile{Root: im.ContentRoot(), Content: bytes.NewReader(content), SizeBytes: int64(len(content))}, image.IndexOptions{})
+		if err := errors.Join(err, im.Close()); err != nil {
+			t.Fatal(err)
+		}
+		found, err := set.FindIndex(t.Context(), func(*image.Index) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		index, err := image.OpenSet(t.Context(), found.Refs, found.Statement.Index, image.SetOptions{Log: quiet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := n.read(t, "https://"+a.Addr().String(), index, content)
+		if s.Origin.Bytes > 0 || s.Appliance.Hits < 16 {
+			t.Errorf("index %d: %+v, %+v", seed, s.Appliance, s.Origin)
+		}
+		if err := index.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

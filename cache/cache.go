@@ -82,6 +82,7 @@ type Cache struct {
 	fetch  histogram
 	origin originCounts
 	served servedCounts
+	asked  asked
 
 	limiting sync.Mutex // is held from where a limit is computed until memory keeps it
 
@@ -260,11 +261,20 @@ func (c *Cache) serve(ctx context.Context, chunk Chunk, p []byte) error {
 	return nil
 }
 
+// rootsOf returns the open images with a content.
+func (c *Cache) rootsOf(content image.Digest) []*Root {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.roots[content])
+}
+
 // rootWith returns an open image in which a chunk is where it says, or nil.
 func (c *Cache) rootWith(ctx context.Context, chunk Chunk) *Root {
-	c.mu.Lock()
-	roots := slices.Clone(c.roots[chunk.Root])
-	c.mu.Unlock()
+	roots := c.rootsOf(chunk.Root)
+	if len(roots) == 0 {
+		c.openAsked(ctx, chunk.Root)
+		roots = c.rootsOf(chunk.Root)
+	}
 	for _, r := range roots {
 		if r.hasTablePart(ctx, chunk) {
 			return r

@@ -92,6 +92,7 @@ func New(cfg Config) (*Daemon, error) {
 		devices:  make(map[string]*device),
 		ids:      make(map[int]string),
 	}
+	cached.OnAsked(d.roots.openAsked)
 	if err := errors.Join(d.forgetEnding(), d.loadUpgrade(), d.loadRecords()); err != nil {
 		return nil, errors.Join(err, cached.close(), lock.release())
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -155,6 +157,25 @@ func (f *fileIndex) use(ctx context.Context, a *roots, s *rootSet, fresh bool) (
 	}
 	x.trusted = trusted[found.Statement]
 	return x, f.replace(x)
+}
+
+// openAsked opens the index with a content, if a root that is open here has it: a peer asks this node for a chunk of it.
+func (a *roots) openAsked(ctx context.Context, content image.Digest) {
+	a.setsMu.Lock()
+	sets := slices.Collect(maps.Values(a.sets))
+	for _, s := range sets {
+		s.users++
+	}
+	a.setsMu.Unlock()
+	for _, s := range sets {
+		x, err := s.index.use(ctx, a, s, true)
+		if err == nil {
+			err = s.index.leave(x)
+		}
+		if err := errors.Join(err, a.leave(s)); err != nil && !errors.Is(err, image.ErrNotAttached) {
+			a.log.Debug("index not opened for a peer", "root", s.ContentRoot(), "content", content, "error", oneLine(err))
+		}
+	}
 }
 
 // take returns the index that is open, unless fresh asks for one that was looked for lately.
