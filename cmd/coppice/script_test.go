@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"coppice/ebpf/boottrace"
+	"coppice/idxshare"
 	"coppice/image"
 	"coppice/node"
 	"coppice/node/nodetest"
@@ -38,6 +39,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon": cmdDaemon, "exits": cmdExits, "hold": cmdHold, "disk": cmdDisk, "poke": cmdPoke, "sparse": cmdSparse,
 			"spoil": cmdSpoil, "keys": cmdKeys, "fill": cmdFill, "hydrated": cmdHydrated, "recorded": cmdRecorded, "indexed": cmdIndexed,
+			"indexdisk": cmdIndexDisk,
 		},
 	})
 }
@@ -288,4 +290,18 @@ func cmdRecorded(ts *testscript.TestScript, _ bool, args []string) {
 	data, err := t.Encode()
 	ts.Check(errors.Join(err, im.Close(), src.Close()))
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o600))
+}
+
+// cmdIndexDisk makes the index of a disk in a file: indexdisk DISK INDEX.
+func cmdIndexDisk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: indexdisk DISK INDEX")
+	}
+	f, err := os.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer f.Close()
+	st, err := f.Stat()
+	ts.Check(err)
+	_, err = idxshare.Build(context.Background(), ts.MkAbs(args[1]), idxshare.BuildInput{Device: f, Size: st.Size(), Source: args[0]}, idxshare.BuildOptions{})
+	ts.Check(err)
 }
