@@ -158,10 +158,14 @@ func (d *deltaMaker) volume(ctx context.Context, v Volume, changed blockSet) err
 	fs, err := ext4.Open(io.NewSectionReader(d.content, v.Start, v.Length), v.Length)
 	if errors.Is(err, ext4.ErrNotExt4) || errors.Is(err, ext4.ErrUnsupported) {
 		report.How, report.Why = VolumeGone, err.Error()
+		v.UUID, v.Label = "", "" // what is there the next time is another one, if only because nothing is known of it any more
 		if err := d.w.AddVolume(v); err != nil {
 			return err
 		}
-		return d.forgetAll(ctx, v)
+		if err := d.forgetAll(ctx, v); err != nil {
+			return err
+		}
+		return d.replaceMetadata(v)
 	}
 	if err != nil {
 		return err
@@ -182,6 +186,12 @@ func (d *deltaMaker) forgetAll(ctx context.Context, v Volume) error {
 		}
 	}
 	return nil
+}
+
+// replaceMetadata says that what was known of the file system's own blocks does not hold.
+func (d *deltaMaker) replaceMetadata(v Volume) error {
+	d.done[place{v.ID, 0}] = true
+	return d.w.ReplaceFile(v.ID, 0)
 }
 
 // forget says that an inode is not in use any more.
@@ -334,8 +344,7 @@ const ownRegions = 8
 
 // putMetadata replaces what is the file system's own: regions, and the blocks of inodes that it has for itself.
 func (d *volumeDelta) putMetadata(ctx context.Context, regions []Extent) error {
-	d.done[place{d.v.ID, 0}] = true
-	if err := d.w.ReplaceFile(d.v.ID, 0); err != nil {
+	if err := d.replaceMetadata(d.v); err != nil {
 		return err
 	}
 	for _, e := range regions {

@@ -147,3 +147,87 @@ func TestDelta(t *testing.T) {
 		})
 	}
 }
+
+// A device on which another file system was made, or which has none any more, or whose file system has become larger, is indexed as it is, volumes and free blocks included.
+func TestDeltaOfAnotherFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	root := newImage(t, dir, "-U", "5f2f3a1e-0c9e-4b3c-9d5e-5a3f0c8e7b11")
+	small := filepath.Join(dir, "small.img")
+	run(t, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", "-d", filepath.Join(dir, "tree"), small, "8M")
+	mustDo(t, os.Truncate(small, 12<<20))
+	run(t, "rm", "-r", filepath.Join(dir, "tree", "usr", "share"))
+	mkfs := func(options ...string) []string {
+		return append(append([]string{"mke2fs", "-q", "-F", "-t", "ext4", "-d", filepath.Join(dir, "tree")}, options...), "IMAGE")
+	}
+	for _, c := range []struct {
+		name, root string
+		do         []string
+		how        VolumeHow // "": as it may
+	}{
+		{"larger blocks", root, mkfs("-b", "4096"), VolumeWhole},
+		{"the same UUID", root, mkfs("-b", "1024", "-U", "5f2f3a1e-0c9e-4b3c-9d5e-5a3f0c8e7b11"), ""},
+		{"none", root, []string{"dd", "if=/dev/zero", "of=IMAGE", "bs=64k", "count=1", "conv=notrunc", "status=none"}, VolumeGone},
+		{"grown", small, []string{"resize2fs", "-f", "IMAGE", "12M"}, VolumeDelta},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			index, now, whole := filepath.Join(dir, "root.index"), filepath.Join(dir, "now.img"), filepath.Join(dir, "whole.index")
+			indexWhole(t, c.root, index, "root", true)
+			base, err := Open(index)
+			mustDo(t, err)
+			defer base.Close()
+			run(t, "cp", c.root, now)
+			for i, arg := range c.do {
+				c.do[i] = strings.ReplaceAll(arg, "IMAGE", now)
+			}
+			run(t, c.do[0], c.do[1:]...)
+			delta, report := makeDeltaReported(t, filepath.Join(dir, "delta"), base, nil, c.root, now)
+			defer delta.Close()
+			if len(report.Volumes) != 1 || c.how != "" && report.Volumes[0].How != c.how {
+				t.Errorf("%+v", report.Volumes)
+			}
+			v, err := NewView(context.Background(), base, delta)
+			mustDo(t, err)
+			if c.how == VolumeGone {
+				if k := allOf(t, v); len(k.files)+len(k.names)+len(k.extents) > 0 {
+					t.Errorf("left: %d files, %d names, %d extents", len(k.files), len(k.names), len(k.extents))
+				}
+				back := makeDelta(t, filepath.Join(dir, "back"), base, delta, now, c.root)
+				defer back.Close()
+				v, err := NewView(context.Background(), base, back)
+				mustDo(t, err)
+				compareWithIndex(t, v, index)
+				return
+			}
+			indexWhole(t, now, whole, "whole", true)
+			compareWithIndex(t, v, whole)
+			again := filepath.Join(dir, "again.img")
+			run(t, "cp", now, again)
+			debugfs(t, again, "mkdir once", "rm etc/hosts")
+			next := makeDelta(t, filepath.Join(dir, "next"), base, delta, now, again)
+			defer next.Close()
+			then, err := NewView(context.Background(), base, next)
+			mustDo(t, err)
+			indexWhole(t, again, filepath.Join(dir, "again.index"), "whole", true)
+			compareWithIndex(t, then, filepath.Join(dir, "again.index"))
+			x, err := Open(whole)
+			mustDo(t, err)
+			defer x.Close()
+			if got, want := fmt.Sprint(v.Volumes()), fmt.Sprint(x.Volumes()); got != want {
+				t.Errorf("volumes %s, not %s", got, want)
+			}
+			if got, want := ownersOf(t, v), ownersOf(t, x.View()); !slices.Equal(got, want) {
+				t.Errorf("owners:\n%v\nnot\n%v", got, want)
+			}
+		})
+	}
+}
+
+func ownersOf(t *testing.T, v *View) (owners []Owner) {
+	t.Helper()
+	mustDo(t, v.Owners(context.Background(), 0, 12<<20, func(o Owner) error {
+		owners = append(owners, o)
+		return nil
+	}))
+	return owners
+}

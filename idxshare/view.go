@@ -77,8 +77,30 @@ func has(keys []uint64, volume int, inode uint64) bool {
 	return ok
 }
 
-// Volumes returns the file systems.
-func (v *View) Volumes() []Volume { return v.base.Volumes() }
+// Volumes returns the file systems, as they are by now.
+func (v *View) Volumes() (volumes []Volume) {
+	for _, r := range v.current() {
+		volumes = append(volumes, r.Volume)
+	}
+	return volumes
+}
+
+// current returns the volumes of the base, and instead of each what the delta says of it: another file system may have been made there.
+func (v *View) current() []*ranged {
+	volumes := slices.Clone(v.base.volumes)
+	if v.delta == nil {
+		return volumes
+	}
+	for _, r := range v.delta.volumes {
+		i := slices.IndexFunc(volumes, func(b *ranged) bool { return b.ID == r.ID })
+		if i < 0 {
+			volumes = append(volumes, r)
+		} else {
+			volumes[i] = r
+		}
+	}
+	return volumes
+}
 
 // File returns an inode, or an error that wraps [ErrNotFound].
 func (v *View) File(ctx context.Context, volume int, inode uint64) (*File, error) {
@@ -287,7 +309,7 @@ func (v *View) Digest(ctx context.Context, volume int, path string) ([]byte, err
 	case f.Mode&ModeType != ModeRegular:
 		return nil, fmt.Errorf("digest of %q: it is no regular file: %w", path, ErrNotFound)
 	case f.Digest == nil:
-		return nil, fmt.Errorf("digest of %q: the index was built without digests: %w", path, ErrNotFound)
+		return nil, fmt.Errorf("digest of %q: none was computed: %w", path, ErrNotFound)
 	}
 	return f.Digest, nil
 }

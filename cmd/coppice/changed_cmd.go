@@ -13,11 +13,9 @@ import (
 
 type changedCmd struct {
 	output
-	consistency
+	leafIndex
 	Name  string `arg:"" help:"Name of the device."`
 	Files bool   `help:"Tell which files were added, modified, deleted and renamed, as they are at one moment."`
-	Index string `placeholder:"FILE" type:"existingfile" help:"With --files: the index of the files of the device's root (the one that is kept beside its image)."`
-	Cache string `default:"/var/cache/coppice/index" placeholder:"DIR" help:"With --files: where to keep what is known, so that the next time only what changed since is read (/var/cache/coppice/index)."`
 }
 
 // Run prints the extents as they come: there may be millions.

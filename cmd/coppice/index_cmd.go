@@ -26,6 +26,8 @@ type indexOn struct {
 	sourceFlags
 	On    string   `placeholder:"NAME|REF|FILE" help:"Device, image or file whose index is asked (the only device that there is)."`
 	Trust []string `placeholder:"FILE" type:"existingfile" help:"Public key by which, or by another one given so, the index of an image must be signed."`
+
+	ofRoot string // file with the index of a device's root, instead of the one that is kept beside its image
 }
 
 // askedIndex is an index that is open, and where it comes from.
@@ -82,6 +84,27 @@ func (f indexOn) with(env *environment, do func(*askedIndex) error) error {
 	}
 	return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("ask the index of %.200q: no such file", on),
 		Hint: "give a device's name, an image (oci:DIR:NAME:TAG, http://HOST/DIR:NAME:TAG or HOST/REPOSITORY:TAG), or a file that coppice index build has written"}
+}
+
+// indexView says what to ask: an index, and of a device what its own layer changed, too.
+type indexView struct {
+	indexOn
+	leafIndex
+	RootOnly bool `help:"Of a device, its root alone: it is not looked what its own layer changed, and no file system frozen for that."`
+}
+
+// with opens the index for as long as do takes.
+func (f indexView) with(env *environment, do func(*askedIndex, *idxshare.View) error) error {
+	f.ofRoot = f.Index
+	return f.indexOn.with(env, func(x *askedIndex) error {
+		if x.info.From != "device" || f.RootOnly {
+			return do(x, x.View())
+		}
+		return explainIndex(f.view(env, x, func(view *idxshare.View, t leafTotal) error {
+			t.explain(env.err)
+			return do(x, view)
+		}))
+	})
 }
 
 // on is what the flag says, or else the only device.
@@ -162,6 +185,12 @@ func withImageIndex(ctx context.Context, im *image.Image, do func(*image.Index) 
 func (f indexOn) withDevice(env *environment, name string, do func(*askedIndex) error) error {
 	if err := f.noTrust(name); err != nil {
 		return err
+	}
+	if f.ofRoot != "" {
+		return f.withFile(f.ofRoot, func(x *askedIndex) error {
+			x.info.From, x.info.On = "device", name
+			return do(x)
+		})
 	}
 	d, err := env.client().Index(env.ctx, name)
 	if err != nil {

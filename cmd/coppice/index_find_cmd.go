@@ -122,7 +122,7 @@ func toJSONPath(path []byte) jsonPath {
 
 type indexFindCmd struct {
 	output
-	indexOn
+	indexView
 	indexVolume
 	indexPaths
 	Pattern    string `arg:"" help:"Text that is in the name, or with a slash in it, in the path."`
@@ -131,6 +131,7 @@ type indexFindCmd struct {
 	IgnoreCase bool   `short:"i" help:"Upper and lower case are the same."`
 	Type       string `enum:",f,d,l,b,c,p,s" default:"" placeholder:"f|d|l|b|c|p|s" help:"Only regular files, directories, symbolic links, block or character devices, pipes, or sockets."`
 	Under      string `placeholder:"DIR" help:"Only what lies below this directory."`
+	Changed    bool   `help:"Only what is another than in the root: of a device."`
 	Limit      int    `placeholder:"N" help:"End after so many (all)."`
 	Long       bool   `short:"l" help:"Also show mode, owner, size and time of change."`
 }
@@ -161,14 +162,13 @@ func (c *indexFindCmd) Run(env *environment) error {
 	if c.Limit < 0 {
 		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("find: --limit %d", c.Limit), Hint: "give how many names to print at most"}
 	}
-	return c.with(env, func(x *askedIndex) error {
+	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
 		volumes, err := c.of(x)
 		if err != nil {
 			return err
 		}
-		view, err := idxshare.NewView(env.ctx, x.Index, nil)
-		if err != nil {
-			return err
+		if c.Changed && (x.info.From != "device" || c.RootOnly) {
+			return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("find --changed in the index of %s: nothing changed there", x.info.On), Hint: "give a device: --on NAME, without --root-only"}
 		}
 		out := bufio.NewWriter(env.out)
 		c.begin(env.out, volumes)
@@ -193,7 +193,7 @@ func (c *indexFindCmd) Run(env *environment) error {
 
 func (c *indexFindCmd) query(volumes []idxshare.Volume) idxshare.Query {
 	q := idxshare.Query{
-		Pattern: c.Pattern, IgnoreCase: c.IgnoreCase, WholePath: strings.Contains(c.Pattern, "/"), Type: fileTypes[c.Type], Under: c.Under, Limit: c.Limit,
+		Pattern: c.Pattern, IgnoreCase: c.IgnoreCase, WholePath: strings.Contains(c.Pattern, "/"), Type: fileTypes[c.Type], Under: c.Under, Changed: c.Changed, Limit: c.Limit,
 		NamesOnly: c.Output != "json" && !c.Long,
 	}
 	switch {
@@ -286,7 +286,7 @@ func (l *jsonList) end() error {
 
 type indexDigestCmd struct {
 	output
-	indexOn
+	indexView
 	indexVolume
 	Path string `arg:"" help:"Path of the file, from the root of its file system."`
 }
@@ -301,12 +301,8 @@ type fileDigest struct {
 
 // Run shows the digest as sha256sum does: of the file of that path in each file system that has one.
 func (c *indexDigestCmd) Run(env *environment) error {
-	return c.with(env, func(x *askedIndex) error {
+	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
 		volumes, err := c.of(x)
-		if err != nil {
-			return err
-		}
-		view, err := idxshare.NewView(env.ctx, x.Index, nil)
 		if err != nil {
 			return err
 		}

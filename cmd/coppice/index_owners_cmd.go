@@ -36,7 +36,7 @@ func (r *diskRange) UnmarshalText(text []byte) (err error) {
 
 type indexOwnersCmd struct {
 	output
-	indexOn
+	indexView
 	Range diskRange `arg:"" name:"offset[+len]" help:"Where on the disk, in bytes: 1048576, 1M or 1M+64K."`
 }
 
@@ -55,17 +55,13 @@ type ownedBytes struct {
 
 // Run prints whose the bytes are, in order.
 func (c *indexOwnersCmd) Run(env *environment) error {
-	return c.with(env, func(x *askedIndex) error {
+	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
 		if size := x.Header().Size; c.Range.to > size {
 			return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("who owns bytes %d to %d: the disk has %d", c.Range.from, c.Range.to-1, size), Hint: "give an offset below that"}
 		}
-		view, err := idxshare.NewView(env.ctx, x.Index, nil)
-		if err != nil {
-			return err
-		}
 		out := bufio.NewWriter(env.out)
 		list := jsonList{w: out, name: "owners"}
-		err = view.Owners(env.ctx, c.Range.from, c.Range.to, func(o idxshare.Owner) error {
+		err := view.Owners(env.ctx, c.Range.from, c.Range.to, func(o idxshare.Owner) error {
 			b, err := toOwned(env.ctx, view, o, x.Volumes())
 			switch {
 			case err != nil:
