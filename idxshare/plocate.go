@@ -13,7 +13,7 @@ import (
 )
 
 // ErrNoPlocate says that plocate-build, which makes plocate's database, is not installed.
-var ErrNoPlocate = errors.New("plocate-build is not installed: install Debian's package plocate")
+var ErrNoPlocate = errors.New("plocate-build is not installed")
 
 // ListPaths writes the path of every name of a volume, each behind prefix and followed by a newline, as plocate-build --plaintext reads it. In such a list no
 // name can have a newline itself: those that have one are left out, and counted.

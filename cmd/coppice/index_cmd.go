@@ -13,12 +13,13 @@ import (
 )
 
 type indexCmd struct {
-	Build   indexBuildCmd  `cmd:"" help:"Index the files of an image, disk image or block device, from its blocks."`
-	Share   indexShareCmd  `cmd:"" help:"Keep an index beside its image, sign it, or put it on shared storage."`
-	Find    indexFindCmd   `cmd:"" help:"Find files by name, in an index: nothing is mounted and nothing else read."`
-	WhoOwns indexOwnersCmd `cmd:"" name:"who-owns" help:"Tell which files lie at an offset of a disk."`
-	Digest  indexDigestCmd `cmd:"" help:"Show the SHA-256 of a file's content, from an index."`
-	Info    indexInfoCmd   `cmd:"" help:"Show what an index is of, where it comes from and who signed it."`
+	Build   indexBuildCmd   `cmd:"" help:"Index the files of an image, disk image or block device, from its blocks."`
+	Share   indexShareCmd   `cmd:"" help:"Keep an index beside its image, sign it, or put it on shared storage."`
+	Find    indexFindCmd    `cmd:"" help:"Find files by name, in an index: nothing is mounted and nothing else read."`
+	WhoOwns indexOwnersCmd  `cmd:"" name:"who-owns" help:"Tell which files lie at an offset of a disk."`
+	Digest  indexDigestCmd  `cmd:"" help:"Show the SHA-256 of a file's content, from an index."`
+	Plocate indexPlocateCmd `cmd:"" help:"Write a database for locate, as plocate reads it."`
+	Info    indexInfoCmd    `cmd:"" help:"Show what an index is of, where it comes from and who signed it."`
 }
 
 // indexOn says which index to ask.
