@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// In these scenarios the daemon ends while its devices are in use; in these, storage is far away or full. Each has a VM of its own, as have all others together: a VM leaves
+// In these scenarios the daemon ends while its devices are in use; in these, storage is far away or full, or is indexed. Each has a VM of its own, as have all others together: a VM leaves
 // half of two cores idle, and two of them at a time keep both busy to the end only where none takes much longer than others.
 var (
 	troubled = regexp.MustCompile(`^Test(DaemonIs|GhostWrites)`)
-	stored   = regexp.MustCompile(`^Test(LeafOn|FileSystemsOnFullStore)`)
+	stored   = regexp.MustCompile(`^Test(LeafOn|FileSystemsOnFullStore|IndexOf)`)
 )
 
 // TestScenarios runs the tests of package scenarios, but for those of the tests below, beside which it runs. The guest may write to its root
@@ -30,7 +30,7 @@ func TestScenariosOfTrouble(t *testing.T) {
 	runScenarios(t, troubled.MatchString, ImageExt4)
 }
 
-// TestScenariosOfStorage runs those of leaves that are far away or full.
+// TestScenariosOfStorage runs those of leaves that are far away or full, and of indexes.
 func TestScenariosOfStorage(t *testing.T) {
 	t.Parallel()
 	runScenarios(t, stored.MatchString, ImageExt4)

@@ -318,12 +318,21 @@ func (c *indexDigestCmd) Run(env *environment) error {
 			for _, f := range found {
 				for _, v := range volumes {
 					if v.Partition == f.Partition {
-						fmt.Fprintf(w, "%s  %s", f.Digest, p.show(v.ID, []byte(c.Path)))
+						fmt.Fprintln(w, sumLine(f.Digest, p.names[v.ID]+c.Path))
 					}
 				}
 			}
 		})
 	})
+}
+
+// sumLine is a line as sha256sum prints and reads it: one whose path has a backslash or a newline begins with a backslash, and has them escaped.
+func sumLine(digest, path string) string {
+	escaped := strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\r", `\r`).Replace(path)
+	if escaped != path {
+		digest = `\` + digest
+	}
+	return digest + "  " + escaped
 }
 
 func (c *indexDigestCmd) find(env *environment, view *idxshare.View, volumes []idxshare.Volume) ([]fileDigest, error) {

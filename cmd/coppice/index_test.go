@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -105,4 +109,22 @@ func TestPathInJSON(t *testing.T) {
 			t.Fatalf("%q came back as %q: %s", in, out, data)
 		}
 	})
+}
+
+// A line with a digest is what sha256sum prints of a file with that path.
+func TestSumLine(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"plain", `back\slash`, "two\nlines", "return\r", "\xff"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want, err := exec.Command("sha256sum", path).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := sumLine(fmt.Sprintf("%x", sha256.Sum256([]byte(name))), path) + "\n"; got != string(want) {
+			t.Errorf("%q, and sha256sum prints %q", got, want)
+		}
+	}
 }

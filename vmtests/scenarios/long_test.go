@@ -23,6 +23,9 @@ var installs = [][]string{{"jq", "sqlite3"}, {"nginx-light", "rsync", "tmux"}}
 // verified are the packages whose files dpkg verifies at the end of TestDebianInstall: all.
 const verified = ""
 
+// indexDigests says whether TestIndexOfDebian compares contents, too.
+const indexDigests = true
+
 // modelSteps is how many operations the tests of raw images do in each region, between two comparisons of all of it.
 const modelSteps = 300
 
