@@ -18,7 +18,7 @@ func TestChangedFilesOfMountedDevice(t *testing.T) {
 	r := newVMRig(t)
 	index, cache := filepath.Join(r.dir, "root.index"), filepath.Join(r.dir, "cache")
 	r.sh("mkdir -p " + r.dir + "/files/etc " + r.dir + "/files/many && cd " + r.dir + "/files && seq 1000 >etc/passwd && echo a >etc/gone && echo b >etc/old && " +
-		"ln etc/old hard && for i in $(seq 400); do echo $i >many/$i; done && rm " + r.root + " && truncate -s " + rootSize + " " + r.root + " && mkfs.ext4 -q -F -d . " + r.root)
+		"ln etc/old hard && for i in $(seq 60); do echo $i >many/$i; done && rm " + r.root + " && truncate -s " + rootSize + " " + r.root + " && mkfs.ext4 -q -F -d . " + r.root)
 	r.ok("index", "build", r.root, "--to", index)
 	d := r.start()
 	web := r.create("web1")
