@@ -260,33 +260,11 @@ func (s *server) index(r *http.Request) (any, error) {
 	return s.d.Index(r.Context(), r.PathValue("name"))
 }
 
-// readIndex answers with the bytes.
-func (s *server) readIndex(w http.ResponseWriter, r *http.Request) {
-	p, err := s.indexBytes(r)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
-	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	_, _ = w.Write(p) // an error means that the client has gone: nobody to tell
-}
-
-func (s *server) indexBytes(r *http.Request) ([]byte, error) {
-	off, err := queryNumber(r, "off")
-	if err != nil {
-		return nil, err
-	}
-	n, err := queryNumber(r, "len")
-	if err != nil {
-		return nil, err
-	}
-	if n < 1 || n > maxIndexRead {
-		return nil, fail(CodeBadRequest, "", "%d bytes: 1 to %d are read at a time", n, maxIndexRead)
-	}
+// readIndex reads bytes of the index that a request names.
+func (s *server) readIndex(r *http.Request, p []byte, off int64) error {
 	index, err := image.ParseDigest(r.URL.Query().Get("index"))
 	if err != nil {
-		return nil, fail(CodeBadRequest, "", "index: %w", err)
+		return fail(CodeBadRequest, "", "index: %w", err)
 	}
-	p := make([]byte, n)
-	return p, s.d.ReadIndex(r.Context(), r.PathValue("name"), index, p, off)
+	return s.d.ReadIndex(r.Context(), r.PathValue("name"), index, p, off)
 }

@@ -103,7 +103,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("POST /"+APIVersion+"/"+mapsPath, s.admit(true, s.measure))
 	mux.Handle("DELETE /"+APIVersion+"/"+mapsPath, s.guard(s.endMeasure, true))
 	mux.Handle("GET "+one+"/index", s.guard(s.index, false))
-	mux.Handle("GET "+one+"/index/data", s.admit(true, s.readIndex))
+	mux.Handle("GET "+one+"/index/data", s.admit(true, s.bytes(maxIndexRead, s.readIndex)))
 	mux.Handle("GET "+one+"/trace", s.admit(false, s.cacheTrace))
 	const cached = "/" + APIVersion + "/cache"
 	mux.Handle("GET "+cached, s.guard(s.cacheStats, false))
@@ -117,7 +117,7 @@ func (s *server) routes() http.Handler {
 	mux.Handle("GET /"+APIVersion+"/leases", s.guard(s.leases, false))
 	const contents = "/" + APIVersion + "/contents"
 	mux.Handle("POST "+contents, s.admit(true, s.openContent))
-	mux.Handle("GET "+contents+"/{token}/data", s.admit(true, s.readContent))
+	mux.Handle("GET "+contents+"/{token}/data", s.admit(true, s.bytes(maxContentRead, s.readContent)))
 	mux.Handle("GET "+contents+"/{token}/next", s.guard(s.nextContent, true))
 	mux.Handle("GET "+contents+"/{token}/changed", s.admit(true, s.changedContent))
 	mux.Handle("GET "+contents+"/{token}/prints", s.admit(true, s.printsContent))

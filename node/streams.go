@@ -121,31 +121,36 @@ func (s *server) nextContent(r *http.Request) (any, error) {
 	return s.d.NextContent(r.PathValue("token"), off)
 }
 
-// readContent answers with the bytes.
-func (s *server) readContent(w http.ResponseWriter, r *http.Request) {
-	p, err := s.contentBytes(r)
-	if err != nil {
-		s.fail(w, Explain(err))
-		return
+// bytes answers with the bytes of the range that a request asks for.
+func (s *server) bytes(most int64, read func(r *http.Request, p []byte, off int64) error) http.HandlerFunc {
+	answer := func(r *http.Request) ([]byte, error) {
+		off, err := queryNumber(r, "off")
+		if err != nil {
+			return nil, err
+		}
+		n, err := queryNumber(r, "len")
+		if err != nil {
+			return nil, err
+		}
+		if n < 1 || n > most {
+			return nil, fail(CodeBadRequest, "", "%d bytes: 1 to %d are read at a time", n, most)
+		}
+		p := make([]byte, n)
+		return p, read(r, p, off)
 	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	_, _ = w.Write(p) // an error means that the client has gone: nobody to tell
+	return func(w http.ResponseWriter, r *http.Request) {
+		p, err := answer(r)
+		if err != nil {
+			s.fail(w, Explain(err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		_, _ = w.Write(p) // an error means that the client has gone: nobody to tell
+	}
 }
 
-func (s *server) contentBytes(r *http.Request) ([]byte, error) {
-	off, err := queryNumber(r, "off")
-	if err != nil {
-		return nil, err
-	}
-	n, err := queryNumber(r, "len")
-	if err != nil {
-		return nil, err
-	}
-	if n < 1 || n > maxContentRead {
-		return nil, fail(CodeBadRequest, "", "%d bytes: 1 to %d are read at a time", n, maxContentRead)
-	}
-	p := make([]byte, n)
-	return p, s.d.ReadContent(r.PathValue("token"), p, off)
+func (s *server) readContent(r *http.Request, p []byte, off int64) error {
+	return s.d.ReadContent(r.PathValue("token"), p, off)
 }
 
 func queryNumber(r *http.Request, key string) (int64, error) {

@@ -95,18 +95,30 @@ type result struct {
 	sent int64
 }
 
+// newOrigin makes a web server with images, behind a network. done ends both.
+func newOrigin(t *testing.T, h *hub, images string, network faultproxy.Fault) (proxy *faultproxy.Proxy, done func()) {
+	t.Helper()
+	server := httptest.NewServer(http.FileServer(http.Dir(images)))
+	err := h.do(func() (err error) {
+		proxy, err = faultproxy.Start(hubAddr+":0", server.URL)
+		return err
+	})
+	if err != nil {
+		server.Close()
+		t.Fatal(err)
+	}
+	proxy.Set(network)
+	return proxy, func() {
+		proxy.Close()
+		server.Close()
+	}
+}
+
 // run lets nodes boot from an origin of their own.
 func (p plan) run(t *testing.T, h *hub, images string, n network, nodes int, w way) (r result) {
 	t.Helper()
-	server := httptest.NewServer(http.FileServer(http.Dir(images)))
-	defer server.Close()
-	var proxy *faultproxy.Proxy
-	check(t, h.do(func() (err error) {
-		proxy, err = faultproxy.Start(hubAddr+":0", server.URL)
-		return err
-	}))
-	defer proxy.Close()
-	proxy.Set(n.Fault)
+	proxy, done := newOrigin(t, h, images, n.Fault)
+	defer done()
 	f := newFleet(t, h, p.trace)
 	f.start(t, proxy.URL()+"/images:root:1", nodes, w)
 	r.outcome = f.boot(t)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -187,15 +185,8 @@ const atOnce = 8
 // asks starts nodes with a device each and lets all of them ask.
 func (p plan) asks(t *testing.T, h *hub, images string, nodes int, w way, ask func(*process) error) (r asked) {
 	t.Helper()
-	server := httptest.NewServer(http.FileServer(http.Dir(images)))
-	defer server.Close()
-	var proxy *faultproxy.Proxy
-	check(t, h.do(func() (err error) {
-		proxy, err = faultproxy.Start(hubAddr+":0", server.URL)
-		return err
-	}))
-	defer proxy.Close()
-	proxy.Set(faultproxy.WAN)
+	proxy, done := newOrigin(t, h, images, faultproxy.WAN)
+	defer done()
 	f := newFleet(t, h, p.trace)
 	f.start(t, proxy.URL()+"/images:root:1", nodes, w)
 	var (
