@@ -72,7 +72,7 @@ type DeltaReport struct {
 	Kept        int64 `json:"kept"`        // files that were taken over from the delta before
 }
 
-// BuildDelta writes an index of what changed to path, where [OpenView] finds it together with the base. It reads of the content what changed, and little else.
+// BuildDelta writes an index of what changed to path, which [NewView] takes together with the base. It reads of the content what changed, and little else.
 //
 // Blocks that changed are of inode tables, and then their inodes are compared with what is known of them; or they are a directory's, which is listed
 // anew; or of the map or the content of a file, which counts as changed then, whatever its times say. What the journal replaces counts as changed, too.

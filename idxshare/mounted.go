@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/idxshare/ext4"
 )
 
 // mounted is a file system that is read through a mount of it: read-only, in a mount namespace of one thread, which ends with it, so that nobody else sees it and nothing is left of it.
@@ -67,7 +69,7 @@ func openMounted(ctx context.Context, in BuildInput, p part, v *Volume) (*mounte
 // xfsName reads UUID and label from the superblock.
 func xfsName(r io.ReaderAt, start int64) (uuid, label string, err error) {
 	b := make([]byte, 120)
-	if err := readAll(r, b, start); err != nil {
+	if err := ext4.ReadFull(r, b, start); err != nil {
 		return "", "", err
 	}
 	u := b[32:48]

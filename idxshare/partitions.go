@@ -10,6 +10,8 @@ import (
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/diskfs/go-diskfs/partition/mbr"
+
+	"coppice/idxshare/ext4"
 )
 
 // part is a run of bytes of a device that may hold a file system.
@@ -35,7 +37,7 @@ func partitions(r io.ReaderAt, size int64) ([]part, error) {
 		return whole, nil
 	}
 	first := make([]byte, 2*4096)
-	if err := readAll(r, first, 0); err != nil {
+	if err := ext4.ReadFull(r, first, 0); err != nil {
 		return nil, fmt.Errorf("partition table: %w", err)
 	}
 	for _, sector := range []int{512, 4096} {
@@ -61,7 +63,7 @@ func partitions(r io.ReaderAt, size int64) ([]part, error) {
 func gptPartitions(r io.ReaderAt, size int64, sector int) ([]part, error) {
 	for _, at := range []int64{int64(sector), size/int64(sector)*int64(sector) - int64(sector)} {
 		header := make([]byte, 92)
-		if err := readAll(r, header, at); err != nil {
+		if err := ext4.ReadFull(r, header, at); err != nil {
 			return nil, err
 		}
 		entries, bytesEach := uint64(binary.LittleEndian.Uint32(header[80:])), uint64(binary.LittleEndian.Uint32(header[84:]))
@@ -125,7 +127,7 @@ func logicalPartitions(r io.ReaderAt, extended part) ([]part, error) {
 	at := extended.start
 	for number := firstLogical; number < firstLogical+maxLogical; number++ {
 		b := make([]byte, mbrSector)
-		if err := readAll(r, b, at); err != nil {
+		if err := ext4.ReadFull(r, b, at); err != nil {
 			return nil, err
 		}
 		if binary.LittleEndian.Uint16(b[mbrSector-2:]) != mbrSignature {
@@ -180,15 +182,3 @@ func (f *deviceFile) Seek(offset int64, whence int) (int64, error) {
 
 func (f *deviceFile) Stat() (fs.FileInfo, error) { return nil, errors.ErrUnsupported }
 func (f *deviceFile) Close() error               { return nil }
-
-// readAll reads all of p. A reader may say EOF together with the last byte.
-func readAll(r io.ReaderAt, p []byte, offset int64) error {
-	n, err := r.ReadAt(p, offset)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("read %d bytes at byte %d: %w", len(p), offset, err)
-}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"coppice/idxshare/ext4"
 )
 
 // signatures are what volumes that hold no ext4 begin with, as blkid knows them.
@@ -49,7 +51,7 @@ func probe(r io.ReaderAt, p part) (string, error) {
 		if s.offset+int64(len(b)) > p.length {
 			continue
 		}
-		if err := readAll(r, b, p.start+s.offset); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if err := ext4.ReadFull(r, b, p.start+s.offset); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return "", fmt.Errorf("look for a file system: %w", err)
 		}
 		if bytes.Equal(b, []byte(s.magic)) {

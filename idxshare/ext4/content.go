@@ -106,7 +106,7 @@ func (fs *FS) readBytes(p []byte, offset int64) error {
 	bs := int64(fs.super.blockSize)
 	if len(fs.overlay) == 0 || offset%bs == 0 && int64(len(p))%bs == 0 {
 		if len(fs.overlay) == 0 {
-			return readFull(fs.r, p, offset)
+			return ReadFull(fs.r, p, offset)
 		}
 		return fs.readBlocks(uint64(offset/bs), p)
 	}
@@ -136,5 +136,5 @@ func (fs *FS) Readlink(ctx context.Context, i *Inode) ([]byte, error) {
 		return nil, err
 	}
 	target := make([]byte, i.Size)
-	return target, readFull(content, target, 0)
+	return target, ReadFull(content, target, 0)
 }

@@ -73,7 +73,7 @@ func open(r io.ReaderAt, size int64, unchecked bool) (*FS, error) {
 		return nil, fmt.Errorf("a device of %d bytes has no superblock at byte %d: %w", size, superOffset, ErrNotExt4)
 	}
 	b := make([]byte, superSize)
-	if err := readFull(r, b, superOffset); err != nil {
+	if err := ReadFull(r, b, superOffset); err != nil {
 		return nil, fmt.Errorf("superblock: %w", err)
 	}
 	super, err := parseSuper(b, size, unchecked)
@@ -89,8 +89,8 @@ func open(r io.ReaderAt, size int64, unchecked bool) (*FS, error) {
 	return fs, fs.readGroups(int(fs.super.groups))
 }
 
-// readFull reads all of p. A reader may say EOF together with the last byte.
-func readFull(r io.ReaderAt, p []byte, offset int64) error {
+// ReadFull reads all of p at an offset in bytes, or fails, at the end of r with an error that wraps [io.ErrUnexpectedEOF]. A reader may say EOF together with the last byte.
+func ReadFull(r io.ReaderAt, p []byte, offset int64) error {
 	n, err := r.ReadAt(p, offset)
 	if n == len(p) {
 		return nil
@@ -104,7 +104,7 @@ func readFull(r io.ReaderAt, p []byte, offset int64) error {
 // readBlocks reads whole blocks from the given one on, as they are with the journal replayed. The caller has checked that they exist.
 func (fs *FS) readBlocks(first uint64, p []byte) error {
 	bs := fs.super.blockSize
-	if err := readFull(fs.r, p, int64(first)*int64(bs)); err != nil {
+	if err := ReadFull(fs.r, p, int64(first)*int64(bs)); err != nil {
 		return err
 	}
 	if len(fs.overlay) == 0 {

@@ -45,7 +45,7 @@ type logged struct {
 }
 
 func (fs *FS) readLogged(from logged, p []byte) error {
-	if err := readFull(fs.r, p, int64(from.block)*int64(fs.super.blockSize)); err != nil {
+	if err := ReadFull(fs.r, p, int64(from.block)*int64(fs.super.blockSize)); err != nil {
 		return fmt.Errorf("copy in the journal: %w", err)
 	}
 	if from.escaped {
@@ -140,7 +140,7 @@ func (l *journalLog) read(block uint64, p []byte) (physical uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return physical, readFull(l.fs.r, p, int64(physical)*int64(l.fs.super.blockSize))
+	return physical, ReadFull(l.fs.r, p, int64(physical)*int64(l.fs.super.blockSize))
 }
 
 func (fs *FS) openJournal() (*journalLog, error) {

@@ -137,7 +137,7 @@ func (fs *FS) xattrValue(ctx context.Context, i *Inode, a xattr) ([]byte, error)
 		return nil, fmt.Errorf("attribute %s: %w", where, err)
 	}
 	value := make([]byte, a.size)
-	if err := readFull(content, value, 0); err != nil {
+	if err := ReadFull(content, value, 0); err != nil {
 		return nil, fmt.Errorf("attribute %s: %w", where, err)
 	}
 	return value, nil
