@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -129,6 +128,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.cfg.Ready(d.status())
 	select {
 	case <-ctx.Done():
+		d.stopUpgrade()
 	case err = <-srv.ended:
 		err = fmt.Errorf("serve socket: %w", err)
 	case <-d.handOver:
@@ -137,7 +137,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return d.lock.release()
 	}
 	d.log.Info("daemon stopping", "devices", len(d.all()))
-	_ = os.Remove(d.upgradePath()) // who comes next does not follow an upgrade
 	err = errors.Join(err, d.stopAll(), srv.close(), d.metrics.close(), d.latency.install(nil), d.cache.close(), d.lock.release())
 	d.log.Info("daemon stopped")
 	return err

@@ -51,6 +51,7 @@ const (
 	UpgradeBegun    UpgradeOutcome = "begun"
 	UpgradeDone     UpgradeOutcome = "done"
 	UpgradeWentBack UpgradeOutcome = "went back" // the new program ended, and the former one serves again, or what a service starts
+	UpgradeStopped  UpgradeOutcome = "stopped"   // the daemon was stopped afterwards; only its run directory says so
 )
 
 // Upgrade tells of the last upgrade of a daemon.
@@ -124,18 +125,31 @@ func now() time.Duration {
 
 func (d *Daemon) upgradePath() string { return filepath.Join(d.cfg.RunDir, upgradeName) }
 
-// loadUpgrade finds out whether this daemon follows another one, or comes back for it.
-func (d *Daemon) loadUpgrade() error {
-	data, err := os.ReadFile(d.upgradePath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	var h handover
+func readHandover(path string) (h handover, err error) {
+	data, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(data, &h)
 	}
 	if err != nil {
-		return fmt.Errorf("read what the last upgrade left: %w", err)
+		return handover{}, fmt.Errorf("read what the last upgrade left: %w", err)
+	}
+	return h, nil
+}
+
+// UpgradeIsOver tells whether nobody has to come back for an upgrade whose daemon has ended: that daemon was stopped, as somebody wished, or went on by another upgrade.
+func UpgradeIsOver(runDir, id string) bool {
+	h, err := readHandover(filepath.Join(runDir, upgradeName))
+	return err == nil && (h.ID != id || h.Outcome == UpgradeStopped)
+}
+
+// loadUpgrade finds out whether this daemon follows another one, or comes back for it.
+func (d *Daemon) loadUpgrade() error {
+	h, err := readHandover(d.upgradePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	own, err := idOf(resident.Self)
 	switch {
@@ -143,6 +157,8 @@ func (d *Daemon) loadUpgrade() error {
 		return err
 	case h.BootID != d.bootID:
 		return os.Remove(d.upgradePath())
+	case h.Outcome == UpgradeStopped: // a guard may have yet to read it
+		return nil
 	case h.Program == own && h.Outcome == UpgradeBegun:
 		d.follows = &h
 	case h.Program != own && (h.From == d.cfg.Version || h.Outcome == UpgradeBegun):
@@ -174,6 +190,18 @@ func (d *Daemon) endUpgrade() {
 	d.roots.learn(nil)
 	if err := d.saveHandover(d.follows); err != nil {
 		d.log.Warn("end of the upgrade not recorded", "error", err)
+	}
+}
+
+// stopUpgrade notes that the daemon is stopped: who comes next follows no upgrade, and a guard of the last one has nothing to do.
+func (d *Daemon) stopUpgrade() {
+	if d.follows == nil {
+		_ = os.Remove(d.upgradePath())
+		return
+	}
+	d.follows.Outcome = UpgradeStopped
+	if err := d.saveHandover(d.follows); err != nil {
+		d.log.Warn("a guard of the last upgrade may start the former program", "error", err)
 	}
 }
 

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,7 +52,12 @@ func beDaemon(path string) error {
 	if err != nil {
 		return err
 	}
-	<-d.Ended()
+	stopped := make(chan os.Signal, 1)
+	signal.Notify(stopped, syscall.SIGTERM)
+	select {
+	case <-stopped:
+	case <-d.Ended():
+	}
 	if err := d.Stop(); err != nil || d.Successor() == nil {
 		return err
 	}
@@ -126,6 +133,12 @@ func TestUpgradeInOneProcess(t *testing.T) {
 	const goal, busy = 500, 20 // ms, and how much slower a machine may be
 	if best := slices.Min(stalls); best > goal*busy {
 		t.Errorf("the shortest stall is %.0f ms", best)
+	}
+	if last := "attempt4"; !node.UpgradeIsOver(r.cfg.RunDir, "attempt3") || node.UpgradeIsOver(r.cfg.RunDir, last) {
+		t.Error("not the last upgrade, and no other, could go back")
+	} else {
+		check(t, cmd.Process.Signal(syscall.SIGTERM))
+		r.eventually("the end of the last upgrade", func() bool { return node.UpgradeIsOver(r.cfg.RunDir, last) })
 	}
 }
 

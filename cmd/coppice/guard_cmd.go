@@ -52,7 +52,7 @@ func startGuard(runDir string, link *supervise.Link) func(id string) error {
 	}
 }
 
-// Run ends when the new program has lived for long enough, or executes the daemon.
+// Run ends when the new program has lived for long enough or was stopped, or executes the daemon.
 func (c *guardCmd) Run(env *environment) error {
 	log := node.Config{}.NewLog()
 	slog.SetDefault(log)
@@ -64,7 +64,7 @@ func (c *guardCmd) Run(env *environment) error {
 	if err != nil {
 		return fmt.Errorf("guard process %d: %w", c.PID, err)
 	}
-	if c.lives(env, fd) {
+	if c.lives(env, fd) || node.UpgradeIsOver(env.runDir, c.ID) {
 		return nil
 	}
 	log.Error("THE NEW PROGRAM DOES NOT LIVE", "pid", c.PID)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"coppice/node"
@@ -94,4 +95,10 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	d.stop()
 	r.nothingLeft()
 	r.ok("store", "check", r.leaf)
+	// Guards of both upgrades were there still. They end without a daemon.
+	ours := "pgrep -fa '^coppice --run-dir " + r.runDir + " '"
+	r.sh("for i in $(seq 100); do " + ours + " >/dev/null || exit 0; sleep 0.1; done; " + ours + "; exit 1")
+	if strings.Contains(d.text(), "THE NEW PROGRAM DOES NOT LIVE") {
+		t.Errorf("a guard came back for a daemon that was stopped:\n%s", d.text())
+	}
 }
