@@ -1,6 +1,7 @@
 package idxshare
 
 import (
+	"bytes"
 	"database/sql/driver"
 	"encoding/binary"
 	"errors"
@@ -16,7 +17,7 @@ const (
 	interiorPage = 0x05
 	maxTree      = 20 // levels
 	// cachedPages is how many pages a connection keeps of those that it read.
-	cachedPages = 256
+	cachedPages = 1024
 	// maxLocal is how much of a row is in its leaf; of longer ones, at least minLocal.
 	maxLocal = pageSize - 35
 	minLocal = (pageSize-12)*32/255 - 23
@@ -55,7 +56,12 @@ func (t *trees) page(number uint32) ([]byte, error) {
 
 // rows calls fn with the rows of a table that have the ids first to last, in their order. What fn gets is valid until it returns, but texts and blobs stay.
 func (t *trees) rows(table string, first, last int64, fn func(id int64, row []field) error) error {
-	w := walk{trees: t, first: first, last: last, fn: fn}
+	return t.rowsWith(nil, table, first, last, fn)
+}
+
+// rowsWith is rows, but leaves out those without a text in what is stored, which costs little.
+func (t *trees) rowsWith(text []byte, table string, first, last int64, fn func(id int64, row []field) error) error {
+	w := walk{trees: t, first: first, last: last, fn: fn, text: text}
 	return w.page(t.roots[table], -1<<63, 1<<63-1, 0)
 }
 
@@ -70,6 +76,7 @@ type walk struct {
 	first, last int64
 	fn          func(id int64, row []field) error
 	row         []field
+	text        []byte // rows without it are passed over; nil: none
 }
 
 // page goes through the part of a tree with ids above low and up to high.
@@ -164,6 +171,9 @@ func (w *walk) leaf(p []byte, number uint32, cells int, low, high int64, depth i
 		payload, err := w.payload(p, off, int(size))
 		if err != nil {
 			return err
+		}
+		if w.text != nil && !bytes.Contains(payload, w.text) {
+			continue
 		}
 		if w.row, err = decode(payload, w.row[:0]); err != nil {
 			return fmt.Errorf("row %d on page %d: %w", id, number, err)

@@ -73,14 +73,22 @@ func (f *finder) run(ctx context.Context) error {
 	case f.q.Changed:
 		return f.changed(ctx)
 	case f.q.WholePath:
-		if f.piece = f.m.required.longest(); f.piece != "" {
-			return f.candidates(ctx, needFolded(f.piece).query(), f.subtrees(ctx))
+		f.piece = f.m.required.longest()
+		common := true
+		if f.piece != "" {
+			var err error
+			if common, err = f.v.base.isCommon(ctx, needFolded(f.piece).query()); err != nil {
+				return err
+			}
+		}
+		if !common {
+			return f.candidates(ctx, needFolded(f.piece).query(), nil, f.subtrees(ctx))
 		}
 		return f.scan(ctx)
 	case query == "":
 		return f.scan(ctx)
 	default:
-		return f.candidates(ctx, query, func(n Name) error {
+		return f.candidates(ctx, query, f.m.exact, func(n Name) error {
 			if !f.m.match(n.Name) {
 				return nil
 			}
@@ -282,9 +290,9 @@ func (f *finder) subtrees(ctx context.Context) func(Name) error {
 	}
 }
 
-// candidates calls fn with every name that may match by its trigrams.
-func (f *finder) candidates(ctx context.Context, query string, fn func(Name) error) error {
-	err := f.v.base.candidates(ctx, query, func(n Name) error {
+// candidates calls fn with every name that may match by its trigrams, and by the text that it must have, if that is not nil.
+func (f *finder) candidates(ctx context.Context, query string, text []byte, fn func(Name) error) error {
+	err := f.v.base.candidates(ctx, query, text, func(n Name) error {
 		if has(f.v.directories, n.Volume, n.Parent) {
 			return nil
 		}
@@ -293,11 +301,33 @@ func (f *finder) candidates(ctx context.Context, query string, fn func(Name) err
 	if err != nil || f.v.delta == nil {
 		return err
 	}
-	return f.v.delta.candidates(ctx, query, fn)
+	return f.v.delta.candidates(ctx, query, text, fn)
+}
+
+// commonShare is how much of all documents has to have a text, at least, for it to be common: to look below each directory that has it in its name takes longer then than to look at all names.
+const commonShare = 8
+
+// isCommon tells whether much of the index has what a query of trigrams finds.
+func (x *Index) isCommon(ctx context.Context, query string) (common bool, err error) {
+	var last, found int64
+	err = x.use(ctx, func(c *reader) error {
+		one := func(n *int64) func(row []driver.Value) error {
+			return func(row []driver.Value) error {
+				r := scan{row: fieldsOf(row)}
+				*n = r.int(0, maxID)
+				return r.done("name")
+			}
+		}
+		if err := c.query(ctx, "SELECT coalesce(max(id), 0) FROM name", nil, one(&last)); err != nil {
+			return err
+		}
+		return c.query(ctx, "SELECT count(*) FROM trigram WHERE trigram MATCH ?", []driver.Value{query}, one(&found))
+	})
+	return found > last>>blockShift/commonShare, err
 }
 
 // candidates calls fn with the names of the documents that a query of trigrams finds.
-func (x *Index) candidates(ctx context.Context, query string, fn func(Name) error) error {
+func (x *Index) candidates(ctx context.Context, query string, text []byte, fn func(Name) error) error {
 	return x.use(ctx, func(c *reader) error {
 		return x.use(ctx, func(names *reader) error {
 			first, last := int64(0), int64(-1) // a run of documents
@@ -305,7 +335,7 @@ func (x *Index) candidates(ctx context.Context, query string, fn func(Name) erro
 				if last < first {
 					return nil
 				}
-				return x.names(ctx, names, first<<blockShift, last<<blockShift|(1<<blockShift-1), fn)
+				return x.namesWith(ctx, names, text, first<<blockShift, last<<blockShift|(1<<blockShift-1), fn)
 			}
 			before := int64(-1)
 			err := c.query(ctx, "SELECT rowid FROM trigram WHERE trigram MATCH ? ORDER BY rowid", []driver.Value{query}, func(row []driver.Value) error {

@@ -366,7 +366,7 @@ func (s *scan) name() []byte {
 }
 
 func validName(b []byte) bool {
-	return len(b) > 0 && len(b) <= maxName && !bytes.ContainsAny(b, "/\x00") && string(b) != "." && string(b) != ".."
+	return len(b) > 0 && len(b) <= maxName && bytes.IndexByte(b, '/') < 0 && bytes.IndexByte(b, 0) < 0 && string(b) != "." && string(b) != ".."
 }
 
 func (s *scan) done(table string) error {

@@ -100,6 +100,18 @@ func (x *Index) file(c *reader, volume int, inode uint64) (f *File, first int64,
 	return f, first, err
 }
 
+// firstName returns the id of a file's first name; 0: it has none here, or there is no such file.
+func (x *Index) firstName(c *reader, id int64) (first int64, err error) {
+	err = c.trees.row("file", id, func(row []field) error {
+		if len(row) < 2 || row[1].kind != nothing && (row[1].kind != integer || row[1].n <= 0) {
+			return corruptf("file %d has no name that it can have", id)
+		}
+		first = row[1].n
+		return nil
+	})
+	return first, err
+}
+
 // entry is a row of table name.
 type entry struct {
 	id, parent, file int64
@@ -131,7 +143,12 @@ func (x *Index) Names(ctx context.Context, fn func(Name) error) error {
 }
 
 func (x *Index) names(ctx context.Context, c *reader, first, last int64, fn func(Name) error) error {
-	return c.trees.rows("name", first, last, func(_ int64, row []field) error {
+	return x.namesWith(ctx, c, nil, first, last, fn)
+}
+
+// namesWith is names, but may leave out those that a text is no part of; nil: none.
+func (x *Index) namesWith(ctx context.Context, c *reader, text []byte, first, last int64, fn func(Name) error) error {
+	return c.trees.rowsWith(text, "name", first, last, func(_ int64, row []field) error {
 		e, err := scanEntry(row)
 		if err == nil {
 			err = ctx.Err()

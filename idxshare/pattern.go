@@ -36,6 +36,7 @@ func (s Syntax) String() string {
 type matcher struct {
 	match    func(name []byte) bool
 	required *needs // nil: nothing is known
+	exact    []byte // what every name that matches has in it, byte by byte; nil: nothing is known
 }
 
 // maxPattern is the longest pattern in bytes.
@@ -61,6 +62,7 @@ func newSubstring(pattern string, ignoreCase bool) *matcher {
 	m := &matcher{required: needText([]byte(pattern))}
 	if !ignoreCase {
 		want := []byte(pattern)
+		m.exact = want
 		m.match = func(name []byte) bool { return bytes.Contains(name, want) }
 		return m
 	}
@@ -88,7 +90,15 @@ func newRegexp(pattern string, ignoreCase bool) (*matcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pattern %q: %w: %w", pattern, err, ErrBadQuery)
 	}
-	return &matcher{match: re.Match, required: needsOf(tree.Simplify())}, nil
+	required := needsOf(tree.Simplify())
+	if required == nil {
+		return &matcher{match: re.Match}, nil
+	}
+	var buf []byte
+	return &matcher{required: required, match: func(name []byte) bool {
+		buf = fold(buf[:0], name)
+		return required.in(buf) && re.Match(name)
+	}}, nil
 }
 
 // needs is what text a name has: this text, all of the parts, or one of them.
@@ -119,6 +129,22 @@ func needFolded(text string) *needs {
 		return nil
 	}
 	return &needs{text: text}
+}
+
+// in tells whether what is needed stands in a folded text. It is some times faster than an expression.
+func (n *needs) in(folded []byte) bool {
+	if n == nil {
+		return true
+	}
+	if n.text != "" {
+		return bytes.Contains(folded, []byte(n.text))
+	}
+	for _, p := range n.parts {
+		if p.in(folded) == n.any {
+			return n.any
+		}
+	}
+	return !n.any
 }
 
 // all returns the need of everything.

@@ -199,11 +199,11 @@ func (x *Index) namesOf(ctx context.Context, volume int, inode uint64, firstOnly
 			names = append(names, n)
 			return nil
 		}
-		_, first, err := x.file(c, volume, inode)
+		first, err := x.firstName(c, id)
 		if err == nil && first > 0 {
 			err = x.names(ctx, c, first, first, add)
 		}
-		if err != nil && !errors.Is(err, ErrNotFound) || firstOnly && len(names) > 0 {
+		if err != nil || firstOnly && len(names) > 0 {
 			return err
 		}
 		return c.query(ctx, "SELECT name FROM link WHERE file=?", []driver.Value{id}, func(row []driver.Value) error {
@@ -344,8 +344,8 @@ const (
 	maxDepth = 2048
 	// maxPath is the longest path in bytes.
 	maxPath = 1 << 16
-	// pathCache is how many bytes of paths of directories a query remembers.
-	pathCache = 1 << 20
+	// pathCache is how many bytes of paths of directories a query remembers at least, and half of what it remembers at most.
+	pathCache = 16 << 20
 )
 
 // errUnreachable says that no path leads from the root to a name.
@@ -355,7 +355,8 @@ var errUnreachable = errors.New("not reachable from the root")
 type paths struct {
 	v     *View
 	known map[uint64]string // of directories, without a slash at the end; unreachable ones have a path that no directory has
-	bytes int
+	older map[uint64]string // what was remembered before known was begun: what is asked for again moves on
+	bytes int               // of known
 	buf   []byte
 }
 
@@ -390,6 +391,11 @@ func (p *paths) directory(ctx context.Context, volume int, inode uint64) (string
 	for at := inode; at != root; {
 		key := inodeKey(volume, at)
 		known, ok := p.known[key]
+		if !ok {
+			if known, ok = p.older[key]; ok {
+				p.remember(key, known)
+			}
+		}
 		if ok {
 			path = known
 			break
@@ -424,7 +430,7 @@ func (p *paths) directory(ctx context.Context, volume int, inode uint64) (string
 func (p *paths) remember(key uint64, path string) {
 	const overhead = 64
 	if p.bytes += len(path) + overhead; p.bytes > pathCache {
-		clear(p.known)
+		p.known, p.older = map[uint64]string{}, p.known
 		p.bytes = len(path) + overhead
 	}
 	p.known[key] = path
