@@ -102,6 +102,8 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/model-long.json -- $(GO) test -count=1 -timeout 2h ./union -run '^TestModel$$' -rapid.checks 10000 -rapid.steps 60
 	$(TESTSUM) run -v $(RESULTS)/curves-long.json -- $(GO) test -count=1 -timeout 1h ./cache -run '^TestCurvePredictsWhatIsMeasured$$' -args -curves
 	$(TESTSUM) run -v $(RESULTS)/index-long.json -- $(GO) test -count=1 -timeout 2h ./idxshare -run '^TestIdxFigures$$' -args -figures $(abspath $(RESULTS))/figures-index-27m.md -names 27000000
+	tools/foreign.sh $(BUILD)/foreign
+	$(TESTSUM) run -v $(RESULTS)/foreign-long.json -- $(GO) test -count=1 -timeout 1h ./idxshare -run '^TestIdx(ForeignImages|OfManyFiles)$$' -args -foreign $(abspath $(BUILD))/foreign -files 1000000
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 

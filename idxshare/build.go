@@ -114,11 +114,19 @@ func Build(ctx context.Context, path string, in BuildInput, o BuildOptions) (rep
 			return report, err
 		}
 		if err := v.write(ctx, b); err != nil {
-			return report, fmt.Errorf("volume %d: %w", n, err)
+			return report, fmt.Errorf("volume %d: %w", n, notOurs(err))
 		}
 	}
 	report.Files, report.Names = b.files, b.names
-	return report, w.Finish()
+	return report, notOurs(w.Finish())
+}
+
+// notOurs says of what cannot be written into an index, as of a name that a directory has twice, that the file system contradicts itself.
+func notOurs(err error) error {
+	if errors.Is(err, ErrBadInput) {
+		return fmt.Errorf("the file system is %w: %w", ext4.ErrCorrupt, err)
+	}
+	return err
 }
 
 // openVolume finds out what a part holds, and how it is read: not at all where found is nil.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -182,7 +183,7 @@ func (e *ext4Volume) write(ctx context.Context, b *builder) error {
 	slices.SortFunc(directories, func(a, b directory) int { return cmp.Compare(a.first, b.first) })
 	for _, d := range directories {
 		err := e.fs.ReadDir(ctx, d.Inode, func(entry ext4.DirEntry) error {
-			return b.name(Name{Volume: e.v.ID, Parent: uint64(d.Number), Name: entry.Name, Inode: uint64(entry.Inode)})
+			return b.name(nameOf(e.v.ID, d.Inode, entry))
 		})
 		if err != nil {
 			return err
@@ -229,6 +230,15 @@ func fileOf(volume int, i *ext4.Inode) *File {
 		f.Blocks = (f.Size + 511) / 512
 	}
 	return f
+}
+
+// nameOf is an entry of a directory as an index has it. What is stored of an encrypted name may be any bytes, also a slash: of it the index has base64 for URLs, without padding.
+func nameOf(volume int, directory *ext4.Inode, e ext4.DirEntry) Name {
+	n := Name{Volume: volume, Parent: uint64(directory.Number), Name: e.Name, Inode: uint64(e.Inode)}
+	if directory.Encrypted() {
+		n.Name = base64.RawURLEncoding.AppendEncode(nil, e.Name)
+	}
+	return n
 }
 
 // extentOf is an extent of an inode as an index has it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -314,11 +315,51 @@ func makeGPT(t testing.TB) []byte {
 	return device
 }
 
+// The names of an encrypted directory are bytes of any kind, which the index has as text; and what stands in an inode that the file system keeps for itself and does not use is nobody's.
+func TestBuildOfEncryptedNames(t *testing.T) {
+	t.Parallel()
+	tree := t.TempDir()
+	if err := os.Mkdir(filepath.Join(tree, "secret"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const stored, plain = "sixteen\x00of/these", "sixteen of these"
+	if err := os.WriteFile(filepath.Join(tree, "secret", plain), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	device := makeExt4(t, tree, "-b", "1024", "-O", "^metadata_csum,encrypt")
+	copy(device[bytes.Index(device, []byte(plain)):], stored)
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, device, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"sif secret flags 0x80800", "sif <9> links_count 1", "sif <9> file_acl 1801728132"} {
+		if out, err := exec.Command("/usr/sbin/debugfs", "-w", "-R", command, path).CombinedOutput(); err != nil {
+			t.Fatalf("debugfs: %v\n%s", err, out)
+		}
+	}
+	device, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, w := buildTest(t, device, BuildOptions{Digests: true})
+	want := base64.RawURLEncoding.EncodeToString([]byte(stored))
+	if !slices.ContainsFunc(w.names, func(n Name) bool { return string(n.Name) == want }) {
+		t.Errorf("names %+v, want %q", w.names, want)
+	}
+}
+
 // What contradicts itself is an error that says what, and nothing is left behind.
 func TestBuildOfDamaged(t *testing.T) {
 	t.Parallel()
 	table := makeGPT(t)
 	small := makeExt4(t, t.TempDir(), "-b", "1024")
+	tree := t.TempDir()
+	for _, name := range []string{"one name", "two name"} {
+		if err := os.WriteFile(filepath.Join(tree, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unchecked := makeExt4(t, tree, "-b", "1024", "-O", "^metadata_csum")
 	extended := make([]byte, 8*mib)
 	putTable(extended, 0, mbrEntryOf(0x05, 2048, 4*2048))
 	putTable(extended, mib, mbrEntryOf(0x83, 1, 100), mbrEntryOf(0x05, 2048, 2048))
@@ -334,6 +375,7 @@ func TestBuildOfDamaged(t *testing.T) {
 		"chain that loops":    {extended, func([]byte) {}, ErrPartitions, "or a loop"},
 		"chain without table": {extended, func(b []byte) { b[2*mib+511] = 0 }, ErrPartitions, "logical partition 6, has no signature"},
 		"inode":               {small, func(b []byte) { b[bytes.Index(b, []byte("lost+found"))]++ }, ext4.ErrCorrupt, "the checksum of block"},
+		"name twice":          {unchecked, func(b []byte) { copy(b[bytes.Index(b, []byte("two name")):], "one") }, ext4.ErrCorrupt, `has "one name" twice`},
 		"cut short":           {small, func(b []byte) { binary.LittleEndian.PutUint32(b[1024+4:], 30_000) }, ext4.ErrCorrupt, "superblock"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -736,7 +736,7 @@ func (d *volumeDelta) list(ctx context.Context, p place, i *ext4.Inode) error {
 	}
 	d.deltaMaker.report.Directories++
 	return d.fs.ReadDir(ctx, i, func(e ext4.DirEntry) error {
-		return d.w.AddName(Name{Volume: p.volume, Parent: p.inode, Name: e.Name, Inode: uint64(e.Inode)})
+		return d.w.AddName(nameOf(p.volume, i, e))
 	})
 }
 

@@ -10,12 +10,14 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"coppice/idxshare/indextest"
 )
 
 // Each kind of file system reads as debugfs reads it, inode for inode, and its tree is the one that it was made from.
@@ -64,159 +66,58 @@ func extentsOf(t testing.TB, fs *FS, i *Inode) []Extent {
 	return extents
 }
 
-// stat is what both readers say of an inode, as text.
-func stat(t testing.TB, fs *FS, i *Inode) string {
+// describe tells of an inode what debugfs tells.
+func describe(t testing.TB, fs *FS, i *Inode) indextest.Described {
 	t.Helper()
 	types := map[uint32]string{
 		ModeRegular: "regular", ModeDir: "directory", ModeSymlink: "symlink", ModeChar: "character special", ModeBlock: "block special", ModeFIFO: "FIFO", ModeSocket: "socket",
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %04o flags %#x generation %d user %d group %d size %d links %d blocks %d", types[i.Type()], i.Mode&0o7777, i.Flags, i.Generation, i.UID, i.GID, i.Size, i.Links, i.Blocks)
-	for _, at := range []Time{i.Ctime, i.Atime, i.Mtime, i.Crtime} {
-		if at != (Time{}) {
-			fmt.Fprintf(&b, " %d.%09d", at.Sec, at.Nsec)
-		}
+	d := indextest.Described{
+		Type: types[i.Type()], Mode: i.Mode & 0o7777, Flags: uint64(i.Flags), Generation: i.Generation, UID: i.UID, GID: i.GID, Size: i.Size, Links: i.Links, Blocks: i.Blocks,
+		Ctime: indextest.Moment(i.Ctime.Sec, i.Ctime.Nsec), Atime: indextest.Moment(i.Atime.Sec, i.Atime.Nsec), Mtime: indextest.Moment(i.Mtime.Sec, i.Mtime.Nsec),
 	}
-	var data, meta []string
-	for _, e := range merge(extentsOf(t, fs, i)) {
+	if i.Crtime != (Time{}) {
+		d.Crtime = indextest.Moment(i.Crtime.Sec, i.Crtime.Nsec)
+	}
+	for _, e := range extentsOf(t, fs, i) {
 		switch e.Kind {
 		case ExtentData:
-			data = append(data, fmt.Sprintf("%d+%d@%d %v", e.Logical, e.Length, e.Physical, e.Unwritten))
+			d.Data = append(d.Data, indextest.Run{Logical: e.Logical, Physical: e.Physical, Length: e.Length, Unwritten: e.Unwritten})
 		case ExtentTree:
-			meta = append(meta, fmt.Sprint(e.Physical))
+			d.Map = append(d.Map, e.Physical)
 		case ExtentXattr:
-			fmt.Fprintf(&b, " acl %d", e.Physical)
+			d.Xattr = e.Physical
 		}
 	}
-	slices.Sort(meta)
-	fmt.Fprintf(&b, " data %q map %q", data, meta)
-	return b.String()
-}
-
-// merge puts adjoining extents together, as debugfs prints them.
-func merge(extents []Extent) []Extent {
-	var merged []Extent
-	for _, e := range extents {
-		if n := len(merged) - 1; n >= 0 && e.Kind == ExtentData && merged[n].Kind == ExtentData && merged[n].Unwritten == e.Unwritten &&
-			merged[n].Logical+merged[n].Length == e.Logical && merged[n].Physical+merged[n].Length == e.Physical {
-			merged[n].Length += e.Length
-			continue
-		}
-		merged = append(merged, e)
-	}
-	return merged
-}
-
-var (
-	statHead  = regexp.MustCompile(`(?s)^Inode: \d+ +Type: (.*?) +Mode: +(\d+) +Flags: (0x[0-9a-f]+)\nGeneration: (\d+).*?\nUser: +(-?\d+) +Group: +(-?\d+).*?Size: (\d+)\nFile ACL: (\d+).*?\nLinks: (\d+) +Blockcount: (\d+)\n`)
-	statTime  = regexp.MustCompile(`(?m)^ ?(ctime|atime|mtime|crtime): 0x([0-9a-f]+)(?::([0-9a-f]+))? --`)
-	statRange = regexp.MustCompile(`\((?:(ETB\d+|D?IND|TIND)|(\d+)(\[u\])?(?:-(\d+)(\[u\])?)?)\):(\d+)`)
-)
-
-// parseStat turns debugfs' description of an inode into the text of stat.
-func parseStat(t testing.TB, text string) string {
-	t.Helper()
-	head := statHead.FindStringSubmatch(text)
-	if head == nil {
-		t.Fatalf("debugfs says %q", text)
-	}
-	flags, err := strconv.ParseUint(head[3], 0, 32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mode, err := strconv.ParseUint(head[2], 8, 16)
-	if err != nil {
-		t.Fatal(err)
-	}
-	owner, err := strconv.Atoi(head[5])
-	if err != nil {
-		t.Fatal(err)
-	}
-	group, err := strconv.Atoi(head[6])
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %04o flags %#x generation %s user %d group %d size %s links %s blocks %s", head[1], mode, flags, head[4], uint32(owner), uint32(group), head[7], head[9], head[10])
-	for _, name := range []string{"ctime", "atime", "mtime", "crtime"} {
-		for _, m := range statTime.FindAllStringSubmatch(text, -1) {
-			if m[1] != name {
-				continue
-			}
-			low, err := strconv.ParseUint(m[2], 16, 32)
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := time.Unix(int64(int32(low)), 0)
-			if m[3] != "" {
-				extra, err := strconv.ParseUint(m[3], 16, 32)
-				if err != nil {
-					t.Fatal(err)
-				}
-				at = time.Unix(int64(int32(low))+int64(extra&3)<<32, int64(extra>>2))
-			}
-			fmt.Fprintf(&b, " %d.%09d", at.Unix(), at.Nanosecond())
-		}
-	}
-	if head[8] != "0" {
-		fmt.Fprintf(&b, " acl %s", head[8])
-	}
-	_, blocks, found := strings.Cut(text, "\nEXTENTS:\n")
-	if !found {
-		_, blocks, _ = strings.Cut(text, "\nBLOCKS:\n")
-	}
-	var extents []Extent
-	var data, meta []string
-	for _, m := range statRange.FindAllStringSubmatch(blocks, -1) {
-		number := func(n int) int64 {
-			v, err := strconv.ParseInt(m[n], 10, 64)
-			if err != nil {
-				t.Fatalf("debugfs says %q", m[0])
-			}
-			return v
-		}
-		if m[1] != "" {
-			meta = append(meta, m[6])
-			continue
-		}
-		e := Extent{Logical: number(2), Physical: number(6), Length: 1, Unwritten: m[3] != "" || m[5] != ""}
-		if m[4] != "" {
-			e.Length = number(4) - e.Logical + 1
-		}
-		extents = append(extents, e)
-	}
-	for _, e := range merge(extents) {
-		data = append(data, fmt.Sprintf("%d+%d@%d %v", e.Logical, e.Length, e.Physical, e.Unwritten))
-	}
-	slices.Sort(meta)
-	fmt.Fprintf(&b, " data %q map %q", data, meta)
-	return b.String()
+	d.Data = indextest.Join(d.Data)
+	slices.Sort(d.Map)
+	return d
 }
 
 // compareDebugfs holds every inode against what debugfs says of it: fields, times, extents.
 func compareDebugfs(t testing.TB, fs *FS, image string, inodes []*Inode) {
 	t.Helper()
-	var commands strings.Builder
-	for _, i := range inodes {
-		fmt.Fprintf(&commands, "stat <%d>\n", i.Number)
+	numbers := make([]uint32, len(inodes))
+	for n, i := range inodes {
+		numbers[n] = i.Number
 	}
-	blocks := strings.Split(debugfs(t, image, false, commands.String()), "debugfs: stat ")[1:]
-	if len(blocks) != len(inodes) {
-		t.Fatalf("debugfs describes %d inodes of %d", len(blocks), len(inodes))
+	described, err := indextest.Describe(image, numbers)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for n, i := range inodes {
-		_, text, _ := strings.Cut(blocks[n], "\n")
+		got, want := describe(t, fs, i), described[n]
 		if i.Crtime == (Time{}) {
-			text = regexp.MustCompile(`(?m)^crtime:.*\n`).ReplaceAllString(text, "")
+			want.Crtime = ""
 		}
-		if got, want := stat(t, fs, i), parseStat(t, text); got != want {
-			t.Errorf("inode %d:\n got %s\nwant %s", i.Number, got, want)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("inode %d:\n got %+v\nwant %+v", i.Number, got, want)
 		}
 		again, err := fs.Inode(t.Context(), i.Number)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if stat(t, fs, again) != stat(t, fs, i) {
+		if !reflect.DeepEqual(describe(t, fs, again), got) {
 			t.Errorf("inode %d reads otherwise alone than in a scan", i.Number)
 		}
 	}

@@ -147,6 +147,9 @@ func (fs *FS) parseInode(number uint32, block uint64, b []byte) (*Inode, error) 
 	if s.is64 {
 		i.xattrBlock |= uint64(le.Uint16(b[0x76:])) << 32
 	}
+	if number < s.firstIno && number != rootInode {
+		i.xattrBlock = 0 // what the file system keeps for itself has no attributes, and e2fsck leaves there what was
+	}
 	i.setTimes(b, extra)
 	if goodOldInodeSize+extra >= 0xA0 {
 		i.ProjectID = le.Uint32(b[0x9C:])

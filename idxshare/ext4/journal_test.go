@@ -132,7 +132,7 @@ func compareReplayed(t *testing.T, fs, want *FS) {
 	list := func(fs *FS) []string {
 		var all []string
 		for _, e := range walk(t, fs) {
-			all = append(all, fmt.Sprintf("%q %s", e.path, stat(t, fs, e.inode)))
+			all = append(all, fmt.Sprintf("%q %+v", e.path, describe(t, fs, e.inode)))
 		}
 		return all
 	}
