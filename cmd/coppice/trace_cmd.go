@@ -273,6 +273,13 @@ type traceShowCmd struct {
 	sourceFlags
 	Trace string `arg:"" help:"File with a trace, or the image that one is attached to, or the device on such an image."`
 	Plot  string `placeholder:"FILE" type:"path" help:"Also draw what was read, by time and offset: FILE ends with .svg or .png, and one that exists is replaced."`
+	tracedFiles
+}
+
+// traceShowReport is what show prints.
+type traceShowReport struct {
+	boottrace.Summary
+	Files *traceFiles `json:"files,omitempty"` // where asked for
 }
 
 // Validate refuses a plot in another format.
@@ -289,9 +296,15 @@ func (c *traceShowCmd) Run(env *environment) error {
 			return err
 		}
 	}
-	s := t.Summary()
-	return c.print(env.out, s, func(w io.Writer) {
-		writeTrace(w, s)
+	rep := traceShowReport{Summary: t.Summary()}
+	if c.Files {
+		if rep.Files, err = c.of(env, c.Trace, c.sourceFlags, t); err != nil {
+			return err
+		}
+	}
+	return c.print(env.out, rep, func(w io.Writer) {
+		writeTrace(w, rep.Summary)
+		rep.Files.write(w)
 		if c.Plot != "" {
 			fmt.Fprintf(w, "plot: %s\n", c.Plot)
 		}

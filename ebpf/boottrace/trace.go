@@ -156,28 +156,41 @@ func (e Event) farthest() int { return bits.Len8(uint8(e.From)) }
 // notRoot are sources of which none needs the root.
 const notRoot = union.FromZeros | union.FromLeaf | union.FromBranch
 
-// Prefetch returns the chunks of the root that were read, in the order in which they were first: without those whose data was nowhere, or in the leaf or a branch, as far as the daemon has said
-// so, and without what had been written when it was read. It has no chunks where nothing was, or where the device stands on a raw disk.
+// RootReads goes through the reads of what the root holds, in order, each as a read of that part of it alone: without those that failed, without those whose data was nowhere, or in the leaf or a
+// branch, as far as the daemon has said so, and without what had been written when it was read.
+func (t *Trace) RootReads() iter.Seq[Event] {
+	return func(yield func(Event) bool) {
+		var written extents
+		for _, e := range t.Events {
+			switch {
+			case e.Failed:
+			case e.Op == Write:
+				written.add(e.Off, e.Off+e.Len)
+			case e.From == 0 || e.From&^notRoot != 0:
+				for from, to := range written.gaps(e.Off, min(e.Off+e.Len, t.ContentBytes)) {
+					part := e
+					part.Off, part.Len = from, to-from
+					if !yield(part) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// Prefetch returns the chunks of the root that were read, as RootReads has them, in the order in which they were first. It has no chunks where nothing was, or where the device stands on a raw disk.
 func (t *Trace) Prefetch() *prefetch.Trace {
 	list := &prefetch.Trace{Root: t.Root, SizeBytes: t.ContentBytes, ChunkSize: t.ChunkSize, Chunks: []int64{}}
 	if t.Root == (image.Digest{}) {
 		return list
 	}
-	var written extents
 	known := make(map[int64]bool)
-	for _, e := range t.Events {
-		switch {
-		case e.Failed:
-		case e.Op == Write:
-			written.add(e.Off, e.Off+e.Len)
-		case e.From == 0 || e.From&^notRoot != 0:
-			for from, to := range written.gaps(e.Off, min(e.Off+e.Len, t.ContentBytes)) {
-				for chunk := from / int64(t.ChunkSize); chunk <= (to-1)/int64(t.ChunkSize) && len(list.Chunks) < prefetch.MaxChunks; chunk++ {
-					if !known[chunk] {
-						known[chunk] = true
-						list.Chunks = append(list.Chunks, chunk)
-					}
-				}
+	for e := range t.RootReads() {
+		for chunk := e.Off / int64(t.ChunkSize); chunk <= (e.Off+e.Len-1)/int64(t.ChunkSize) && len(list.Chunks) < prefetch.MaxChunks; chunk++ {
+			if !known[chunk] {
+				known[chunk] = true
+				list.Chunks = append(list.Chunks, chunk)
 			}
 		}
 	}
