@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -280,5 +281,44 @@ func TestConcurrentQueries(t *testing.T) {
 	all.Wait()
 	if _, err := ask(); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// What a writer left that was killed, the next one to the same name removes, and nothing of a writer that lives, nor of another name.
+func TestWriterRemovesWhatWasLeft(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "index")
+	for _, name := range []string{".index.0123456789ab.partial", ".other.0123456789ab.partial", ".index.0123456789ab.partial.mine", ".index.x.partial"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("left"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := Create(path, Header{Source: "first", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Abort()
+	second, err := Create(path, Header{Source: "second", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, w := range []*Writer{first, second} {
+		if err := w.Finish(); err != nil {
+			t.Fatal(err)
+		}
+		if x := openTest(t, path); x.Header() != w.header {
+			t.Errorf("writer %d left %+v", n, x.Header())
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{".index.0123456789ab.partial.mine", ".index.x.partial", ".other.0123456789ab.partial", "index"}; !slices.Equal(names, want) {
+		t.Errorf("%q are there, not %q", names, want)
 	}
 }

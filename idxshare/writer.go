@@ -2,9 +2,7 @@ package idxshare
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +18,7 @@ const sortMemory = 32 << 20
 // Writer makes an index. What is added can come in any order, and lies in files beside the index until Finish. After an error only Abort is of use.
 type Writer struct {
 	path, temp string
+	lock       *os.File // of temp, held as long as the writer lives
 	header     Header
 	volumes    map[int]*ranged
 	files      *sorter // volume, inode, attributes
@@ -41,16 +40,12 @@ func Create(path string, h Header) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create index: %w", err)
 	}
-	var random [6]byte
-	rand.Read(random[:])
 	w := &Writer{path: path, header: h, volumes: map[int]*ranged{}}
 	dir, base := filepath.Split(path)
-	w.temp = filepath.Join(dir, "."+base+"."+hex.EncodeToString(random[:])+".partial")
-	f, err := os.OpenFile(w.temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
-	if err != nil {
+	removeStale(dir, base)
+	if w.temp, w.lock, err = createPartial(dir, base); err != nil {
 		return nil, fmt.Errorf("create index: %w", err)
 	}
-	f.Close()
 	for _, s := range []**sorter{&w.files, &w.names, &w.extents, &w.replaced} {
 		*s = newSorter(dir, sortMemory)
 	}
@@ -262,4 +257,5 @@ func (w *Writer) Abort() {
 		os.Remove(w.temp) //nolint:errcheck // there is nobody to tell
 		w.temp = ""
 	}
+	w.lock.Close()
 }
