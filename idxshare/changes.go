@@ -227,7 +227,8 @@ func differs(was, now *File, names bool) (content, attributes bool) {
 		return false, attributes
 	}
 	same, read := sameFile(was, now)
-	content = was.Size != now.Size || was.Mtime != now.Mtime || same && !names || !bytes.Equal(was.Target, now.Target) ||
+	known := len(was.Digest) > 0 && bytes.Equal(was.Digest, now.Digest) || now.Mode&ModeType != ModeRegular // that blocks have the same content again
+	content = was.Size != now.Size || was.Mtime != now.Mtime || same && !names && !known || !bytes.Equal(was.Target, now.Target) ||
 		len(was.Digest) > 0 && !bytes.Equal(was.Digest, now.Digest)
 	if !content && !attributes && !same && !read && !names && was.Links == now.Links {
 		attributes = true

@@ -61,6 +61,10 @@ type VolumeReport struct {
 // DeltaReport tells what it took to make a delta.
 type DeltaReport struct {
 	Volumes []VolumeReport `json:"volumes"`
+	// LeftOut are partitions that the base does not have, and of which nothing is in the delta.
+	LeftOut []LeftOut `json:"left_out,omitempty"`
+	// Table says why the partition table cannot be read, so that what was known of it holds on.
+	Table string `json:"table,omitempty"`
 	// Reads and ReadBytes are what was read of the content, in multiples of 4 KiB; DigestBytes of them were read for digests.
 	Reads       int64 `json:"reads"`
 	ReadBytes   int64 `json:"read_bytes"`
@@ -108,13 +112,13 @@ func (d *deltaMaker) make(ctx context.Context, path string) (err error) {
 		return err
 	}
 	defer d.w.Abort()
-	changed, err := d.changed()
+	layout, err := d.layout()
 	if err != nil {
 		return err
 	}
-	for i, v := range d.before.Volumes() {
-		if err := d.volume(ctx, v, changed[i]); err != nil {
-			return fmt.Errorf("volume %d (%s): %w", v.ID, v.Type, err)
+	for _, l := range layout {
+		if err := d.volume(ctx, l); err != nil {
+			return fmt.Errorf("volume %d (%s): %w", l.ID, l.Type, err)
 		}
 	}
 	if err := d.keep(ctx); err != nil {
@@ -124,54 +128,44 @@ func (d *deltaMaker) make(ctx context.Context, path string) (err error) {
 	return d.w.Finish()
 }
 
-// changed sorts what changed by volumes, in blocks of their file systems.
-func (d *deltaMaker) changed() ([]blockSet, error) {
-	volumes := d.before.Volumes()
-	sets := make([]blockSet, len(volumes))
-	for r, err := range d.in.Changed {
-		if err != nil {
-			return nil, err
-		}
-		for i, v := range volumes {
-			first, end := max(r.Off, v.Start)-v.Start, min(r.Off+r.Len, v.Start+v.Length)-v.Start
-			if first >= end {
-				continue
-			}
-			bs := int64(v.BlockSize)
-			sets[i].add(blockRange{first / bs, (end+bs-1)/bs - first/bs})
-		}
-	}
-	return sets, nil
-}
-
 // volume brings one file system up to date.
-func (d *deltaMaker) volume(ctx context.Context, v Volume, changed blockSet) error {
+func (d *deltaMaker) volume(ctx context.Context, l laidVolume) error {
+	v, changed := l.Volume, l.changed
 	d.report.Volumes = append(d.report.Volumes, VolumeReport{Volume: v.ID, Type: v.Type, How: VolumeUntouched, Changed: changed.blocks()})
 	report := &d.report.Volumes[len(d.report.Volumes)-1]
+	if v.Type == vanished {
+		report.How, report.Why = VolumeGone, "no partition begins where it did"
+		return d.vanish(ctx, v)
+	}
 	if len(changed) == 0 {
 		return d.w.AddVolume(v)
 	}
-	if !v.Mapped || !slices.Contains([]string{"ext2", "ext3", "ext4"}, v.Type) {
+	if !v.Mapped || !isExt(v.Type) {
 		report.How, report.Why = VolumeStale, "its files are not known by blocks: build an index of the device"
 		return d.w.AddVolume(v)
 	}
 	fs, err := ext4.Open(io.NewSectionReader(d.content, v.Start, v.Length), v.Length)
 	if errors.Is(err, ext4.ErrNotExt4) || errors.Is(err, ext4.ErrUnsupported) {
 		report.How, report.Why = VolumeGone, err.Error()
-		v.UUID, v.Label = "", "" // what is there the next time is another one, if only because nothing is known of it any more
-		if err := d.w.AddVolume(v); err != nil {
-			return err
-		}
-		if err := d.forgetAll(ctx, v); err != nil {
-			return err
-		}
-		return d.replaceMetadata(v)
+		return d.vanish(ctx, v)
 	}
 	if err != nil {
 		return err
 	}
 	w := &volumeDelta{deltaMaker: d, v: v, fs: fs, report: report, changed: changed}
 	return w.make(ctx)
+}
+
+// vanish says that there is nothing in a volume any more. What is there the next time is another one, if only because nothing is known of it.
+func (d *deltaMaker) vanish(ctx context.Context, v Volume) error {
+	v.UUID, v.Label = "", ""
+	if err := d.w.AddVolume(v); err != nil {
+		return err
+	}
+	if err := d.forgetAll(ctx, v); err != nil {
+		return err
+	}
+	return d.replaceMetadata(v)
 }
 
 // forgetAll says that nothing that was known of a volume holds.
@@ -372,6 +366,9 @@ func (d *volumeDelta) own(ctx context.Context, i *ext4.Inode, fn func(Extent) er
 
 // another tells why the file system is not the one that was known, "" if it is: made anew, its root directory has another time of creation.
 func (d *volumeDelta) another(ctx context.Context, info ext4.Info) (string, error) {
+	if d.v.UUID == "" {
+		return "it is new", nil
+	}
 	if u := info.UUID.String(); u != d.v.UUID {
 		return fmt.Sprintf("the file system is another one: %s, was %s", u, d.v.UUID), nil
 	}

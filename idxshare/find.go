@@ -114,7 +114,7 @@ func (f *finder) wanted(volume int) bool {
 func (f *finder) findUnder(ctx context.Context) error {
 	under := map[int]string{}
 	var missing error
-	for _, v := range f.v.base.volumes {
+	for _, v := range f.v.volumes {
 		file, err := f.v.Lookup(ctx, v.ID, f.q.Under)
 		switch {
 		case errors.Is(err, ErrNotFound):

@@ -189,7 +189,7 @@ func (x *Index) readVolumes(c *conn) error {
 }
 
 // View returns what answers from this index alone.
-func (x *Index) View() *View { return &View{base: x} }
+func (x *Index) View() *View { return &View{base: x, volumes: x.volumes} }
 
 // Header returns what was indexed.
 func (x *Index) Header() Header { return x.header }

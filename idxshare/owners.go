@@ -55,7 +55,7 @@ func (v *View) Owners(ctx context.Context, from, to int64, fn func(Owner) error)
 	if from == to {
 		return nil
 	}
-	volumes := v.current()
+	volumes := slices.DeleteFunc(slices.Clone(v.volumes), func(r *ranged) bool { return r.Type == vanished })
 	slices.SortFunc(volumes, func(a, b *ranged) int { return cmp.Compare(a.Start, b.Start) })
 	at := from
 	for _, r := range volumes {

@@ -16,6 +16,7 @@ type View struct {
 	base, delta *Index // delta may be nil
 	// What the delta has another state of, sorted: the base's is not looked at. As keys.
 	files, directories []uint64
+	volumes            []*ranged // of the base, and instead of each what the delta says of it; then those that only the delta has
 }
 
 // inodeKey makes one number of a volume and an inode.
@@ -23,7 +24,7 @@ func inodeKey(volume int, inode uint64) uint64 { return uint64(volume)<<56 | ino
 
 // NewView returns what answers from a base and, if it is not nil, a delta. What the delta replaces is kept in memory: 8 bytes for each inode and directory.
 func NewView(ctx context.Context, base, delta *Index) (*View, error) {
-	v := &View{base: base, delta: delta}
+	v := &View{base: base, delta: delta, volumes: base.volumes}
 	if delta == nil {
 		return v, nil
 	}
@@ -34,6 +35,7 @@ func NewView(ctx context.Context, base, delta *Index) (*View, error) {
 	case d.Base != b.Source:
 		return nil, fmt.Errorf("view of a delta and its base: the delta stands on %s, the base is of %s: %w", d.Base, b.Source, ErrBadInput)
 	}
+	v.volumes = v.current()
 	err := delta.Replaced(ctx, func(volume int, inode uint64, directory bool) error {
 		if directory {
 			v.directories = append(v.directories, inodeKey(volume, inode))
@@ -77,20 +79,30 @@ func has(keys []uint64, volume int, inode uint64) bool {
 	return ok
 }
 
-// Volumes returns the file systems, as they are by now.
+// Volumes returns the file systems, as they are by now: a partition that is there no more has none.
 func (v *View) Volumes() (volumes []Volume) {
-	for _, r := range v.current() {
-		volumes = append(volumes, r.Volume)
+	for _, r := range v.volumes {
+		if r.Type != vanished {
+			volumes = append(volumes, r.Volume)
+		}
 	}
 	return volumes
 }
 
+// Size returns how long the device is, in bytes, as it is by now.
+func (v *View) Size() int64 {
+	if v.delta != nil {
+		return v.delta.header.Size
+	}
+	return v.base.header.Size
+}
+
+// vanished is the type of a volume of which a delta says that no partition begins there any more.
+const vanished = ""
+
 // current returns the volumes of the base, and instead of each what the delta says of it: another file system may have been made there.
 func (v *View) current() []*ranged {
 	volumes := slices.Clone(v.base.volumes)
-	if v.delta == nil {
-		return volumes
-	}
 	for _, r := range v.delta.volumes {
 		i := slices.IndexFunc(volumes, func(b *ranged) bool { return b.ID == r.ID })
 		if i < 0 {
@@ -257,7 +269,7 @@ func (v *View) walk(ctx context.Context, volume int, path string) (uint64, error
 
 // root returns the inode of a volume's root directory.
 func (v *View) root(volume int) (uint64, error) {
-	for _, r := range v.base.volumes {
+	for _, r := range v.volumes {
 		if r.ID == volume {
 			return r.Root, nil
 		}
