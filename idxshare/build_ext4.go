@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -132,6 +133,33 @@ func (e *ext4Volume) digest(ctx context.Context, c *content, buffer []byte) erro
 	}
 	sum.Sum(c.sum[:0])
 	return nil
+}
+
+// DigestOf reads the content of one regular file of a device, and returns its SHA-256. The volume is one that the device has now, of which files are known by blocks. That a file is encrypted, or
+// all but empty and absurdly long, is an error that wraps [ErrNotFound].
+func DigestOf(ctx context.Context, device io.ReaderAt, v Volume, inode uint64) ([]byte, error) {
+	fail := func(err error) ([]byte, error) {
+		return nil, fmt.Errorf("digest of inode %d of volume %d: %w", inode, v.ID, err)
+	}
+	if inode > math.MaxUint32 || !v.Mapped {
+		return fail(ErrNotFound)
+	}
+	fs, err := ext4.Open(io.NewSectionReader(&contentReader{r: device, size: v.Start + v.Length}, v.Start, v.Length), v.Length)
+	if err != nil {
+		return fail(err)
+	}
+	i, err := fs.Inode(ctx, uint32(inode))
+	switch {
+	case err != nil:
+		return fail(err)
+	case i.Type() != ext4.ModeRegular || i.Encrypted() || i.Size/absurdLength > v.Length:
+		return fail(ErrNotFound)
+	}
+	e, c := newExt4Volume(fs, v), content{inode: i.Number}
+	if err := e.digest(ctx, &c, make([]byte, digestBuffer)); err != nil {
+		return fail(err)
+	}
+	return c.sum[:], nil
 }
 
 // write goes over the inodes in their order, and then over the directories in the order in which they lie.

@@ -195,14 +195,16 @@ func TestPruneKept(t *testing.T) {
 	file("new.delta", 1<<30, time.Minute)
 	file("old.delta", 1<<30, 2*time.Hour)
 	file("older.delta", 1, 3*time.Hour)
+	file(".prints-now", 1, time.Hour)
+	file(".prints-left", 1, 25*time.Hour)
 	if err := pruneKept(dir, filepath.Join(dir, "used.delta")); err != nil {
 		t.Fatal(err)
 	}
-	left, err := filepath.Glob(dir + "/*")
+	left, err := filepath.Glob(dir + "/*") // also those that begin with a dot
 	for i := range left {
 		left[i] = filepath.Base(left[i])
 	}
-	if want := []string{"new.delta", "old.delta", "other", "used.delta", "used.prints"}; err != nil || !slices.Equal(left, want) {
+	if want := []string{".prints-now", "new.delta", "old.delta", "other", "used.delta", "used.prints"}; err != nil || !slices.Equal(left, want) {
 		t.Errorf("left %q, %v", left, err)
 	}
 }

@@ -69,8 +69,7 @@ func (c *indexBuildCmd) ofDisk(env *environment) (indexBuildReport, error) {
 		return indexBuildReport{}, err
 	}
 	defer func() { _ = raw.Close() }() // it was only read
-	pin := raw.Pin()
-	return buildIndex(env, c.Source, c.To, c.Digests, idxshare.BuildInput{Device: raw.File(), Size: raw.Size(), Source: fmt.Sprintf("raw:%x", pin.Digest), Path: c.Source})
+	return buildIndex(env, c.Source, c.To, c.Digests, idxshare.BuildInput{Device: raw.File(), Size: raw.Size(), Source: rawSource(raw.Pin()), Path: c.Source})
 }
 
 func (c *indexBuildCmd) ofImage(env *environment, ref image.Ref) (report indexBuildReport, err error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"coppice/idxshare"
 	"coppice/image"
@@ -195,9 +196,32 @@ func (f indexOn) withDevice(env *environment, name string, do func(*askedIndex) 
 	}
 	d, err := env.client().Index(env.ctx, name)
 	if err != nil {
-		return err
+		return f.withBeside(env, name, err, do)
 	}
 	return openAsked(env.client().IndexReader(env.ctx, d), d.Statement, indexInfo{From: "device", On: name, Image: d.Image, Keys: d.Keys, Trusted: d.Trusted}, do)
+}
+
+// besideRaw is what is added to the path of a raw disk for the file with the index of its files, on shared storage as anywhere.
+const besideRaw = ".coppice-index"
+
+// withBeside opens the index in the file beside a raw root, to which none can be attached. Of another root, and where there is none, the daemon's answer stands.
+func (f indexOn) withBeside(env *environment, name string, answer error, do func(*askedIndex) error) error {
+	d, err := env.client().Inspect(env.ctx, name)
+	if err != nil || d.Root.Path == "" || d.Root.Verified || !filepath.IsAbs(d.Root.Path) {
+		return answer
+	}
+	path := d.Root.Path + besideRaw
+	build := fmt.Sprintf("coppice index build %s --to %s", d.Root.Path, path)
+	if _, err := os.Stat(path); err != nil {
+		return &node.Error{Code: node.CodeNotFound, Message: fmt.Sprintf("the index of the root of device %s: %v", name, err), Hint: "make one: " + build}
+	}
+	return f.withFile(path, func(x *askedIndex) error {
+		if h := x.Header(); h.Source != rawPrefix+d.Root.Content || h.Size != d.Root.SizeBytes {
+			return &node.Error{Code: node.CodeOtherRoot, Message: fmt.Sprintf("%s is the index of %.100q, the root of device %s is %s%s", path, h.Source, name, rawPrefix, d.Root.Content), Hint: "build it again: " + build}
+		}
+		x.info.From, x.info.On = "device", name
+		return do(x)
+	})
 }
 
 // openAsked opens what was verified against a statement, and compares what it says of itself.

@@ -23,8 +23,8 @@ type indexVolume struct {
 }
 
 // of returns the file systems to look in. There is at least one.
-func (f indexVolume) of(x *askedIndex) (volumes []idxshare.Volume, err error) {
-	for _, v := range x.Volumes() {
+func (f indexVolume) of(x *askedIndex, view *idxshare.View) (volumes []idxshare.Volume, err error) {
+	for _, v := range view.Volumes() {
 		if f.Partition == nil || v.Partition == *f.Partition {
 			volumes = append(volumes, v)
 		}
@@ -163,7 +163,7 @@ func (c *indexFindCmd) Run(env *environment) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("find: --limit %d", c.Limit), Hint: "give how many names to print at most"}
 	}
 	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
-		volumes, err := c.of(x)
+		volumes, err := c.of(x, view)
 		if err != nil {
 			return err
 		}
@@ -289,6 +289,8 @@ type indexDigestCmd struct {
 	indexView
 	indexVolume
 	Path string `arg:"" help:"Path of the file, from the root of its file system."`
+
+	computed map[int][]byte // by volume: of what the index has none, and the device has the content
 }
 
 // fileDigest is the digest of a file, in JSON.
@@ -297,12 +299,29 @@ type fileDigest struct {
 	Partition int    `json:"partition"`
 	SizeBytes int64  `json:"size_bytes"`
 	Digest    string `json:"sha256"`
+	Computed  bool   `json:"computed"` // now, of what the device holds: the index has none of this content
 }
 
-// Run shows the digest as sha256sum does: of the file of that path in each file system that has one.
+// Run shows the digest as sha256sum does: of the file of that path in each file system that has one. Of a device, a digest that the index does not have is computed.
 func (c *indexDigestCmd) Run(env *environment) error {
+	c.computed = map[int][]byte{}
+	c.within = func(view *idxshare.View, content node.LayerContent) error {
+		for _, v := range view.Volumes() {
+			if c.Partition != nil && v.Partition != *c.Partition {
+				continue
+			}
+			f, err := view.Lookup(env.ctx, v.ID, c.Path)
+			if err == nil && f.Digest == nil && f.Mode&idxshare.ModeType == idxshare.ModeRegular && v.Mapped {
+				c.computed[v.ID], err = idxshare.DigestOf(env.ctx, content, v, f.Inode)
+			}
+			if err != nil && !errors.Is(err, idxshare.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	}
 	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
-		volumes, err := c.of(x)
+		volumes, err := c.of(x, view)
 		if err != nil {
 			return err
 		}
@@ -340,6 +359,10 @@ func (c *indexDigestCmd) find(env *environment, view *idxshare.View, volumes []i
 	var missing error
 	for _, v := range volumes {
 		digest, err := view.Digest(env.ctx, v.ID, c.Path)
+		computed := errors.Is(err, idxshare.ErrNotFound) && c.computed[v.ID] != nil
+		if computed {
+			digest, err = c.computed[v.ID], nil
+		}
 		if errors.Is(err, idxshare.ErrNotFound) {
 			missing = errors.Join(missing, err)
 			continue
@@ -351,7 +374,7 @@ func (c *indexDigestCmd) find(env *environment, view *idxshare.View, volumes []i
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, fileDigest{toJSONPath([]byte(c.Path)), v.Partition, f.Size, hex.EncodeToString(digest)})
+		found = append(found, fileDigest{toJSONPath([]byte(c.Path)), v.Partition, f.Size, hex.EncodeToString(digest), computed})
 	}
 	if len(found) == 0 {
 		return nil, &node.Error{Code: node.CodeNotFound, Message: missing.Error(), Hint: "coppice index find finds paths; an index has digests where it was built with --digests"}

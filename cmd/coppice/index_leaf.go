@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"coppice/idxshare"
 	"coppice/image"
@@ -27,6 +28,8 @@ type leafIndex struct {
 	consistency
 	Index string `placeholder:"FILE" type:"existingfile" help:"Index of the files of the device's root (the one that is kept beside its image)."`
 	Cache string `default:"/var/cache/coppice/index" placeholder:"DIR" help:"Where to keep what is known, so that the next time only what changed since is read (/var/cache/coppice/index)."`
+
+	within func(*idxshare.View, node.LayerContent) error // called while what the device holds can be read; nil: not
 }
 
 // leafTotal is what it took to find that out.
@@ -37,8 +40,14 @@ type leafTotal struct {
 	Read       idxshare.DeltaReport `json:"read"`
 }
 
-// explain tells of file systems of which not only what changed was read.
+// explain tells of file systems of which not only what changed was read, and of what is not known.
 func (t leafTotal) explain(w io.Writer) {
+	if t.Read.Table != "" {
+		fmt.Fprintf(w, "the partition table cannot be read, so that file systems are looked for where the root has them: %s\n", t.Read.Table)
+	}
+	for _, l := range t.Read.LeftOut {
+		fmt.Fprintf(w, "not indexed: partition %d, %s: %s\n", l.Partition, showBytes(l.Length), l.Why)
+	}
 	for _, v := range t.Read.Volumes {
 		if v.Why != "" {
 			fmt.Fprintf(w, "file system %d (%s): %s: %s\n", v.Volume, v.Type, v.How, v.Why)
@@ -66,8 +75,10 @@ func (c leafIndex) view(env *environment, x *askedIndex, do func(*idxshare.View,
 		if err := sameRoot(content.Pin(), base.Header()); err != nil {
 			return fmt.Errorf("index what changed on %s: %w", name, err)
 		}
-		report, err = kept.update(env.ctx, base, content)
-		return err
+		if report, err = kept.update(env.ctx, base, content); err != nil || c.within == nil {
+			return err
+		}
+		return kept.view(env.ctx, base, func(view *idxshare.View) error { return c.within(view, content) })
 	})
 	if err != nil {
 		return err
@@ -75,16 +86,23 @@ func (c leafIndex) view(env *environment, x *askedIndex, do func(*idxshare.View,
 	if err := pruneKept(c.Cache, kept.delta); err != nil {
 		fmt.Fprintf(env.err, "coppice: %v\n", err)
 	}
-	delta, err := idxshare.Open(kept.delta)
+	return kept.view(env.ctx, base, func(view *idxshare.View) error {
+		return do(view, leafTotal{PauseMS: p.pauseMS, Frozen: p.frozen, SyncedOnly: p.synced, Read: report})
+	})
+}
+
+// view calls do with what is kept, over the base.
+func (k keptDelta) view(ctx context.Context, base *idxshare.Index, do func(*idxshare.View) error) error {
+	delta, err := idxshare.Open(k.delta)
 	if err != nil {
 		return err
 	}
 	defer delta.Close() //nolint:errcheck // it was only read
-	view, err := idxshare.NewView(env.ctx, base, delta)
+	view, err := idxshare.NewView(ctx, base, delta)
 	if err != nil {
 		return err
 	}
-	return do(view, leafTotal{PauseMS: p.pauseMS, Frozen: p.frozen, SyncedOnly: p.synced, Read: report})
+	return do(view)
 }
 
 // layerOf returns the layer that a device writes to.
@@ -99,7 +117,12 @@ func layerOf(d node.Device) (union.LayerInfo, error) {
 	return union.LayerInfo{}, &node.Error{Code: node.CodeBusy, Message: fmt.Sprintf("index what changed on %s: the device is %s", d.Name, d.State), Hint: "`coppice list` shows it"}
 }
 
-// sameRoot refuses an index of something else than what the device stands on. Of a root that is no image, only the size can be compared.
+// rawSource is what an index of a raw disk says that it is of: the digest by which a layer knows the disk again, of its first and last MiB and of samples.
+func rawSource(pin union.Pin) string { return fmt.Sprintf("%s%x", rawPrefix, pin.Digest) }
+
+const rawPrefix = "raw:"
+
+// sameRoot refuses an index of something else than what the device stands on. Of an index that coppice index build has not made of the disk itself, only the size can be compared.
 func sameRoot(pin union.Pin, h idxshare.Header) error {
 	wrong := func(what string) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("the index is of %s, the device stands on %s", h.Source, what), Hint: "give the index of the device's root"}
@@ -109,6 +132,8 @@ func sameRoot(pin union.Pin, h idxshare.Header) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: "the device stands on no root: nothing is known that it could differ from", Hint: "compare with an index that was made of the device before"}
 	case pin.Kind == union.PinImage && image.Digest(pin.Digest).String() != h.Source:
 		return wrong(image.Digest(pin.Digest).String())
+	case pin.Kind == union.PinRaw && strings.HasPrefix(h.Source, rawPrefix) && rawSource(pin) != h.Source:
+		return wrong(fmt.Sprintf("a disk with other content, %s", rawSource(pin)))
 	case pin.SizeBytes != h.Size:
 		return wrong(fmt.Sprintf("a root of %d bytes, not %d", pin.SizeBytes, h.Size))
 	}
@@ -168,6 +193,7 @@ type keptDelta struct{ delta, prints string }
 const (
 	keptDeltaName  = ".delta"
 	keptPrintsName = ".prints"
+	partialPrints  = ".prints-" // what they are called while they are written
 )
 
 func newKeptDelta(dir, leaf, source string) keptDelta {
@@ -180,7 +206,7 @@ func newKeptDelta(dir, leaf, source string) keptDelta {
 func (k keptDelta) update(ctx context.Context, base *idxshare.Index, content node.LayerContent) (report idxshare.DeltaReport, err error) {
 	previous, before, done := k.open(base)
 	defer done()
-	partial, err := os.CreateTemp(filepath.Dir(k.prints), ".prints-*")
+	partial, err := os.CreateTemp(filepath.Dir(k.prints), partialPrints+"*")
 	if err != nil {
 		return report, fmt.Errorf("keep prints: %w", err)
 	}
@@ -254,6 +280,7 @@ func printsOf(content node.LayerContent) iter.Seq2[idxshare.Print, error] {
 const (
 	maxKeptBytes = 2 << 30
 	maxKeptFiles = 128
+	partialTime  = 24 * time.Hour // after which nobody writes any more what is not whole yet
 )
 
 // pruneKept deletes what was used longest ago, until the rest is little enough. Nothing is lost but time: what is not there is made again.
@@ -271,6 +298,12 @@ func pruneKept(dir, used string) error {
 	for _, e := range entries {
 		info, err := e.Info()
 		path := filepath.Join(dir, e.Name())
+		if err == nil && strings.HasPrefix(e.Name(), partialPrints) && time.Since(info.ModTime()) > partialTime {
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("remove what a killed command has left: %w", err)
+			}
+			continue
+		}
 		ours := strings.HasSuffix(path, keptDeltaName) || strings.HasSuffix(path, keptPrintsName)
 		if err != nil || !ours || strings.TrimSuffix(path, filepath.Ext(path)) == strings.TrimSuffix(used, keptDeltaName) {
 			continue

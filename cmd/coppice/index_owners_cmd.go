@@ -56,13 +56,13 @@ type ownedBytes struct {
 // Run prints whose the bytes are, in order.
 func (c *indexOwnersCmd) Run(env *environment) error {
 	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
-		if size := x.Header().Size; c.Range.to > size {
+		if size := view.Size(); c.Range.to > size {
 			return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("who owns bytes %d to %d: the disk has %d", c.Range.from, c.Range.to-1, size), Hint: "give an offset below that"}
 		}
 		out := bufio.NewWriter(env.out)
 		list := jsonList{w: out, name: "owners"}
 		err := view.Owners(env.ctx, c.Range.from, c.Range.to, func(o idxshare.Owner) error {
-			b, err := toOwned(env.ctx, view, o, x.Volumes())
+			b, err := toOwned(env.ctx, view, o, view.Volumes())
 			switch {
 			case err != nil:
 				return err

@@ -31,7 +31,7 @@ func (c *indexPlocateCmd) Run(env *environment) error {
 		return &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("write a database of plocate for what is mounted at %q", c.At), Hint: "give an absolute path: --at DIR"}
 	}
 	return c.with(env, func(x *askedIndex, view *idxshare.View) error {
-		volumes, err := c.of(x)
+		volumes, err := c.of(x, view)
 		if err != nil {
 			return err
 		}
