@@ -170,9 +170,11 @@ func (re *reactor) wait() {
 func (re *reactor) spinForWork() bool {
 	began := time.Now()
 	for {
-		_, err := re.ring.SubmitAndWait(0, -1)
-		re.stats.Spins++
-		re.tolerate(err)
+		if re.ring.Space() < re.ring.Entries() || re.ring.Deferred() {
+			_, err := re.ring.Submit()
+			re.stats.Spins++
+			re.tolerate(err)
+		}
 		if re.hasWork() {
 			return true
 		}

@@ -27,6 +27,7 @@ const (
 	SetupCQSize       uint32 = 1 << 3
 	SetupClamp        uint32 = 1 << 4
 	SetupSubmitAll    uint32 = 1 << 7
+	SetupTaskrunFlag  uint32 = 1 << 9 // Linux 5.19
 	SetupSQE128       uint32 = 1 << 10
 	SetupCQE32        uint32 = 1 << 11
 	SetupSingleIssuer uint32 = 1 << 12 // Linux 6.0
@@ -53,7 +54,9 @@ const (
 	enterExtArg         = 1 << 3
 	enterRegisteredRing = 1 << 4
 
-	sqCQOverflow = 1 << 1 // bit of the submission queue's flags word
+	// Bits of the submission queue's flags word (IORING_SQ_*).
+	sqCQOverflow = 1 << 1
+	sqTaskrun    = 1 << 2
 
 	offSQRing = 0
 	offSQEs   = 0x10000000

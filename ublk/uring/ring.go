@@ -127,9 +127,16 @@ func (r *Ring) mustEnter(pending, n uint32) bool {
 		return true
 	}
 	if n == 0 {
-		return r.flags&SetupDeferTaskrun != 0
+		return r.Deferred()
 	}
 	return r.Ready() < n
+}
+
+// Deferred tells whether the kernel may have completions that it delivers only when it is entered. It is a look at memory, and exact where
+// [SetupTaskrunFlag] was granted; else a ring with [SetupDeferTaskrun] always may. Source: io_req_local_work_add in io_uring/io_uring.c, Linux 6.12.
+func (r *Ring) Deferred() bool {
+	const both = SetupDeferTaskrun | SetupTaskrunFlag
+	return atomic.LoadUint32(r.sqFlags)&(sqCQOverflow|sqTaskrun) != 0 || r.flags&both == SetupDeferTaskrun
 }
 
 // verdict tells whether a call has ended, and how. A wait that ended early after

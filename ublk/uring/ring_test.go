@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -243,6 +244,36 @@ func TestForeignThreadIsRefused(t *testing.T) {
 		t.Fatalf("submission on another thread: %v", err)
 	}
 	one(t, r)
+}
+
+// A ring tells without a system call that the kernel has something for it.
+func TestDeferred(t *testing.T) {
+	r := newRing(t, Config{SingleIssuer: true})
+	if r.Flags()&SetupTaskrunFlag == 0 {
+		t.Fatal("TASKRUN_FLAG not granted by a kernel that has it since 5.19")
+	}
+	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	mustOK(t, err)
+	defer unix.Close(efd)
+	buf := make([]byte, 8)
+	r.SQE().PrepRead(int32(efd), uintptr(unsafe.Pointer(&buf[0])), 8, 0)
+	if _, err := r.Submit(); err != nil || r.Deferred() || r.Ready() != 0 {
+		t.Fatalf("before the event: %v, deferred %v, %d ready", err, r.Deferred(), r.Ready())
+	}
+	_, err = unix.Write(efd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	mustOK(t, err)
+	for began := time.Now(); !r.Deferred(); {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the ring does not tell of the event")
+		}
+	}
+	if r.Ready() != 0 {
+		t.Error("the completion came without an enter")
+	}
+	if _, err := r.Submit(); err != nil || r.Deferred() || r.Ready() != 1 {
+		t.Fatalf("after it: %v, deferred %v, %d ready", err, r.Deferred(), r.Ready())
+	}
+	r.Advance(1)
 }
 
 func TestRegisteredRingFD(t *testing.T) {

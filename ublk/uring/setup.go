@@ -29,9 +29,9 @@ type Config struct {
 const defaultEntries = 128
 
 // optionalFlags are given up one by one, in this order, when the kernel answers
-// EINVAL. DEFER_TASKRUN requires SINGLE_ISSUER and so goes first.
+// EINVAL: TASKRUN_FLAG requires DEFER_TASKRUN, which requires SINGLE_ISSUER.
 var optionalFlags = [...]uint32{
-	SetupNoSQArray, SetupDeferTaskrun, SetupSingleIssuer, SetupSubmitAll, SetupCQSize,
+	SetupNoSQArray, SetupTaskrunFlag, SetupDeferTaskrun, SetupSingleIssuer, SetupSubmitAll, SetupCQSize,
 }
 
 func (c *Config) params() (entries uint32, p params) {
@@ -45,7 +45,7 @@ func (c *Config) params() (entries uint32, p params) {
 	}
 	p.flags = SetupClamp | SetupCQSize | SetupSubmitAll | SetupNoSQArray
 	if c.SingleIssuer {
-		p.flags |= SetupSingleIssuer | SetupDeferTaskrun
+		p.flags |= SetupSingleIssuer | SetupDeferTaskrun | SetupTaskrunFlag
 	}
 	if c.SQE128 {
 		p.flags |= SetupSQE128

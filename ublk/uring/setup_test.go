@@ -12,6 +12,7 @@ func oldKernel(known uint32, seen *[]uint32) setupFunc {
 	return func(_ uint32, p *params) (int, unix.Errno) {
 		*seen = append(*seen, p.flags)
 		if p.flags&^known != 0 || (p.flags&SetupDeferTaskrun != 0 && p.flags&SetupSingleIssuer == 0) ||
+			(p.flags&SetupTaskrunFlag != 0 && p.flags&SetupDeferTaskrun == 0) ||
 			(p.flags&SetupCQSize == 0 && p.cqEntries != 0) {
 			return -1, unix.EINVAL
 		}
@@ -21,12 +22,13 @@ func oldKernel(known uint32, seen *[]uint32) setupFunc {
 
 func TestSetupGivesUpFlagsOneByOne(t *testing.T) {
 	const base = SetupClamp | SetupSQE128
-	const all = base | SetupCQSize | SetupSubmitAll | SetupSingleIssuer | SetupDeferTaskrun | SetupNoSQArray
+	const all = base | SetupCQSize | SetupSubmitAll | SetupSingleIssuer | SetupDeferTaskrun | SetupTaskrunFlag | SetupNoSQArray
 	for _, known := range []uint32{
 		all,
 		all &^ SetupNoSQArray,
-		all &^ (SetupNoSQArray | SetupDeferTaskrun),
-		all &^ (SetupNoSQArray | SetupDeferTaskrun | SetupSingleIssuer),
+		all &^ (SetupNoSQArray | SetupTaskrunFlag),
+		all &^ (SetupNoSQArray | SetupTaskrunFlag | SetupDeferTaskrun),
+		all &^ (SetupNoSQArray | SetupTaskrunFlag | SetupDeferTaskrun | SetupSingleIssuer),
 		base | SetupCQSize,
 		base,
 	} {
