@@ -2,6 +2,7 @@ package idxshare
 
 import (
 	"database/sql/driver"
+	"slices"
 	"unicode"
 	"unicode/utf8"
 )
@@ -23,12 +24,33 @@ func text(b []byte) driver.Value {
 // fold appends what the trigram index has for a name: its characters, of each that differ in case only the same one, and for a byte that is no
 // UTF-8 one of the private area.
 func fold(dst, name []byte) []byte {
+	begin := len(dst)
+	dst = slices.Grow(dst, len(name))[:begin+len(name)]
+	out := dst[begin:]
+	for i, c := range name {
+		if c >= utf8.RuneSelf {
+			return foldRunes(dst[:begin+i], name[i:])
+		}
+		out[i] = lower[c]
+	}
+	return dst
+}
+
+// lower are the ASCII characters, letters in lower case.
+var lower = func() (table [utf8.RuneSelf]byte) {
+	for c := range table {
+		table[c] = byte(c)
+		if 'A' <= c && c <= 'Z' {
+			table[c] += 'a' - 'A'
+		}
+	}
+	return table
+}()
+
+func foldRunes(dst, name []byte) []byte {
 	for len(name) > 0 {
 		if c := name[0]; c < utf8.RuneSelf {
-			if 'A' <= c && c <= 'Z' {
-				c += 'a' - 'A'
-			}
-			dst, name = append(dst, c), name[1:]
+			dst, name = append(dst, lower[c]), name[1:]
 			continue
 		}
 		r, size := utf8.DecodeRune(name)
