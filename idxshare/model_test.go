@@ -546,12 +546,19 @@ func TestIdxNeedsHold(t *testing.T) {
 		pattern := rapid.StringMatching(`(\(\?i\))?([a-c]{1,4}|\(([a-c]{3}\|)?[b-d]{3,4}\)[+*?]?|\.|[a-c]{3}\{2\}|é){1,4}`).Draw(t, "pattern")
 		name := rapid.StringMatching(`([a-dA-D]{1,6}|é|É){0,3}`).Draw(t, "name")
 		syntax := Syntax(rapid.IntRange(0, 2).Draw(t, "syntax"))
-		m, err := newMatcher(pattern, syntax, rapid.Bool().Draw(t, "ignore case"))
+		ignoreCase := rapid.Bool().Draw(t, "ignore case")
+		m, err := newMatcher(pattern, syntax, ignoreCase)
 		if err != nil {
 			if !errors.Is(err, ErrBadQuery) {
 				t.Fatal(err)
 			}
 			return
+		}
+		if syntax == Regexp {
+			flags := map[bool]string{true: "(?i)"}[ignoreCase]
+			if want := regexp.MustCompile(flags + pattern).MatchString(name); m.match([]byte(name)) != want {
+				t.Fatalf("%q matches %q: %v, and it is %v", flags+pattern, name, !want, want)
+			}
 		}
 		if m.match([]byte(name)) && !meets(m.required, string(fold(nil, []byte(name)))) {
 			t.Fatalf("%q matches %q, which lacks %+v", pattern, name, m.required)

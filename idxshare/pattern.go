@@ -126,8 +126,9 @@ func needText(b []byte) *needs {
 	return needFolded(string(fold(nil, b)))
 }
 
+// needFolded returns the need of a text. One of less than three characters is of no use to a query, and still is compared faster than an expression.
 func needFolded(text string) *needs {
-	if utf8.RuneCountInString(text) < 3 {
+	if text == "" {
 		return nil
 	}
 	return &needs{text: text}
