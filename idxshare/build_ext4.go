@@ -253,9 +253,9 @@ func fileOf(volume int, i *ext4.Inode) *File {
 		Volume: volume, Inode: uint64(i.Number), Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, Size: i.Size, Links: i.Links, Blocks: i.Blocks, Rdev: i.Rdev,
 		Atime: i.Atime.UnixNano(), Mtime: i.Mtime.UnixNano(), Ctime: i.Ctime.UnixNano(), Crtime: i.Crtime.UnixNano(),
 	}
-	// As stat(2) tells it: some programs take a file without blocks for one without content.
-	if i.Type() == ext4.ModeRegular && i.Flags&ext4.FlagInlineData != 0 && f.Blocks == 0 {
-		f.Blocks = (f.Size + 511) / 512
+	// As stat(2) tells it (Linux 6.12, ext4_file_getattr): some programs take a file without blocks for one without content. What it has are blocks of attributes.
+	if i.Type() == ext4.ModeRegular && i.Flags&ext4.FlagInlineData != 0 {
+		f.Blocks += (f.Size + 511) / 512
 	}
 	return f
 }

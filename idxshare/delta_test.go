@@ -148,6 +148,22 @@ func TestDelta(t *testing.T) {
 	}
 }
 
+// Content that lies in an inode counts as half a KiB, as stat(2) has it, beside the block that the inode's attributes have.
+func TestBlocksOfInlineContent(t *testing.T) {
+	dir := t.TempDir()
+	image, index := newImage(t, dir, "-O", "inline_data"), filepath.Join(dir, "index")
+	debugfs(t, image, "ea_set deep/er/file user.big "+strings.Repeat("v", 700))
+	indexWhole(t, image, index, "root", false)
+	x := openTest(t, index)
+	for path, want := range map[string]int64{"/etc/passwd": 1, "/deep/er/file": 3} {
+		f, err := x.View().Lookup(t.Context(), 0, path)
+		mustDo(t, err)
+		if f.Blocks != want {
+			t.Errorf("%s, %d bytes: %d blocks, want %d", path, f.Size, f.Blocks, want)
+		}
+	}
+}
+
 // A device on which another file system was made, or which has none any more, or whose file system has become larger, is indexed as it is, volumes and free blocks included.
 func TestDeltaOfAnotherFileSystem(t *testing.T) {
 	dir := t.TempDir()
