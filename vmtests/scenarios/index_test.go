@@ -14,12 +14,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"coppice/idxshare"
 )
 
 // TestIndexOfDebian compares the index of a Debian system, made from its blocks, with what other programs say of it: find of the mounted file system, entry for entry, debugfs of the blocks of
-// every file and directory, and sha256sum of the contents, as far as the time allows.
+// every file and directory, filefrag of those that the kernel tells of every file, and sha256sum of the contents, as far as the time allows.
 func TestIndexOfDebian(t *testing.T) {
 	device, index := disk(t, "debian"), filepath.Join(t.TempDir(), "index")
 	args := []string{"index", "build", device, "--to", index}
@@ -33,7 +34,7 @@ func TestIndexOfDebian(t *testing.T) {
 	}
 	t.Cleanup(func() { x.Close() })
 	dir := mountPoint(t, device, "-t ext4 -o ro")
-	known, sums := entriesOf(t, x.View())
+	known, sums, regular := entriesOf(t, x.View())
 	seen := strings.Split(sh(t, `cd `+dir+` && find . -mindepth 1 -printf '/%P %i %y %m %U %G %s %n %T@ %l\0'`), "\x00")
 	seen = seen[:len(seen)-1]
 	slices.Sort(seen)
@@ -41,9 +42,13 @@ func TestIndexOfDebian(t *testing.T) {
 		t.Errorf("find found %d entries", len(seen))
 	}
 	sameLines(t, "find", known, seen)
-	blocks := extentsOf(t, x.View())
+	extents := extentsOf(t, x.View())
+	blocks := showExtents(extents)
 	sameLines(t, "debugfs", blocks, debugfsExtents(t, device, blocks))
-	t.Logf("%d entries, %d extents, %d digests", len(seen), len(blocks), len(sums))
+	began := time.Now()
+	ofFiles := showExtents(slices.DeleteFunc(extents, func(e fileExtent) bool { return regular[e.inode] == "" }))
+	sameLines(t, "filefrag", ofFiles, filefragExtents(t, dir, regular))
+	t.Logf("%d entries, %d extents, %d of regular files (%.1f s), %d digests", len(seen), len(blocks), len(ofFiles), time.Since(began).Seconds(), len(sums))
 	if indexDigests {
 		text := sh(t, `cd `+dir+` && find . -type f -print0 | xargs -0 sha256sum -z`)
 		lines := strings.Split(strings.ReplaceAll(text, "  ./", "  /"), "\x00")
@@ -53,9 +58,10 @@ func TestIndexOfDebian(t *testing.T) {
 	}
 }
 
-// entriesOf returns what an index knows of each name as find is told to print it, and digests as sha256sum prints them.
-func entriesOf(t *testing.T, v *idxshare.View) (entries, sums []string) {
+// entriesOf returns what an index knows of each name as find is told to print it, digests as sha256sum prints them, and a path of each inode that is a regular file.
+func entriesOf(t *testing.T, v *idxshare.View) (entries, sums []string, regular map[uint64]string) {
 	t.Helper()
+	regular = map[uint64]string{}
 	types := map[uint32]string{
 		idxshare.ModeRegular: "f", idxshare.ModeDirectory: "d", idxshare.ModeSymlink: "l", idxshare.ModeBlock: "b", idxshare.ModeCharacter: "c", idxshare.ModeFIFO: "p", idxshare.ModeSocket: "s",
 	}
@@ -63,6 +69,9 @@ func entriesOf(t *testing.T, v *idxshare.View) (entries, sums []string) {
 		f := m.File
 		entries = append(entries, fmt.Sprintf("%s %d %s %o %d %d %d %d %d.%09d0 %s", m.Path, f.Inode, types[f.Mode&idxshare.ModeType], f.Mode&^idxshare.ModeType, f.UID, f.GID, f.Size, f.Links,
 			f.Mtime/1e9, f.Mtime%1e9, f.Target))
+		if f.Mode&idxshare.ModeType == idxshare.ModeRegular {
+			regular[f.Inode] = string(m.Path)
+		}
 		if f.Digest != nil {
 			sums = append(sums, hex.EncodeToString(f.Digest)+"  "+string(m.Path))
 		}
@@ -73,7 +82,7 @@ func entriesOf(t *testing.T, v *idxshare.View) (entries, sums []string) {
 	}
 	slices.Sort(entries)
 	slices.Sort(sums)
-	return entries, sums
+	return entries, sums, regular
 }
 
 // fileExtent is a run of blocks of a file or directory.
@@ -101,9 +110,8 @@ func showExtents(list []fileExtent) (lines []string) {
 	return lines
 }
 
-func extentsOf(t *testing.T, v *idxshare.View) []string {
+func extentsOf(t *testing.T, v *idxshare.View) (list []fileExtent) {
 	t.Helper()
-	var list []fileExtent
 	err := v.Extents(context.Background(), func(e idxshare.Extent) error {
 		if e.Kind == idxshare.ExtentData || e.Kind == idxshare.ExtentDirectory {
 			list = append(list, fileExtent{e.Inode, e.Logical, e.Physical, e.Length})
@@ -113,7 +121,17 @@ func extentsOf(t *testing.T, v *idxshare.View) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return showExtents(list)
+	return list
+}
+
+// number reads what a program has printed.
+func number(t *testing.T, s string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // Of what debugfs prints for ex: the command, and an extent, with its level and how many levels there are.
@@ -137,23 +155,51 @@ func debugfsExtents(t *testing.T, device string, lines []string) []string {
 	if err := os.WriteFile(script, []byte(commands.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	number := func(s string) int64 {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	var list []fileExtent
 	inode := int64(0)
 	for line := range strings.Lines(sh(t, "debugfs -f "+script+" "+device+" 2>/dev/null")) {
 		if m := askedInode.FindStringSubmatch(line); m != nil {
-			inode = number(m[1])
+			inode = number(t, m[1])
 		} else if m := shownLeaf.FindStringSubmatch(line); m != nil && m[1] == m[2] {
-			list = append(list, fileExtent{uint64(inode), number(m[3]), number(m[4]), number(m[5])})
+			list = append(list, fileExtent{uint64(inode), number(t, m[3]), number(t, m[4]), number(t, m[5])})
 		}
 	}
 	return showExtents(list)
+}
+
+// shownFragment is what filefrag prints of an extent.
+var shownFragment = regexp.MustCompile(`^ *\d+: +(\d+)\.\. *\d+: +(\d+)\.\. *\d+: +(\d+):`)
+
+// filefragExtents asks filefrag for the extents of files in a mount, given by paths of inodes.
+func filefragExtents(t *testing.T, dir string, files map[uint64]string) []string {
+	t.Helper()
+	var paths strings.Builder
+	inodes := map[string]uint64{}
+	for inode, path := range files {
+		fmt.Fprintf(&paths, ".%s\x00", path)
+		inodes["."+path] = inode
+	}
+	list := filepath.Join(t.TempDir(), "paths")
+	if err := os.WriteFile(list, []byte(paths.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var extents []fileExtent
+	inode, told := uint64(0), 0
+	for line := range strings.Lines(sh(t, "cd "+dir+" && xargs -0 filefrag -v <"+list)) {
+		if after, ok := strings.CutPrefix(line, "File size of "); ok {
+			path := after[:max(0, strings.LastIndex(after, " is "))]
+			if inode, ok = inodes[path]; !ok {
+				t.Fatalf("filefrag tells of %q", path)
+			}
+			told++
+		} else if m := shownFragment.FindStringSubmatch(line); m != nil {
+			extents = append(extents, fileExtent{inode, number(t, m[1]), number(t, m[2]), number(t, m[3])})
+		}
+	}
+	if told != len(files) {
+		t.Errorf("filefrag tells of %d files, of %d", told, len(files))
+	}
+	return showExtents(extents)
 }
 
 // sameLines demands that an index and another program say the same.
