@@ -17,8 +17,11 @@ const packageLimit = 20 * time.Minute
 // commandPackage has as many VM tests as all other packages together, or more.
 const commandPackage = "./cmd/coppice"
 
-// countedTests are the tests of commandPackage that run in the VM of TestCounted.
-const countedTests = "^TestLatencyCost$"
+// Tests of commandPackage that have a VM of their own: those of TestCounted and TestMutatedDevices.
+const (
+	countedTests = "^TestLatencyCost$"
+	mutatedTests = "^TestFilesOfDeviceUnderRandomOperations$"
+)
 
 // TestPackages runs the VM tests that lie beside the code they test, in one VM: two CPUs, 2 GiB, the userland, ublk_drv. Those of commandPackage have a VM of their own, by the side of
 // it, and packages below vmtests have hosts of their own.
@@ -46,7 +49,7 @@ func runPackages(t *testing.T, name string, keep func(pkg string) bool) {
 	for _, pkg := range packages {
 		if keep(pkg) {
 			tests := m.add(pkg)
-			if err := tests.Drop(countedTests); err != nil {
+			if err := tests.Drop(strings.Join([]string{countedTests, mutatedTests}, "|")); err != nil {
 				t.Fatal(err)
 			}
 			all = append(all, tests)
