@@ -165,8 +165,12 @@ func (f *fleet) join(t *testing.T) {
 	t.Helper()
 	check(t, f.hub.connect(f.all))
 	seen := map[string]string{}
+	var addrs []string
 	for _, p := range f.all {
-		_, err := io.WriteString(p.in, "join\n")
+		addrs = append(addrs, p.addr)
+	}
+	for _, p := range f.all {
+		_, err := io.WriteString(p.in, strings.Join(addrs, " ")+"\n")
 		check(t, err)
 	}
 	for _, p := range f.all {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -73,10 +74,11 @@ func runMember(text string) error {
 	if err := json.Unmarshal([]byte(text), &m.memberConfig); err != nil {
 		return err
 	}
-	if !m.next() { // until there is a wire
+	addrs, err := m.in.ReadString('\n') // comes when there is a wire
+	if err != nil {
 		return nil
 	}
-	if err := join(m.Addr); err != nil {
+	if err := join(m.Addr, strings.Fields(addrs)); err != nil {
 		return err
 	}
 	if m.Root != "" {

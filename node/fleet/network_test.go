@@ -65,14 +65,27 @@ func (h *hub) connect(all []*process) error {
 	var commands []string
 	for _, p := range all {
 		pid := p.cmd.Process.Pid
-		commands = append(commands, fmt.Sprintf("link add p%d type veth peer name wire address %s netns %d", pid, hardware(p.addr), pid), fmt.Sprintf("link set p%d master hub up", pid))
+		commands = append(commands, fmt.Sprintf("link add p%d type veth peer name wire address %s netns %d", pid, hardware(p.addr), pid), fmt.Sprintf("link set p%d master hub up", pid),
+			neighbour(p.addr, "hub"))
 	}
 	return h.do(func() error { return ip(commands...) })
 }
 
-// join gives the process's end of the wire an address.
-func join(addr string) error {
-	return ip("link set lo up", "addr add "+addr+"/16 dev wire", "link set wire up")
+// join gives the process's end of the wire an address, and tells it where the others are.
+func join(addr string, others []string) error {
+	commands := []string{"link set lo up", "addr add " + addr + "/16 dev wire", "link set wire up", neighbour(hubAddr, "wire")}
+	for _, other := range others {
+		if other != addr {
+			commands = append(commands, neighbour(other, "wire"))
+		}
+	}
+	return ip(commands...)
+}
+
+// neighbour is the command that makes an address known for good. All namespaces of a kernel together look up at most net.ipv4.neigh.default.gc_thresh3 others, 1024 as a rule: 64 nodes that know
+// each other are four times as many, and would take each other, and the origin, for dead ("neighbor table overflow" in the kernel's log). What was not looked up does not count.
+func neighbour(addr, device string) string {
+	return "neigh replace " + addr + " lladdr " + hardware(addr) + " dev " + device + " nud permanent"
 }
 
 // ip runs commands of ip(8) in the namespace of the calling thread.
