@@ -198,39 +198,104 @@ func TestRequestsWithBodiesAreRefused(t *testing.T) {
 	}
 }
 
+// A connection beyond the bound takes the place of the one that has been idle for longest, and is closed where all are in use.
 func TestConnectionsAreBounded(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", http.NotFoundHandler(), ServerOptions{MaxConnections: 2, Log: quiet})
+	at, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &boundedListener{Listener: at, most: 2}
+	wait, used, idle := make(chan struct{}), make(chan struct{}), make(chan struct{}, 64)
+	s := http.Server{
+		Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wait" {
+				used <- struct{}{}
+				<-wait
+			}
+		}),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if l.changed(c, state); state == http.StateIdle {
+				idle <- struct{}{}
+			}
+		},
+	}
+	go func() { _ = s.Serve(l) }()
+	defer s.Close()
+	dial := func() net.Conn {
+		c, err := net.Dial("tcp", at.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		return c
+	}
+	ask := func(c net.Conn, path string) { fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path) }
+	hear := func(c net.Conn) error { // the whole answer, which is short
+		_, err := c.Read(make([]byte, 1024))
+		return err
+	}
+	speak := func(c net.Conn) error {
+		ask(c, "/")
+		err := hear(c)
+		if err == nil {
+			<-idle
+		}
+		return err
+	}
+	a, b := dial(), dial()
+	if err := errors.Join(speak(a), speak(b), speak(a)); err != nil {
+		t.Fatal(err)
+	}
+	c := dial()
+	if err := speak(c); err != nil {
+		t.Errorf("a third, with two that are idle: %v", err)
+	}
+	if err := speak(a); err != nil {
+		t.Errorf("the one that was used last: %v", err)
+	}
+	if err := hear(b); err == nil {
+		t.Error("three are open")
+	}
+	ask(a, "/wait")
+	ask(c, "/wait")
+	<-used
+	<-used
+	if err := speak(dial()); err == nil {
+		t.Error("a third is served where two are in use")
+	}
+	close(wait)
+	if err := errors.Join(hear(a), hear(c)); err != nil {
+		t.Errorf("the ones that were in use: %v", err)
+	}
+	a.Close()
+	eventually(t, "there is room again", func() bool { return speak(dial()) == nil })
+}
+
+// A node whose connections were closed for those of others notices nothing of it.
+func TestManyNodesShareFewConnections(t *testing.T) {
+	pic := draw(44, 64, 4096)
+	s, err := Listen("127.0.0.1:0", NewHandler(&shelf{picture: pic}, HandlerOptions{Log: quiet}), ServerOptions{MaxConnections: 8, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	speak := func() (net.Conn, error) {
-		c, err := net.Dial("tcp", s.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+	nodes := make([]*Client, 16)
+	for i := range nodes {
+		nodes[i] = dial(t, Options{}, "http://"+s.Addr().String())
+	}
+	for _, chunk := range pic.order {
+		for i, c := range nodes {
+			if _, err := take(c, chunk); err != nil {
+				t.Fatalf("node %d: %v", i, err)
+			}
 		}
-		_ = c.SetDeadline(time.Now().Add(time.Minute))
-		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-		_, err = c.Read(make([]byte, 1))
-		return c, err
 	}
-	a, err := speak()
-	b, otherErr := speak()
-	if err := errors.Join(err, otherErr); err != nil {
-		t.Fatal(err)
+	for i, c := range nodes {
+		if p := c.Stats().Peers[0]; p.State != StateReady || p.Errors > 0 || int(p.Hits) != len(pic.order) {
+			t.Errorf("node %d: %+v", i, p)
+		}
 	}
-	defer b.Close()
-	if c, err := speak(); err == nil {
-		t.Error("a third is served")
-	} else {
-		c.Close()
-	}
-	a.Close()
-	eventually(t, "there is room again", func() bool {
-		c, err := speak()
-		c.Close()
-		return err == nil
-	})
 }
 
 // No request makes the handler panic, and what it takes is what was meant.

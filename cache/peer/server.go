@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"coppice/certs"
@@ -19,7 +18,7 @@ type ServerOptions struct {
 	// TLS has the authorities whose certificates clients have to show, and the server's own certificate. nil means neither TLS nor any check, for tests
 	// and for networks that are trusted.
 	TLS *certs.Files
-	// MaxConnections is how many connections there may be. 0 means 1024. Those beyond it are closed at once.
+	// MaxConnections is how many connections there may be. 0 means 1024. For one more, the one is closed that has been idle for longest, or the new one where none is.
 	MaxConnections int
 	// Log gets what goes wrong with connections, at level debug. nil means [slog.Default].
 	Log *slog.Logger
@@ -62,8 +61,9 @@ func Listen(addr string, h http.Handler, o ServerOptions) (*Server, error) {
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	l = &boundedListener{Listener: l, room: make(chan struct{}, o.MaxConnections)}
-	if config != nil {
+	bounded := &boundedListener{Listener: l, most: o.MaxConnections}
+	s.http.ConnState = bounded.changed
+	if l = bounded; config != nil {
 		l = tls.NewListener(l, config)
 	}
 	go func() {
@@ -125,37 +125,4 @@ func (s *Server) Close() error {
 		return s.http.Close()
 	}
 	return nil
-}
-
-// boundedListener closes connections that there is no room for.
-type boundedListener struct {
-	net.Listener
-	room chan struct{}
-}
-
-// Accept returns the next connection that there is room for.
-func (l *boundedListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case l.room <- struct{}{}:
-			return &boundedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.room })}, nil
-		default:
-			c.Close()
-		}
-	}
-}
-
-type boundedConn struct {
-	net.Conn
-	leave func()
-}
-
-// Close closes the connection and makes room for another one.
-func (c *boundedConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
