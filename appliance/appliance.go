@@ -149,7 +149,7 @@ func (a *Appliance) openRoots(ctx context.Context) {
 func (a *Appliance) openRoot(ref image.Ref) bool {
 	ctx, cancel := context.WithTimeout(a.ctx, openTime)
 	defer cancel()
-	set, err := a.openSet(ctx, []image.Ref{ref}, image.Digest{})
+	set, err := a.openSet(ctx, []image.Ref{ref}, image.Digest{}, nil)
 	if err == nil {
 		err = a.enter(ref, set)
 	}
@@ -169,8 +169,8 @@ func (a *Appliance) openRoot(ref image.Ref) bool {
 	return false
 }
 
-func (a *Appliance) openSet(ctx context.Context, refs []image.Ref, content image.Digest) (*image.Set, error) {
-	return image.OpenSet(ctx, refs, content, image.SetOptions{Source: a.o.Source, CacheBytes: setBytes, Log: a.o.Log, Patience: a.o.Patience})
+func (a *Appliance) openSet(ctx context.Context, refs []image.Ref, content image.Digest, known map[image.Digest][]byte) (*image.Set, error) {
+	return image.OpenSet(ctx, refs, content, image.SetOptions{Source: a.o.Source, CacheBytes: setBytes, Log: a.o.Log, Patience: a.o.Patience, Known: known})
 }
 
 // openAsked opens the index with a content, if one of the roots has it. What an index says, and who signed it, is looked at by the nodes.
@@ -186,11 +186,11 @@ func (a *Appliance) openAsked(ctx context.Context, content image.Digest) {
 }
 
 func (a *Appliance) openIndex(ctx context.Context, r *root, content image.Digest) error {
-	found, err := r.set.FindIndex(ctx, func(*image.Index) error { return nil })
+	found, err := r.set.FindIndex(ctx, r.cached.ReadSmall, func(*image.Index) error { return nil })
 	if err != nil || found.Statement.Index != content {
 		return err
 	}
-	set, err := a.openSet(ctx, found.Refs, content)
+	set, err := a.openSet(ctx, found.Refs, content, found.Known)
 	if err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func TestChunksOfIndexes(t *testing.T) {
 		if err := errors.Join(err, im.Close()); err != nil {
 			t.Fatal(err)
 		}
-		found, err := set.FindIndex(t.Context(), func(*image.Index) error { return nil })
+		found, err := set.FindIndex(t.Context(), nil, func(*image.Index) error { return nil })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -271,12 +271,12 @@ func (c *Cache) rootsOf(content image.Digest) []*Root {
 // rootWith returns an open image in which a chunk is where it says, or nil.
 func (c *Cache) rootWith(ctx context.Context, chunk Chunk) *Root {
 	roots := c.rootsOf(chunk.Root)
-	if len(roots) == 0 {
+	if len(roots) == 0 && !chunk.isSmall() { // what is kept beside an image is asked of those who have that open
 		c.openAsked(ctx, chunk.Root)
 		roots = c.rootsOf(chunk.Root)
 	}
 	for _, r := range roots {
-		if r.hasTablePart(ctx, chunk) {
+		if r.hasSmall(chunk) || r.hasTablePart(ctx, chunk) {
 			return r
 		}
 		if chunk.Index < 0 || chunk.Index >= r.chunks || r.chunkLen(chunk.Index) != chunk.Len {

@@ -225,8 +225,12 @@ func neighbours(all []*ticket) (runs [][]*ticket) {
 
 // readOrigin lands neighbouring chunks, or a part of the table.
 func (c *Cache) readOrigin(ctx context.Context, r *Root, run []*ticket) {
-	if run[0].Index >= TableIndex {
-		c.readTablePart(ctx, r, run[0])
+	switch t := run[0]; {
+	case t.isSmall():
+		c.readSmall(ctx, r, t)
+		return
+	case t.Index >= TableIndex:
+		c.readTablePart(ctx, r, t)
 		return
 	}
 	bytes := 0

@@ -125,7 +125,7 @@ func FuzzIndex(f *testing.F) {
 			return
 		}
 		for _, tag := range index.tags() {
-			if _, err := index.find(tag, of); err != nil && !errors.Is(err, ErrCorrupt) {
+			if _, _, err := index.find(tag, of); err != nil && !errors.Is(err, ErrCorrupt) {
 				t.Errorf("%q is listed, but %v", tag, err)
 			}
 		}

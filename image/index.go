@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -278,11 +279,16 @@ func keyOf(sig []byte) uint64 {
 // OpenIndex opens the index that is attached to an image, and fails with [ErrNotAttached] where none is. Statement, signatures and config are read, and nothing of the content. It is what was attached, by
 // whomever: [Index.SignedBy] tells. It is closed before the source of the image, and goes on where the image is closed.
 func OpenIndex(ctx context.Context, im *Image) (*Index, error) {
-	data, err := im.referrer(ctx, indexTag)
+	return openIndexOf(ctx, im, im.src)
+}
+
+// openIndexOf is OpenIndex that reads what describes the index from a source that stands for that of the image.
+func openIndexOf(ctx context.Context, im *Image, src Source) (*Index, error) {
+	data, err := im.referrer(ctx, src, indexTag)
 	if err != nil {
 		return nil, fmt.Errorf("open index of image %s: %w", im.name, err)
 	}
-	x, err := openIndex(ctx, im.src, data, im.name)
+	x, err := openIndex(ctx, src, data, im.name)
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +357,7 @@ func (r Ref) Index(manifest Digest) Ref {
 
 // indexLayersOf returns what the index of an image consists of. It fails with [ErrNotFound] where there is none.
 func (im *Image) indexLayersOf(ctx context.Context) (*indexLayers, error) {
-	data, err := im.referrer(ctx, indexTag)
+	data, err := im.referrer(ctx, im.src, indexTag)
 	if err != nil {
 		return nil, err
 	}
@@ -377,18 +383,22 @@ type FoundIndex struct {
 	Keys      []uint64 // that it says it is signed with
 	Beside    string   // reference of the image that it was found beside
 	Refs      []Ref    // for [OpenSet], with the content root of the statement
+
+	// Known is what describes the index, by digest: what [SetOptions] take as Known, so that OpenSet asks for nothing again.
+	Known map[Digest][]byte
 }
 
 // FindIndex looks for an index of the content beside all replicas that are open, and returns the first one that take has nothing against. It fails with [ErrNotAttached] where none has one; else with what is
-// wrong with those that there are.
-func (s *Set) FindIndex(ctx context.Context, take func(*Index) error) (*FoundIndex, error) {
+// wrong with those that there are. What describes the index, but for what its tag means, is read through small, where that is not nil.
+func (s *Set) FindIndex(ctx context.Context, small Small, take func(*Index) error) (*FoundIndex, error) {
 	var found *FoundIndex
 	var errs []error
 	for _, r := range s.openReplicas() {
-		x, err := OpenIndex(ctx, r.member.im)
+		src := nearby{r.member.im.src, small, make(map[Digest][]byte)}
+		x, err := openIndexOf(ctx, r.member.im, src)
 		if err == nil {
 			if err = take(x); err == nil {
-				found = found.with(r, x)
+				found = found.with(r, x, src.read)
 			}
 			err = errors.Join(err, x.Close())
 		}
@@ -407,15 +417,17 @@ func (s *Set) FindIndex(ctx context.Context, take func(*Index) error) (*FoundInd
 }
 
 // with adds a replica that has the same index. f may be nil.
-func (f *FoundIndex) with(r openReplica, x *Index) *FoundIndex {
+func (f *FoundIndex) with(r openReplica, x *Index, read map[Digest][]byte) *FoundIndex {
 	of, err := ParseDigest(string(r.member.im.desc.Digest))
+	manifest, otherErr := ParseDigest(string(x.desc.Digest))
 	switch {
-	case err != nil || f != nil && f.Statement != x.Statement:
+	case err != nil || otherErr != nil || f != nil && f.Statement != x.Statement:
 		return f
 	case f == nil:
-		f = &FoundIndex{Statement: x.Statement, Keys: x.Keys(), Beside: r.ref.String()}
+		f = &FoundIndex{Statement: x.Statement, Keys: x.Keys(), Beside: r.ref.String(), Known: make(map[Digest][]byte)}
 	}
-	f.Refs = append(f.Refs, r.ref.Index(of))
+	f.Refs = append(f.Refs, r.ref.Index(of).Pinned(manifest))
+	maps.Copy(f.Known, read)
 	return f
 }
 

@@ -249,7 +249,7 @@ func TestDamagedAttachments(t *testing.T) {
 	}
 	traceManifest := func(t *testing.T, im *Image) ocispec.Descriptor {
 		t.Helper()
-		data, err := im.referrer(ctx, traceTag)
+		data, err := im.referrer(ctx, im.src, traceTag)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -166,19 +166,19 @@ func decodeIndex(data []byte, of fmt.Stringer) (blobList, error) {
 	return index.Manifests, nil
 }
 
-// find returns the digest that an index has for a tag.
-func (l blobList) find(tag string, of fmt.Stringer) (Digest, error) {
+// find returns the digest that an index has for a tag, and the size that it has for it.
+func (l blobList) find(tag string, of fmt.Stringer) (Digest, int64, error) {
 	for _, b := range l {
 		if b.Annotations.RefName != tag {
 			continue
 		}
 		d, err := ParseDigest(b.Digest)
 		if err != nil {
-			return d, &CorruptError{"index", fmt.Sprintf("of %s", of), err.Error()}
+			return d, 0, &CorruptError{"index", fmt.Sprintf("of %s", of), err.Error()}
 		}
-		return d, nil
+		return d, b.Size, nil
 	}
-	return Digest{}, fmt.Errorf("image %s in %s: %w", tag, of, ErrNotFound)
+	return Digest{}, 0, fmt.Errorf("image %s in %s: %w", tag, of, ErrNotFound)
 }
 
 // tags returns the tags of an index, in order.
@@ -210,7 +210,7 @@ func (l *Layout) Manifest(_ context.Context, name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if digest, err = index.find(name, l); err != nil {
+		if digest, _, err = index.find(name, l); err != nil {
 			return nil, err
 		}
 	}

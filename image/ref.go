@@ -243,7 +243,7 @@ func OpenRef(ctx context.Context, r Ref, o SourceOptions) (*Image, Source, error
 
 func (r Ref) open(ctx context.Context, src Source) (*Image, error) {
 	if r.index {
-		data, err := src.Manifest(ctx, r.Name)
+		data, err := r.indexManifest(ctx, src)
 		if err != nil {
 			return nil, err
 		}
@@ -260,4 +260,15 @@ func (r Ref) open(ctx context.Context, src Source) (*Image, error) {
 		}
 	}
 	return Open(ctx, src, r.Name)
+}
+
+// indexManifest returns the manifest of an index.
+func (r Ref) indexManifest(ctx context.Context, src Source) ([]byte, error) {
+	if r.manifest != (Digest{}) {
+		data, err := src.Manifest(ctx, r.manifest.String())
+		if !errors.Is(err, ErrNotFound) {
+			return data, err
+		}
+	}
+	return src.Manifest(ctx, r.Name)
 }

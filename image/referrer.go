@@ -117,13 +117,13 @@ func isDamaged(err error) bool {
 	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrVersion)
 }
 
-// referrer returns the manifest of an artifact about the image, and fails with [ErrNotAttached] where there is none.
-func (im *Image) referrer(ctx context.Context, tag func(Digest) string) ([]byte, error) {
+// referrer returns the manifest that a source has of an artifact about the image, and fails with [ErrNotAttached] where there is none.
+func (im *Image) referrer(ctx context.Context, src Source, tag func(Digest) string) ([]byte, error) {
 	of, err := ParseDigest(string(im.desc.Digest))
 	if err != nil {
 		return nil, err
 	}
-	data, err := im.src.Manifest(ctx, tag(of))
+	data, err := src.Manifest(ctx, tag(of))
 	if errors.Is(err, ErrNotFound) {
 		return nil, ErrNotAttached
 	}

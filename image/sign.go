@@ -110,7 +110,7 @@ func putSignatures(ctx context.Context, dst Target, subject ocispec.Descriptor, 
 
 // Signatures returns what an image is signed with, by whomever: nothing is verified.
 func Signatures(ctx context.Context, im *Image) ([]Signature, error) {
-	data, err := im.referrer(ctx, sigTag)
+	data, err := im.referrer(ctx, im.src, sigTag)
 	switch {
 	case errors.Is(err, ErrNotAttached):
 		return nil, nil

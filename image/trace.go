@@ -59,7 +59,7 @@ const (
 
 // traceLayers returns what the trace of an image consists of. It fails with [ErrNotFound] where there is none.
 func (im *Image) traceLayers(ctx context.Context) (parts [traceParts]ocispec.Descriptor, err error) {
-	data, err := im.referrer(ctx, traceTag)
+	data, err := im.referrer(ctx, im.src, traceTag)
 	if err != nil {
 		return parts, err
 	}

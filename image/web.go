@@ -61,15 +61,20 @@ func (w *Web) Tags(ctx context.Context) ([]string, error) {
 	return index.tags(), nil
 }
 
+// resolve returns digest and size of the manifest that a name in the index means.
+func (w *Web) resolve(ctx context.Context, tag string) (Digest, int64, error) {
+	index, err := w.index(ctx)
+	if err != nil {
+		return Digest{}, 0, err
+	}
+	return index.find(tag, w)
+}
+
 // Manifest returns what a name in the index, or a digest, means.
 func (w *Web) Manifest(ctx context.Context, name string) ([]byte, error) {
 	digest, err := ParseDigest(name)
 	if err != nil {
-		index, err := w.index(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if digest, err = index.find(name, w); err != nil {
+		if digest, _, err = w.resolve(ctx, name); err != nil {
 			return nil, err
 		}
 	}

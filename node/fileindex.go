@@ -127,7 +127,7 @@ func (f *fileIndex) use(ctx context.Context, a *roots, s *rootSet, fresh bool) (
 		return nil, err
 	}
 	trusted := make(map[image.IndexStatement]bool)
-	found, err := s.FindIndex(ctx, func(x *image.Index) error {
+	found, err := s.FindIndex(ctx, s.small(), func(x *image.Index) error {
 		err := x.SignedBy(keys)
 		switch {
 		case err == nil:
@@ -207,6 +207,7 @@ func (a *roots) openIndex(ctx context.Context, found *image.FoundIndex) (*openIn
 	if err != nil {
 		return nil, err
 	}
+	options.Known = found.Known
 	x := &openIndex{found: found, looked: time.Now()}
 	if x.set, err = image.OpenSet(ctx, found.Refs, found.Statement.Index, options); err != nil {
 		return nil, err

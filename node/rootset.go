@@ -214,6 +214,14 @@ func (a *roots) leave(s *rootSet) error {
 	return errors.Join(err, s.Close())
 }
 
+// small reads what is kept beside the image through the cache; nil where there is none.
+func (s *rootSet) small() image.Small {
+	if s.cached == nil {
+		return nil
+	}
+	return s.cached.ReadSmall
+}
+
 func (s *rootSet) hasAll(refs []image.Ref) bool {
 	have := s.known()
 	for _, r := range refs {
