@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -275,14 +276,45 @@ func (c *Client) Held(ctx context.Context, chunk cache.Chunk, p []byte) error {
 }
 
 func (c *Client) ask(ctx context.Context, chunk cache.Chunk, p []byte, whom func(cache.Chunk) []turn, held bool) error {
+	patience, cancel := context.WithTimeoutCause(ctx, c.o.Patience, ErrSlow)
+	defer cancel()
+	for {
+		err := c.askAll(patience, chunk, p, whom, held)
+		if err == nil || held || !c.o.All || !c.waitForBusy(patience) {
+			return err
+		}
+	}
+}
+
+// waitForBusy waits until an appliance may be asked again that has too much to do, and reports whether there is one and patience for it. If all who find it busy went to the origin, that would have to do what the
+// appliance is there for.
+func (c *Client) waitForBusy(patience context.Context) bool {
+	wait := time.Duration(-1)
+	c.mu.Lock()
+	for _, r := range c.list {
+		if d := time.Until(r.busy); r.state == StateReady && d > 0 && (wait < 0 || d < wait) {
+			wait = d
+		}
+	}
+	c.mu.Unlock()
+	if wait < 0 {
+		return false
+	}
+	timer := time.NewTimer(wait + rand.N(busyTime)) // not all at once
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-patience.Done():
+		return false
+	}
+}
+
+// askAll asks one after the other.
+func (c *Client) askAll(patience context.Context, chunk cache.Chunk, p []byte, whom func(cache.Chunk) []turn, held bool) error {
 	c.mu.Lock()
 	turns := whom(chunk)
 	c.mu.Unlock()
-	if len(turns) == 0 {
-		return cache.ErrMiss
-	}
-	patience, cancel := context.WithTimeoutCause(ctx, c.o.Patience, ErrSlow)
-	defer cancel()
 	var errs []error
 	for _, t := range turns {
 		err := t.r.ask(patience, chunk, p, held)

@@ -259,6 +259,38 @@ func TestBusyPeer(t *testing.T) {
 	}
 }
 
+// An appliance that has too much to do is asked again for as long as there is patience; otherwise all would go to the origin at once. A peer is not: others fetch instead.
+func TestBusyApplianceIsWaitedFor(t *testing.T) {
+	pic := draw(46, 1, 4096)
+	shelf := NewHandler(&shelf{picture: pic}, HandlerOptions{Log: quiet})
+	var busy atomic.Int64
+	url := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if busy.Add(-1) >= 0 {
+			answer(w, http.StatusServiceUnavailable)
+			return
+		}
+		shelf.ServeHTTP(w, r)
+	}))
+	c := dial(t, Options{All: true}, url)
+	busy.Store(3)
+	if _, err := take(c, pic.order[0]); err != nil {
+		t.Error(err)
+	}
+	if p := only(t, c); p.State != StateReady || p.Busy != 3 || p.Hits != 1 {
+		t.Errorf("%+v", p)
+	}
+	busy.Store(1 << 30)
+	hasty := dial(t, Options{All: true, Patience: 50 * time.Millisecond}, url)
+	if _, err := take(hasty, pic.order[0]); !errors.Is(err, ErrBusy) {
+		t.Errorf("without patience: %v", err)
+	}
+	busy.Store(1)
+	peer := dial(t, Options{}, url)
+	if _, err := take(peer, pic.order[0]); !errors.Is(err, ErrBusy) {
+		t.Errorf("a peer: %v", err)
+	}
+}
+
 // A node that is in the list under a name that it does not know finds out at the first request, and takes its place in the order then.
 func TestNodeFindsItselfInTheList(t *testing.T) {
 	pic := draw(25, 200, 64)

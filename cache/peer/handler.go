@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -37,7 +38,7 @@ const DefaultMaxTime = 10 * time.Second
 type HandlerOptions struct {
 	// ID is that of this node's client: what it asks itself for is refused.
 	ID string
-	// MaxRequests is how many requests are answered at once. 0 means 256. Those beyond it are told to go elsewhere.
+	// MaxRequests is how many requests are answered at once. 0 means 256. Requests for a fetch beyond it stand in line for 400 ms, and are told to go elsewhere then; others at once.
 	MaxRequests int
 	// MaxBytes is about how much memory the answers that are being made may take. 0 means 64 MiB.
 	MaxBytes int64
@@ -63,6 +64,9 @@ func (o HandlerOptions) withDefaults() HandlerOptions {
 	return o
 }
 
+// lineTime is how long a request waits for its turn: less than clients have patience for, unless they are told to have less.
+const lineTime = 400 * time.Millisecond
+
 // pulseTime is how often one who waits for a fetch is told that it goes on.
 const pulseTime = 50 * time.Millisecond
 
@@ -79,6 +83,13 @@ type Handler struct {
 	mu    sync.Mutex // guards what follows
 	now   int        // requests that are being answered
 	taken int64      // bytes of memory for them
+	line  []*waiter  // those that wait for their turn
+}
+
+// waiter is a request that waits for its turn.
+type waiter struct {
+	n    int           // bytes of its answer
+	turn chan struct{} // closed when it has a place
 }
 
 // HandlerStats is what a handler has done.
@@ -113,10 +124,41 @@ func (h *Handler) Stats() HandlerStats {
 	}
 }
 
-// enter takes a place and memory for an answer of so many bytes, if there is room.
-func (h *Handler) enter(n int) bool {
+// enter takes a place and memory for the answer to a request, if there is room. One for a fetch waits a moment for that. One for what is here already does not: those who fetch for others make it, and nobody is to wait
+// for somebody who waits.
+func (h *Handler) enter(ctx context.Context, c cache.Chunk) bool {
+	h.mu.Lock()
+	if len(h.line) == 0 && h.take(c.Len) {
+		h.mu.Unlock()
+		return true
+	}
+	if c.Root == (image.Digest{}) {
+		h.mu.Unlock()
+		return false
+	}
+	w := &waiter{c.Len, make(chan struct{})}
+	h.line = append(h.line, w)
+	h.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, lineTime)
+	defer cancel()
+	select {
+	case <-w.turn:
+		return true
+	case <-ctx.Done():
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	at := slices.Index(h.line, w)
+	if at < 0 { // its turn came just now
+		return true
+	}
+	h.line = slices.Delete(h.line, at, at+1)
+	h.call() // what is behind it may fit
+	return false
+}
+
+// take takes a place, if there is room. mu is held.
+func (h *Handler) take(n int) bool {
 	if h.now >= h.o.MaxRequests || h.taken+int64(n) > h.o.MaxBytes {
 		return false
 	}
@@ -125,11 +167,20 @@ func (h *Handler) enter(n int) bool {
 	return true
 }
 
+// call gives places to those who stand in line, as far as there is room. mu is held.
+func (h *Handler) call() {
+	for len(h.line) > 0 && h.take(h.line[0].n) {
+		close(h.line[0].turn)
+		h.line = h.line[1:]
+	}
+}
+
 func (h *Handler) leave(n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.now--
 	h.taken -= int64(n)
+	h.call()
 }
 
 func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
@@ -145,7 +196,11 @@ func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
 	case id != "" && id == h.o.ID:
 		answer(w, http.StatusLoopDetected)
 		return
-	case !h.enter(c.Len):
+	}
+	beat := startPulse(w) // tells the other side that it goes on
+	defer beat.stop()
+	if !h.enter(r.Context(), c) {
+		beat.stop()
 		h.refused.Add(1)
 		answer(w, http.StatusServiceUnavailable)
 		return
@@ -157,7 +212,8 @@ func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
 	buffer := h.buffer(c.Len)
 	defer h.buffers.Put(buffer)
 	p := (*buffer)[:c.Len]
-	if err := h.fill(w, r, c, p); err != nil {
+	err = h.fill(r, c, p)
+	if beat.stop(); err != nil {
 		h.fail(w, c, err)
 		return
 	}
@@ -169,12 +225,10 @@ func (h *Handler) chunk(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(p)
 }
 
-// fill gets a chunk, within the time that there is for it. The other side is told meanwhile that it goes on.
-func (h *Handler) fill(w http.ResponseWriter, r *http.Request, c cache.Chunk, p []byte) error {
+// fill gets a chunk, within the time that there is for it.
+func (h *Handler) fill(r *http.Request, c cache.Chunk, p []byte) error {
 	ctx, cancel := context.WithTimeout(r.Context(), h.o.MaxTime)
 	defer cancel()
-	beat := startPulse(w)
-	defer beat.stop()
 	return h.local.Serve(ctx, c, p)
 }
 

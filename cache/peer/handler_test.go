@@ -161,6 +161,34 @@ func TestHandlerIsBounded(t *testing.T) {
 	}
 }
 
+// Who finds all places taken waits for one, in line.
+func TestPlacesAreWaitedFor(t *testing.T) {
+	pic := draw(45, 16, 4096)
+	h := NewHandler(&shelf{picture: pic, held: never, delay: 10 * time.Millisecond}, HandlerOptions{MaxRequests: 2, Log: quiet})
+	url := serve(t, h)
+	statuses := make(chan int)
+	for _, chunk := range pic.order {
+		go func() {
+			resp, err := http.Get(url + target(chunk, false))
+			if err != nil {
+				statuses <- 0
+				return
+			}
+			resp.Body.Close()
+			statuses <- resp.StatusCode
+		}()
+	}
+	for range pic.order {
+		if status := <-statuses; status != 200 {
+			t.Errorf("status %d", status)
+		}
+	}
+	if s := h.Stats(); s.Refused > 0 || s.Hits != int64(len(pic.order)) {
+		t.Errorf("%+v", s)
+	}
+	eventually(t, "the answers have ended", func() bool { return h.Stats().Now == 0 })
+}
+
 // A fetch ends with the connection of the only one who waits for it, and when it has taken too long.
 func TestFetchEndsWithWhoWantsIt(t *testing.T) {
 	h := NewHandler(gate{}, HandlerOptions{MaxTime: 200 * time.Millisecond, Log: quiet})

@@ -180,7 +180,7 @@ type asked struct {
 }
 
 // atOnce is how many nodes ask at a time. All share a few CPUs: of more, some would take the origin for dead.
-const atOnce = 8
+const atOnce = 64
 
 // asks starts nodes with a device each and lets all of them ask.
 func (p plan) asks(t *testing.T, h *hub, images string, nodes int, w way, ask func(*process) error) (r asked) {
