@@ -104,6 +104,7 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/index-long.json -- $(GO) test -count=1 -timeout 2h ./idxshare -run '^TestIdxFigures$$' -args -figures $(abspath $(RESULTS))/figures-index-27m.md -names 27000000
 	tools/foreign.sh $(BUILD)/foreign
 	$(TESTSUM) run -v $(RESULTS)/foreign-long.json -- $(GO) test -count=1 -timeout 1h ./idxshare -run '^TestIdx(ForeignImages|OfManyFiles)$$' -args -foreign $(abspath $(BUILD))/foreign -files 1000000
+	$(TESTSUM) run -v $(RESULTS)/fleet-long.json -- $(GO) test -count=1 -timeout 1h ./node/fleet -run '^TestFleetAsksIndex$$' -args -figures $(abspath $(RESULTS))/figures-fleet-index.md
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 

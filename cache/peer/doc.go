@@ -7,10 +7,10 @@
 //	GET /v1/chunks/DIGEST?root=CONTENTROOT&index=N&len=L    200 and the L bytes of a chunk, fetched for that where the image is open there
 //	GET /v1/chunks/DIGEST?len=L                             the same, of what is in memory or on disk there
 //
-// A part of a page of an image's chunk table is asked for in the same way, by an index from [cache.TableIndex] on.
+// A part of a page of an image's chunk table is asked for in the same way, by an index from [cache.TableIndex] on, and what describes the index of an image's files by [cache.SmallIndex] and the one after that.
 //
 // Whoever is asked for a chunk that it has to fetch says 102 (Processing) every 50 ms, so that one who is busy is told from one who is gone. 404 is the
-// answer of one who has no such chunk, 503 of one who has too much to do, 508 of one who is asked by itself.
+// answer of one who has no such chunk, 503 of one who has too much to do, and still had after a moment in line, 508 of one who is asked by itself.
 //
 // # Who is asked
 //
@@ -24,5 +24,6 @@
 //
 // A peer that is silent for 250 ms, breaks a connection, or answers nonsense is put aside after that one try, and so is one that gave wrong bytes, which the cache
 // finds out and tells by [Client.Reject]. It is asked in the background, for the chunk that went wrong, until it is right about that. Whatever a peer does,
-// [Client.Get] ends within 600 ms, and the cache goes on to its next tier.
+// [Client.Get] ends within 600 ms, and the cache goes on to its next tier. An appliance that has too much to do is asked again until then: if all who find it busy went to the origin at once, that would have to give everything.
+// Of peers there are others to ask.
 package peer
