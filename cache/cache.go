@@ -84,6 +84,8 @@ type Cache struct {
 	served servedCounts
 	asked  asked
 
+	notSmall failures // small blobs that could not be read
+
 	limiting sync.Mutex // is held from where a limit is computed until memory keeps it
 
 	mu        sync.Mutex // guards what follows; taken after limiting

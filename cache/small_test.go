@@ -173,4 +173,17 @@ func TestSmallBlobsThatAreNone(t *testing.T) {
 	if err := r.ReadSmall(t.Context(), image.Digest{1}, false, make([]byte, 10)); !errors.Is(err, image.ErrNotFound) {
 		t.Errorf("a blob that is not there: %v", err)
 	}
+	s.requests()
+	for i := range 100 {
+		madeUp := cache.Chunk{Key: image.Digest{2, byte(i)}, Root: set.ContentRoot(), Index: cache.SmallIndex, Len: 10}
+		if err := c.Serve(t.Context(), madeUp, make([]byte, 10)); err == nil {
+			t.Error("a made-up blob was given")
+		}
+	}
+	if _, blobs := s.requests(); blobs > 50 {
+		t.Errorf("the server was asked for %d blobs that somebody made up", blobs)
+	}
+	if err := r.ReadSmall(t.Context(), good.Key, true, make([]byte, good.Len)); err != nil {
+		t.Errorf("a manifest, for oneself: %v", err)
+	}
 }
