@@ -203,7 +203,13 @@ func (p *process) create(t *testing.T, root string) {
 	t.Helper()
 	_, err := union.Format(p.store, union.FormatOptions{SizeBytes: storeBytes})
 	check(t, err)
-	d, err := p.client().Create(context.Background(), node.CreateRequest{Name: deviceName, Root: root, Store: p.store, ID: node.AutoID})
+	var d node.Device
+	for range 4 { // an origin that says nothing for 5 s is given up, and here that may mean that it had no CPU for so long
+		if d, err = p.client().Create(context.Background(), node.CreateRequest{Name: deviceName, Root: root, Store: p.store, ID: node.AutoID}); err == nil {
+			break
+		}
+		t.Logf("device of %s not created, and tried again: %v", p.addr, err)
+	}
 	check(t, err)
 	if d.ID != 0 || d.State != node.StateLive {
 		t.Fatalf("device %d of %s is %s", d.ID, p.addr, d.State)
