@@ -37,7 +37,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		}
 		bounded, crowded := l.enter(c)
 		if crowded != nil {
-			crowded.Close()
+			_ = crowded.Close()
 		}
 		if bounded != nil {
 			return bounded, nil
