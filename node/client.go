@@ -28,19 +28,23 @@ type Client struct {
 	runDir  string
 	version string
 	http    *http.Client
+	// contents is for reads of contents, of which there are many, and none outlives its daemon: it keeps connections.
+	contents *http.Client
 }
 
 const waitForSocket = 30 * time.Second
+
+// keptConnection is how long a connection for reads of contents waits for the next one. A daemon that ends does not wait for it.
+const keptConnection = 2 * time.Second
 
 // NewClient returns a client that says it is of the given version, or of [Version] where
 // that is "".
 func NewClient(runDir, version string) *Client {
 	setDefault(&version, Version())
 	c := &Client{Wait: 2 * time.Second, runDir: runDir, version: version}
-	c.http = &http.Client{Transport: &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
-		DisableKeepAlives: true,
-	}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) }
+	c.http = &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	c.contents = &http.Client{Transport: &http.Transport{DialContext: dial, IdleConnTimeout: keptConnection}}
 	return c
 }
 
@@ -169,6 +173,10 @@ func (c *Client) send(ctx context.Context, method, path string, in, out any, sam
 
 // request returns an answer whose body the caller closes.
 func (c *Client) request(ctx context.Context, method, path string, in any, sameVersion bool) (*http.Response, error) {
+	return c.requestBy(ctx, c.http, method, path, in, sameVersion)
+}
+
+func (c *Client) requestBy(ctx context.Context, by *http.Client, method, path string, in any, sameVersion bool) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -182,7 +190,7 @@ func (c *Client) request(ctx context.Context, method, path string, in any, sameV
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	req.Header.Set(VersionHeader, c.version)
-	resp, err := c.http.Do(req)
+	resp, err := by.Do(req)
 	if err != nil {
 		return nil, plainURLError(err)
 	}

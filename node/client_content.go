@@ -114,7 +114,7 @@ func (c *remoteContent) ReadAt(p []byte, off int64) (n int, err error) {
 
 func (c *remoteContent) read(p []byte, off int64) error {
 	query := url.Values{"off": {fmt.Sprint(off)}, "len": {fmt.Sprint(len(p))}}
-	return c.client.readBytes(c.ctx, c.path("data", query), p)
+	return c.client.readBytes(c.ctx, c.client.contents, c.path("data", query), p)
 }
 
 // NextData asks the daemon. Where it does not know, there may be data.

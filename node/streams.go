@@ -145,7 +145,8 @@ func (s *server) bytes(most int64, read func(r *http.Request, p []byte, off int6
 			return
 		}
 		w.Header().Set("Content-Type", "application/octet-stream")
-		_, _ = w.Write(p) // an error means that the client has gone: nobody to tell
+		w.Header().Set("Content-Length", strconv.Itoa(len(p))) // so that who reads so many bytes has read to the end, and the connection can be kept
+		_, _ = w.Write(p)                                      // an error means that the client has gone: nobody to tell
 	}
 }
 
