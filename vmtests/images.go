@@ -14,7 +14,7 @@ const suite = "bookworm"
 
 // userlandPackages are the tools that tests and benchmarks use in the guest.
 var userlandPackages = []string{
-	"dmsetup", "e2fsprogs", "fdisk", "fio", "gdisk", "iproute2", "kmod", "nbd-client", "nbdkit", "nfs-kernel-server", "parted", "procps",
+	"dmsetup", "e2fsprogs", "fdisk", "fio", "gdisk", "iproute2", "kmod", "nbd-client", "nbdkit", "nfs-kernel-server", "parted", "plocate", "procps",
 	"qemu-utils", "strace", "util-linux", "xfsprogs",
 }
 

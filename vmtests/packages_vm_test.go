@@ -17,9 +17,10 @@ const packageLimit = 20 * time.Minute
 // commandPackage has as many VM tests as all other packages together, or more.
 const commandPackage = "./cmd/coppice"
 
-// Tests of commandPackage that have a VM of their own: those of TestCounted and TestMutatedDevices.
+// Tests of commandPackage that have a VM of their own: those of TestCounted, TestReindexing and TestMutatedDevices.
 const (
 	countedTests = "^TestLatencyCost$"
+	reindexTests = "^TestReindex$"
 	mutatedTests = "^TestFilesOfDeviceUnderRandomOperations$"
 )
 
@@ -49,7 +50,7 @@ func runPackages(t *testing.T, name string, keep func(pkg string) bool) {
 	for _, pkg := range packages {
 		if keep(pkg) {
 			tests := m.add(pkg)
-			if err := tests.Drop(strings.Join([]string{countedTests, mutatedTests}, "|")); err != nil {
+			if err := tests.Drop(strings.Join([]string{countedTests, reindexTests, mutatedTests}, "|")); err != nil {
 				t.Fatal(err)
 			}
 			all = append(all, tests)

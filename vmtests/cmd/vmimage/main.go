@@ -1,6 +1,6 @@
 // Command vmimage makes the named real root images where they are not there yet, and prints the path of each. The names "system" and
 // "system-sysvinit" stand for systems that boot by themselves from a device of coppice's, "system-bare" for one without coppice, and "userland" and "kernel" for the tools
-// and the kernel of other guests.
+// and the kernel of other guests; "many-files" for a root with 300,000 files.
 package main
 
 import (
@@ -42,6 +42,8 @@ func run(ctx context.Context, names []string) error {
 
 func find(ctx context.Context, build *vmtests.Build, name string) (path string, err error) {
 	switch name {
+	case "many-files":
+		return build.ManyFiles(ctx)
 	case "userland":
 		return build.Userland(ctx)
 	case "kernel":
