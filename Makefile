@@ -23,9 +23,13 @@ CurveIsDeterministic|MiniaturesAreWhatTheyStandFor|CurveModel|EntriesNeverShare|
 # What packages are built for.
 DEB_ARCHS ?= amd64 arm64
 
-# Benchmark knobs: paired rounds, and seconds per job.
-ROUNDS  ?= 12
-SECONDS ?= 2
+# Benchmark knobs: paired rounds, seconds per job, and patterns that the subjects and jobs to measure match. ROUNDS=1 SECONDS=0.3 is for
+# those who work on the benchmark itself. COUNT is how many rounds bench-native has.
+ROUNDS   ?= 12
+SECONDS  ?= 2
+SUBJECTS ?=
+JOBS     ?=
+COUNT    ?= 10
 
 BUILD     := build
 TOOLS     := $(BUILD)/tools
@@ -39,7 +43,7 @@ NFPM      := $(TOOLS)/nfpm
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build deb demo test long unit crash mutants vm race lint fmt generate bench bench-cache figures \
+.PHONY: help deps build deb demo test long unit crash mutants vm race lint fmt generate bench bench-native bench-cache figures \
         vmimages checks fmt-check vet vuln clean
 
 help: ## list the targets
@@ -108,8 +112,11 @@ long: deps build $(TESTSUM) ## the runs that are too long for `make test`
 	$(TESTSUM) run -v $(RESULTS)/faults-long.json -- $(GO) test -count=1 -timeout 1h ./image -run '^TestSingleFaults' -args -faults 100000
 	$(TESTSUM) run -v $(RESULTS)/long.json -- $(GO) test -tags vm,long -count=1 -timeout 5h ./vmtests
 
-bench: deps build ## measure against the kernel's loop and dm-snapshot; writes docs/benchmarks/
-	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -version $(VERSION)
+bench: deps build ## measure against null_blk, loop, dm-snapshot, qemu-nbd and nbdkit in a VM; writes docs/benchmarks/
+	$(GO) run ./bench/benchhost -rounds $(ROUNDS) -seconds $(SECONDS) -subjects '$(SUBJECTS)' -jobs '$(JOBS)' -version $(VERSION)
+
+bench-native: ## measure ring, reactor, sector map, log, leaf, cache and chunks on this machine; writes docs/benchmarks/
+	$(GO) run ./bench/benchnative -count $(COUNT) -version $(VERSION)
 
 figures: ## measure leaf, images, the index, cache and fleets of nodes natively (write amplification, recovery, builds, …); writes docs/figures*.md
 	$(GO) test ./union -run '^TestFigures$$' -count=1 -timeout 2h -v -args -figures $(CURDIR)/docs/figures.md

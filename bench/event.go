@@ -14,6 +14,7 @@ const linePrefix = "bench-event "
 const (
 	KindStart = "start" // a job is about to begin
 	KindEnd   = "end"   // it has ended; Figure is set
+	KindCount = "count" // a pass that counts system calls has ended; Figure has nothing else to go by
 	KindInfo  = "info"  // Key and Value describe the machine
 	KindDone  = "done"  // the plan is complete
 )

@@ -7,17 +7,21 @@ import (
 	"strings"
 )
 
-// A Figure is what one job did on one device.
+// A Figure is what one job did on one device. A job that makes devices has their number per second as IOPS, and
+// the time for one as latency.
 type Figure struct {
 	IOPS        float64 `json:"iops"`
 	BytesPerSec float64 `json:"bytes_per_sec"`
 	MeanUS      float64 `json:"mean_us"` // latency seen by fio, microseconds
+	P50US       float64 `json:"p50_us"`
 	P99US       float64 `json:"p99_us"`
 	IOs         int64   `json:"ios"`
 	// CPUPerIOUS is the guest's busy time, fio included, per request, in microseconds.
 	CPUPerIOUS float64 `json:"cpu_per_io_us"`
-	// PerEnter is how many requests a reactor took per io_uring_enter; 0 where there is no reactor.
-	PerEnter float64 `json:"per_enter,omitempty"`
+	// SyscallsPerIO is how many system calls the process that serves the device made per request, counted in a pass of its own; AllocsPerIO
+	// how many objects it allocated, where it is a program in Go. nil: not known, or there is no such process.
+	SyscallsPerIO *float64 `json:"syscalls_per_io,omitempty"`
+	AllocsPerIO   *float64 `json:"allocs_per_io,omitempty"`
 }
 
 type fioOutput struct {
@@ -74,6 +78,7 @@ func ParseFio(output []byte) (Figure, error) {
 		IOPS:        side.IOPS,
 		BytesPerSec: side.BytesPerSec,
 		MeanUS:      side.Latency.Mean / 1000,
+		P50US:       side.Completion.Percentile["50.000000"] / 1000,
 		P99US:       side.Completion.Percentile["99.000000"] / 1000,
 		IOs:         side.IOs,
 	}, nil

@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
-// A GoBench is one line of `go test -bench`, its figures as printed there.
+// A GoBench is one line of `go test -bench`.
 type GoBench struct {
-	Package, Name        string
-	NsPerOp, AllocsPerOp string
-	Other                []string // further figures, each "VALUE UNIT"
+	Name   string             // of the package and the benchmark: "coppice/union.LeafRead4K/verify=on"
+	Values map[string]float64 // by unit: "ns/op", "allocs/op", …
 }
 
 // procSuffix is the "-GOMAXPROCS" that go test adds to a benchmark's name.
@@ -29,7 +29,11 @@ func ParseGoBench(output io.Reader) ([]GoBench, error) {
 		case len(fields) == 2 && fields[0] == "pkg:":
 			pkg = fields[1]
 		case len(fields) >= 4 && strings.HasPrefix(fields[0], "Benchmark"):
-			list = append(list, parseBenchLine(pkg, fields))
+			b, err := parseBenchLine(pkg, fields)
+			if err != nil {
+				return nil, fmt.Errorf("parse benchmark line %q: %w", lines.Text(), err)
+			}
+			list = append(list, b)
 		}
 	}
 	if err := lines.Err(); err != nil {
@@ -39,20 +43,15 @@ func ParseGoBench(output io.Reader) ([]GoBench, error) {
 }
 
 // parseBenchLine reads "BenchmarkX-2 COUNT VALUE UNIT VALUE UNIT …".
-func parseBenchLine(pkg string, fields []string) GoBench {
-	name := strings.TrimPrefix(fields[0], "Benchmark")
-	b := GoBench{Package: pkg, Name: procSuffix.ReplaceAllString(name, ""), NsPerOp: "–", AllocsPerOp: "–"}
+func parseBenchLine(pkg string, fields []string) (GoBench, error) {
+	name := procSuffix.ReplaceAllString(strings.TrimPrefix(fields[0], "Benchmark"), "")
+	b := GoBench{Name: pkg + "." + name, Values: map[string]float64{}}
 	for i := 2; i+1 < len(fields); i += 2 {
-		value, unit := fields[i], fields[i+1]
-		switch unit {
-		case "ns/op":
-			b.NsPerOp = value
-		case "allocs/op":
-			b.AllocsPerOp = value
-		case "B/op":
-		default:
-			b.Other = append(b.Other, value+" "+unit)
+		v, err := strconv.ParseFloat(fields[i], 64)
+		if err != nil {
+			return b, err
 		}
+		b.Values[fields[i+1]] = v
 	}
-	return b
+	return b, nil
 }

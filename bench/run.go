@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -15,19 +16,20 @@ const (
 
 // A Sample is one job done once.
 type Sample struct {
-	Round   int
-	Subject SubjectName
-	Job     string
-	Figure  Figure
+	Round   int         `json:"round"`
+	Subject SubjectName `json:"subject"`
+	Job     string      `json:"job"`
+	Figure  Figure      `json:"figure"`
 	// Wait is the share of the job's time that the most disturbed vCPU waited for a host core.
-	Wait float64
+	Wait float64 `json:"wait"`
 }
 
 // A Run collects the samples of one virtual machine.
 type Run struct {
-	Samples []Sample
-	Info    map[string]string
-	Done    bool
+	Samples []Sample          `json:"samples"`
+	Counts  []Sample          `json:"counts"` // passes that counted system calls; no other metric of theirs means anything
+	Info    map[string]string `json:"info"`
+	Done    bool              `json:"done"`
 
 	wait    func() []time.Duration // run-queue wait of each vCPU so far
 	started time.Time
@@ -59,6 +61,11 @@ func (r *Run) Add(e Event, now time.Time) error {
 			Round: e.Round, Subject: e.Subject, Job: e.Job, Figure: *e.Figure,
 			Wait: r.waited(now.Sub(r.started)),
 		})
+	case KindCount:
+		if e.Figure == nil {
+			return fmt.Errorf("event of %s, %s has no figure", e.Subject, e.Job)
+		}
+		r.Counts = append(r.Counts, Sample{Round: e.Round, Subject: e.Subject, Job: e.Job, Figure: *e.Figure})
 	case KindDone:
 		r.Done = true
 	default:
@@ -79,8 +86,8 @@ func (r *Run) waited(elapsed time.Duration) float64 {
 	return float64(worst) / float64(elapsed)
 }
 
-// Valid returns the samples that the host did not disturb, and how many others there are.
-func (r *Run) Valid() (valid []Sample, void int) {
+// Valid returns the samples that the host did not disturb, and the others.
+func (r *Run) Valid() (valid, void []Sample) {
 	type jobOn struct {
 		subject SubjectName
 		job     string
@@ -94,7 +101,7 @@ func (r *Run) Valid() (valid []Sample, void int) {
 	}
 	for _, s := range r.Samples {
 		if s.Wait > maxWait || s.Wait > calmest[jobOn{s.Subject, s.Job}]+maxExcess {
-			void++
+			void = append(void, s)
 			continue
 		}
 		valid = append(valid, s)
@@ -102,36 +109,73 @@ func (r *Run) Valid() (valid []Sample, void int) {
 	return valid, void
 }
 
-// Values returns f of each valid sample of a subject's job.
-func (r *Run) Values(subject SubjectName, job Job, f func(Figure) float64) []float64 {
+// Values returns a metric of each valid sample of a subject's job; system calls have been counted beside the samples.
+func (r *Run) Values(subject SubjectName, job Job, metric Metric) []float64 {
 	var values []float64
-	valid, _ := r.Valid()
-	for _, s := range valid {
-		if s.Subject == subject && s.Job == job.Name {
-			values = append(values, f(s.Figure))
-		}
-	}
+	r.each(subject, job, metric, func(_ int, v float64) { values = append(values, v) })
 	return values
 }
 
-// Ratios returns a subject's IOPS divided by the baseline's, for each round in which neither is
-// void.
-func (r *Run) Ratios(subject SubjectName, job Job) []float64 {
-	valid, _ := r.Valid()
-	base := map[int]float64{}
-	for _, s := range valid {
-		if s.Subject == Baseline && s.Job == job.Name {
-			base[s.Round] = s.Figure.IOPS
-		}
+func (r *Run) each(subject SubjectName, job Job, metric Metric, do func(round int, v float64)) {
+	samples := r.Counts
+	if metric != Syscalls {
+		samples, _ = r.Valid()
 	}
-	var ratios []float64
-	for _, s := range valid {
+	for _, s := range samples {
 		if s.Subject != subject || s.Job != job.Name {
 			continue
 		}
-		if b, ok := base[s.Round]; ok && b > 0 {
-			ratios = append(ratios, s.Figure.IOPS/b)
+		if v, ok := metric.Of(s.Figure); ok {
+			do(s.Round, v)
 		}
 	}
+}
+
+// Ratios returns a subject's metric divided by the base's, for each round in which neither is
+// void.
+func (r *Run) Ratios(subject SubjectName, job Job, base SubjectName, metric Metric) []float64 {
+	below := map[int]float64{}
+	r.each(base, job, metric, func(round int, v float64) { below[round] = v })
+	var ratios []float64
+	r.each(subject, job, metric, func(round int, v float64) {
+		if b, ok := below[round]; ok && b > 0 {
+			ratios = append(ratios, v/b)
+		}
+	})
 	return ratios
+}
+
+// infoRounds is how many rounds there are, among what is said of a machine.
+const infoRounds = "rounds"
+
+// Merge puts the samples of runs together, each in rounds of its own. What they say of their
+// machines must be the same.
+func Merge(runs []*Run) (*Run, error) {
+	all := NewRun(nil)
+	all.Done = true
+	rounds := 0
+	for _, r := range runs {
+		last := rounds
+		for _, list := range []struct{ from, to *[]Sample }{{&r.Samples, &all.Samples}, {&r.Counts, &all.Counts}} {
+			for _, s := range *list.from {
+				s.Round += rounds
+				last = max(last, s.Round)
+				*list.to = append(*list.to, s)
+			}
+		}
+		rounds = last
+		all.Done = all.Done && r.Done
+		for key, v := range r.Info {
+			if key == infoRounds {
+				continue
+			}
+			if have, ok := all.Info[key]; ok && have != v {
+				return nil, fmt.Errorf("merge runs: their %s differs: %q and %q", key, have, v)
+			}
+			all.Info[key] = v
+		}
+	}
+	all.Info[infoRounds] = strconv.Itoa(rounds)
+	all.Info["virtual machines, one after the other"] = strconv.Itoa(len(runs))
+	return all, nil
 }

@@ -67,6 +67,13 @@ func Bootstrap(values []float64) Interval {
 	}
 }
 
+// Verdicts.
+const (
+	Met        = "met"
+	Missed     = "missed"
+	Unresolved = "unresolved"
+)
+
 // roundsForVerdict is how many paired rounds a goal needs before it can be called met.
 const roundsForVerdict = 10
 
@@ -75,11 +82,11 @@ const roundsForVerdict = 10
 func (i Interval) Verdict(goal float64) string {
 	switch {
 	case i.N < roundsForVerdict:
-		return "unresolved"
+		return Unresolved
 	case i.Low > goal:
-		return "met"
+		return Met
 	case i.High < goal:
-		return "missed"
+		return Missed
 	}
-	return "unresolved"
+	return Unresolved
 }

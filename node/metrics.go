@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	rtmetrics "runtime/metrics"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -73,6 +74,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	buildInfo = desc("build_info", "1, with the version of the daemon.", "version")
 	upSince   = desc("start_time_seconds", "When the daemon was started, in Unix time.")
+	allocated = desc("heap_allocated_objects_total", "Objects that the daemon has allocated on the heap; a request that is served from memory, a leaf or a raw root adds none.")
 
 	deviceState    = desc("device_state", "1 for the state that a device is in.", "device", "state")
 	deviceRequests = desc("device_requests_total", "Requests of a device that have ended.", "device", "operation")
@@ -160,6 +162,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	m := metrics{out}
 	m.gauge(buildInfo, 1, c.d.cfg.Version)
 	m.gauge(upSince, float64(c.d.began.UnixNano())/1e9)
+	m.count(allocated, allocatedObjects())
 	stores := map[string]bool{}
 	for _, v := range c.d.all() {
 		m.device(v, stores)
@@ -170,6 +173,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	m.cache(c.d.CacheStats())
 	m.curve(c.d.cache.Curve())
+}
+
+// allocatedObjects is what the runtime has counted; it stops nobody.
+func allocatedObjects() uint64 {
+	sample := []rtmetrics.Sample{{Name: "/gc/heap/allocs:objects"}}
+	rtmetrics.Read(sample)
+	if sample[0].Value.Kind() != rtmetrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64()
 }
 
 // metrics is where metrics go.

@@ -107,6 +107,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s%v is %v, want %v", w.name, w.labels, v, w.want)
 		}
 	}
+	if v := value(t, got, "coppice_heap_allocated_objects_total"); v < 1000 {
+		t.Errorf("the daemon has allocated %v objects", v)
+	}
 	problems, err := promlint.New(bytes.NewReader(text)).Lint()
 	check(t, err)
 	for _, p := range problems {

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice/internal/directio"
 	"coppice/ublk"
 	"coppice/ublk/ublktest"
 )
@@ -68,6 +70,66 @@ func benchOver(b *testing.B, dir string, root Base, verify bool) *ublktest.Fake 
 	if err != nil {
 		b.Fatal(err)
 	}
+	return benchServe(b, dev, func() error {
+		layer.Release()
+		return errors.Join(store.Close(), root.Close())
+	})
+}
+
+// plain is what a device costs that does no more than io_uring: requests go to a file as they are.
+type plain struct{ f *os.File }
+
+func (p plain) Attach(q *ublk.Queue) error {
+	file, err := q.RegisterFile(p.f)
+	q.SetLocal(file)
+	return err
+}
+
+func (plain) Detach(*ublk.Queue) {}
+
+func (plain) Serve(r *ublk.Request) {
+	file := r.Queue().Local().(ublk.File)
+	if r.Op == ublk.OpRead {
+		r.Read(file, r.Buf, r.Off, 0)
+		return
+	}
+	r.Write(file, r.Buf, r.Off, false, 0)
+}
+
+func (plain) Resume(r *ublk.Request, _ uint16, res int32) {
+	if res < 0 {
+		r.Complete(syscall.Errno(-res))
+		return
+	}
+	r.Complete(0)
+}
+
+// plainRig serves a file like the one that a store is in, opened as a store is, whose bytes from 0 to allocated there are already.
+func plainRig(b *testing.B, allocated int64) *ublktest.Fake {
+	path := filepath.Join(benchDir(b), "plain")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	f, err := directio.Open(path, os.O_RDWR, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := f.Truncate(3 << 30); err != nil {
+		b.Fatal(err)
+	}
+	zeros := alignedBuffer(1 << 20)
+	for off := int64(0); off < allocated; off += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	fake := benchServe(b, plain{f}, func() error { return nil })
+	b.Cleanup(func() { f.Close() })
+	return fake
+}
+
+// benchServe serves a Handler over the fake driver; release is called when that has ended.
+func benchServe(b *testing.B, h ublk.Handler, release func() error) *ublktest.Fake {
 	rs, err := ublk.NewReactors(ublk.ReactorConfig{})
 	if err != nil {
 		b.Fatal(err)
@@ -76,15 +138,14 @@ func benchOver(b *testing.B, dir string, root Base, verify bool) *ublktest.Fake 
 	if err != nil {
 		b.Fatal(err)
 	}
-	at, err := fake.Start(rs, dev)
+	at, err := fake.Start(rs, h)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
 		fake.Stop()
 		<-at.Ended()
-		layer.Release()
-		for _, err := range []error{at.Err(), fake.Err(), fake.Close(), rs.Close(), store.Close(), root.Close()} {
+		for _, err := range []error{at.Err(), fake.Err(), fake.Close(), rs.Close(), release()} {
 			if err != nil {
 				b.Error(err)
 			}
@@ -225,4 +286,57 @@ func BenchmarkOverwrite4K(b *testing.B) {
 	run(b, fake, func(i int) ublk.Descriptor {
 		return ublk.Descriptor{Op: ublk.OpWrite, Off: spread(i) % (blocks << blockShift), Len: 4096}
 	}, make([]byte, 4096))
+}
+
+// The store of a benchmark has its blocks on tmpfs only once they have been written; so that the plain file pays for no less, it has none beforehand either, or all.
+const (
+	unwritten = 0
+	written   = benchDevice
+)
+
+// BenchmarkPlainWrite4K is what a first-touch write and an overwrite are measured by: the same request, written to the file at the same place.
+func BenchmarkPlainWrite4K(b *testing.B) {
+	for _, c := range []struct {
+		name      string
+		allocated int64
+	}{{"new", unwritten}, {"again", written}} {
+		b.Run(c.name, func(b *testing.B) {
+			fake := plainRig(b, c.allocated)
+			run(b, fake, func(i int) ublk.Descriptor {
+				return ublk.Descriptor{Op: ublk.OpWrite, Off: spread(i), Len: 4096}
+			}, make([]byte, 4096))
+		})
+	}
+}
+
+// sequential visits the device in pieces of n bytes, over and over.
+func sequential(op ublk.Op, n int) func(i int) ublk.Descriptor {
+	return func(i int) ublk.Descriptor {
+		return ublk.Descriptor{Op: op, Off: int64(i) * int64(n) % benchDevice, Len: int64(n)}
+	}
+}
+
+// BenchmarkSequentialWrite128K writes the device over and over, all of it once before, so that no block of the store is new to tmpfs.
+func BenchmarkSequentialWrite128K(b *testing.B) {
+	fake := benchRig(b, true)
+	prefillAll(b, fake)
+	b.SetBytes(128 << 10)
+	run(b, fake, sequential(ublk.OpWrite, 128<<10), make([]byte, 128<<10))
+}
+
+// prefillAll writes all slots of the store, by writing the device twice with nothing freed in between, and commits.
+func prefillAll(b *testing.B, fake *ublktest.Fake) {
+	for range 2 {
+		prefill(b, fake, benchDevice>>blockShift)
+	}
+	if err := fake.Flush(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkPlainSequentialWrite128K is what it is measured by.
+func BenchmarkPlainSequentialWrite128K(b *testing.B) {
+	fake := plainRig(b, written)
+	b.SetBytes(128 << 10)
+	run(b, fake, sequential(ublk.OpWrite, 128<<10), make([]byte, 128<<10))
 }

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"coppice/ublk"
 )
 
@@ -332,5 +334,23 @@ func TestRecordsToRepeatAreBounded(t *testing.T) {
 	l.start, l.settled = l.next, l.appended
 	if l.nearlyFull() {
 		t.Fatal("a checkpoint is due right after one")
+	}
+}
+
+// BenchmarkLogAppend is what a write adds to the log: a record in the ring, and a sealed block once in many. Commits are made by saying so.
+func BenchmarkLogAppend(b *testing.B) {
+	const blocks = 1024
+	l := newModLog(uuid.UUID{1}, blocks, alignedBuffer(blocks<<blockShift), 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b.ReportAllocs()
+	for i := range uint64(b.N) {
+		if !l.room(1) {
+			l.start, l.written, l.durable = l.next, l.next-1, l.next-1
+		}
+		l.append(&record{Kind: kindData, Layer: 1, Block: i, Slot: i, CRC: uint32(i)})
+	}
+	if l.appended != uint64(b.N) {
+		b.Errorf("%d records of %d", l.appended, b.N)
 	}
 }

@@ -2,8 +2,10 @@ package union
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"sort"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -276,6 +278,70 @@ func BenchmarkLookup(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				m.lookup(rng.Uint64N(m.blocks-uint64(n)), out, sums)
+			}
+		})
+	}
+}
+
+// extentList is what a sector map is compared with: sorted extents, found by sort.Search.
+type extentList []benchExtent
+
+type benchExtent struct {
+	block, len uint64
+	to         mapping
+}
+
+func (l extentList) lookup(block uint64) mapping {
+	i := sort.Search(len(l), func(i int) bool { return l[i].block+l[i].len > block })
+	if i == len(l) || l[i].block > block {
+		return mapAbsent
+	}
+	return l[i].to
+}
+
+// BenchmarkLookup100K looks up blocks at random in 100,000 extents: of one block each, scattered over 10 GiB and over 1 GiB.
+func BenchmarkLookup100K(b *testing.B) {
+	const extents = 100_000
+	for _, gib := range []uint64{10, 1} {
+		m := newSectorMap(newPager(), 1, gib<<30>>blockShift)
+		rng := rand.New(rand.NewPCG(1, 2))
+		at := map[uint64]bool{}
+		for uint64(len(at)) < extents {
+			at[rng.Uint64N(m.blocks)] = true
+		}
+		var list extentList
+		for _, block := range slices.Sorted(maps.Keys(at)) {
+			to := dataMapping(uint64(len(list)))
+			m.set(block, to, uint32(block))
+			list = append(list, benchExtent{block, 1, to})
+		}
+		per := float64(m.pager.arena.bytes()+m.memory()-m.words*8) / extents
+		// Half of the look-ups find something. The places are made beforehand: to draw one costs as much as to look it up.
+		places := make([]uint64, 1<<16)
+		for i := range places {
+			places[i] = rng.Uint64N(m.blocks)
+			if i%2 == 0 {
+				places[i] = list[rng.IntN(extents)].block
+			}
+		}
+		name := fmt.Sprintf("over=%dGiB/", gib)
+		b.Run(name+"map", func(b *testing.B) {
+			var out [1]mapping
+			var sums [1]uint32
+			b.ReportAllocs()
+			for i := range b.N {
+				m.lookup(places[i%len(places)], out[:], sums[:])
+			}
+			b.ReportMetric(per, "B/extent")
+		})
+		b.Run(name+"sort.Search", func(b *testing.B) {
+			b.ReportAllocs()
+			var sum mapping
+			for i := range b.N {
+				sum += list.lookup(places[i%len(places)])
+			}
+			if sum == 0 && b.N > 1 {
+				b.Error("nothing was found")
 			}
 		})
 	}

@@ -1,16 +1,27 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-const fillChunk = 1 << 20
+const (
+	fillChunk = 1 << 20
+	fillBlock = 4 << 10
+)
 
-// fill writes size bytes of value to the start of a device or file, with direct I/O.
-func fill(path string, size int64, value byte) error {
+// fill writes the first size bytes of a device or file, with direct I/O: seed 0 for zeros, and otherwise what depends on seed and place, so that no two blocks
+// are equal and nobody can store them once.
+func fill(path string, size int64, seed uint64) error { return fillPart(path, size, seed, 0, 1) }
+
+// stripe is the part that fillPart writes or leaves out.
+const stripe = 64 << 10
+
+// fillPart is fill for one of every so many stripes.
+func fillPart(path string, size int64, seed uint64, part, of int64) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
@@ -21,13 +32,17 @@ func fill(path string, size int64, value byte) error {
 		return fmt.Errorf("map buffer: %w", err)
 	}
 	defer func() { _ = unix.Munmap(buf) }()
-	if value != 0 { // a fresh mapping is zeros, and stays one shared page until written
-		for i := range buf {
-			buf[i] = value ^ byte(i>>12) // blocks differ, so that no one can fold them
-		}
+	step := int64(fillChunk)
+	if of > 1 {
+		step = stripe
 	}
-	for off := int64(0); off < size; off += fillChunk {
-		if _, err := f.WriteAt(buf[:min(fillChunk, size-off)], off); err != nil {
+	for off := part * step; off < size; off += step * of {
+		p := buf[:min(step, size-off)]
+		for at := 0; seed != 0 && at < len(p); at += fillBlock {
+			binary.LittleEndian.PutUint64(p[at:], uint64(off)+uint64(at))
+			binary.LittleEndian.PutUint64(p[at+8:], seed)
+		}
+		if _, err := f.WriteAt(p, off); err != nil {
 			return fmt.Errorf("fill %s at %d: %w", path, off, err)
 		}
 	}

@@ -28,6 +28,8 @@ func describe(o options) error {
 		{"guest kernel", unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:])},
 		{"guest CPUs", strconv.Itoa(runtime.NumCPU())},
 		{"fio", strings.TrimSpace(string(fio))},
+		{"qemu-nbd", firstLine("qemu-nbd", "--version")},
+		{"nbdkit", firstLine("nbdkit", "--version")},
 		{"Go", runtime.Version()},
 		{"rounds", strconv.Itoa(o.rounds)},
 		{"bytes touched per device", fmt.Sprintf("%d MiB", o.size>>20)},
@@ -38,6 +40,16 @@ func describe(o options) error {
 		}
 	}
 	return nil
+}
+
+// firstLine is the first line that a program prints, or why there is none.
+func firstLine(name string, args ...string) string {
+	text, err := output(name, args...)
+	if err != nil {
+		return err.Error()
+	}
+	line, _, _ := strings.Cut(text, "\n")
+	return line
 }
 
 // userHertz is the unit of /proc/stat, fixed for user space (USER_HZ, include/asm-generic/param.h).

@@ -30,7 +30,7 @@ func TestFill(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, size+4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := fill(path, size, 0xa5); err != nil {
+	if err := fill(path, size, rootSeed); err != nil {
 		t.Fatal(err)
 	}
 	content, err := os.ReadFile(path)
@@ -40,7 +40,23 @@ func TestFill(t *testing.T) {
 	if bytes.Equal(content[:4096], content[4096:8192]) {
 		t.Error("neighbouring blocks are equal")
 	}
-	if content[size-1] == 0 || content[size] != 0 {
+	if content[size-4096+8] != rootSeed || content[size+8] != 0 {
 		t.Error("filled too little or too much")
+	}
+	// One stripe of three, and nothing between them.
+	if err := fillPart(path, size, newSeed, 1, 3); err != nil {
+		t.Fatal(err)
+	}
+	if content, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(size / stripe) {
+		want := byte(rootSeed)
+		if i%3 == 1 {
+			want = newSeed
+		}
+		if got := content[i*stripe+8]; got != want {
+			t.Fatalf("stripe %d has %#x, want %#x", i, got, want)
+		}
 	}
 }

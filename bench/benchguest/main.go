@@ -1,6 +1,6 @@
 // Command benchguest runs the benchmark's plan on the machine that it is started on, which is
 // meant to be a virtual machine that exists for nothing else: it uses the RAM disks
-// /dev/ram0 to /dev/ram4 (module brd), loop devices, the device mapper and ublk. It prints one event per line, see package
+// /dev/ram0 to /dev/ram4 (module brd), a virtio disk, loop devices, the device mapper, null_blk, /dev/nbd0 and ublk. It prints one event per line, see package
 // bench.
 package main
 
@@ -22,7 +22,9 @@ type options struct {
 	rounds   int
 	perJob   time.Duration
 	size     int64 // bytes of each device that jobs touch
+	disk     string
 	subjects string
+	jobs     string
 }
 
 func main() {
@@ -30,7 +32,9 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 12, "paired `rounds` to run")
 	flag.DurationVar(&o.perJob, "per-job", 2*time.Second, "`time` of each fio job")
 	flag.Int64Var(&o.size, "size", 512<<20, "`bytes` of each device that jobs touch")
-	flag.StringVar(&o.subjects, "subjects", "", "run only the baseline and subjects whose names begin with one of `PREFIX,PREFIX`")
+	flag.StringVar(&o.disk, "disk", "/dev/disk/by-id/virtio-bench", "virtio `disk` for jobs that flush; what is on it is lost")
+	flag.StringVar(&o.subjects, "subjects", "", "run only subjects whose names match the `pattern`, and what they are compared with")
+	flag.StringVar(&o.jobs, "jobs", "", "run only jobs whose names match the `pattern`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
@@ -41,10 +45,14 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	selection, err := bench.Select(o.subjects, o.jobs)
+	if err != nil {
+		return err
+	}
 	if err := describe(o); err != nil {
 		return err
 	}
-	l, err := newLab(o.size)
+	l, err := newLab(o.size, o.disk)
 	if err != nil {
 		return err
 	}
@@ -55,10 +63,7 @@ func run(ctx context.Context, o options) (err error) {
 	}()
 	r := runner{options: o, lab: l, out: os.Stdout}
 	for round := 1; round <= o.rounds; round++ {
-		for _, subject := range bench.Round(round) {
-			if !o.wants(subject.Name) {
-				continue
-			}
+		for _, subject := range selection.Round(round) {
 			if err := r.subject(ctx, round, subject); err != nil {
 				return fmt.Errorf("round %d, %s: %w", round, subject.Name, err)
 			}

@@ -8,17 +8,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
+	"time"
 
 	"coppice/bench"
 )
 
 // A device is a block device under test.
 type device struct {
-	path  string
-	close func() error
+	path   string
+	pid    int                    // process that serves it; 0: none but the kernel
+	allocs func() (uint64, error) // how many objects that process has allocated; nil: unknown
+	close  func() error
 }
 
 // runner does jobs on subjects and prints what they did.
@@ -28,14 +29,11 @@ type runner struct {
 	out io.Writer
 }
 
-func (o options) wants(name bench.SubjectName) bool {
-	return name == bench.Baseline || slices.ContainsFunc(strings.Split(o.subjects, ","), func(prefix string) bool {
-		return strings.HasPrefix(string(name), prefix)
-	})
-}
-
 // subject does all jobs of a subject, on one device or on a fresh one for each.
 func (r *runner) subject(ctx context.Context, round int, s bench.Subject) error {
+	if s.Jobs[0].RW == "" {
+		return r.creations(ctx, round, s)
+	}
 	if !s.Fresh {
 		return r.withDevice(ctx, s.Name, func(d *device) error {
 			for _, job := range s.Jobs {
@@ -43,12 +41,22 @@ func (r *runner) subject(ctx context.Context, round int, s bench.Subject) error 
 					return err
 				}
 			}
+			for _, job := range s.Jobs {
+				if err := r.count(ctx, d, round, s, job); err != nil {
+					return err
+				}
+			}
 			return nil
 		})
 	}
 	for _, job := range s.Jobs {
-		err := r.withDevice(ctx, s.Name, func(d *device) error { return r.job(ctx, d, round, s, job) })
-		if err != nil {
+		if err := r.withDevice(ctx, s.Name, func(d *device) error { return r.job(ctx, d, round, s, job) }); err != nil {
+			return err
+		}
+		if round != countedRound {
+			continue
+		}
+		if err := r.withDevice(ctx, s.Name, func(d *device) error { return r.count(ctx, d, round, s, job) }); err != nil {
 			return err
 		}
 	}
@@ -67,12 +75,13 @@ func (r *runner) withDevice(ctx context.Context, name bench.SubjectName, use fun
 	return err
 }
 
-func (r *runner) job(ctx context.Context, d *device, round int, s bench.Subject, job bench.Job) error {
+// timed carries out what a job measures, between the two events that say so.
+func (r *runner) timed(round int, s bench.Subject, job bench.Job, measure func() (bench.Figure, error)) error {
 	event := bench.Event{Kind: bench.KindStart, Round: round, Subject: s.Name, Job: job.Name}
 	if err := event.Emit(r.out); err != nil {
 		return err
 	}
-	figure, err := r.fio(ctx, d, job, s.Fresh)
+	figure, err := measure()
 	if err != nil {
 		return fmt.Errorf("%s: %w", job.Name, err)
 	}
@@ -80,36 +89,89 @@ func (r *runner) job(ctx context.Context, d *device, round int, s bench.Subject,
 	return event.Emit(r.out)
 }
 
-func (r *runner) fio(ctx context.Context, d *device, job bench.Job, once bool) (bench.Figure, error) {
+func (r *runner) job(ctx context.Context, d *device, round int, s bench.Subject, job bench.Job) error {
+	return r.timed(round, s, job, func() (figure bench.Figure, err error) {
+		allocs, err := d.allocations()
+		if err != nil {
+			return figure, err
+		}
+		before, err := busyTime()
+		if err != nil {
+			return figure, err
+		}
+		if figure, err = r.fio(ctx, d, job, r.perJob, s.Fresh); err != nil {
+			return figure, err
+		}
+		after, err := busyTime()
+		if err != nil {
+			return figure, err
+		}
+		figure.CPUPerIOUS = float64((after - before).Microseconds()) / float64(figure.IOs)
+		figure.AllocsPerIO, err = allocs(figure.IOs)
+		return figure, err
+	})
+}
+
+// countedRound is the one in which system calls are counted, and countedTime how long a pass takes that does so.
+const (
+	countedRound = 1
+	countedTime  = 300 * time.Millisecond
+)
+
+// count does a job once more, with the system calls of the device's process counted.
+func (r *runner) count(ctx context.Context, d *device, round int, s bench.Subject, job bench.Job) error {
+	if d.pid == 0 || round != countedRound {
+		return nil
+	}
+	calls, err := countSyscalls(d.pid)
+	if err != nil {
+		return err
+	}
+	figure, err := r.fio(ctx, d, job, countedTime, s.Fresh)
+	n, countErr := calls()
+	if err := errors.Join(err, countErr); err != nil {
+		return fmt.Errorf("%s, counting: %w", job.Name, err)
+	}
+	per := float64(n) / float64(figure.IOs)
+	return bench.Event{
+		Kind: bench.KindCount, Round: round, Subject: s.Name, Job: job.Name, Figure: &bench.Figure{IOs: figure.IOs, SyscallsPerIO: &per},
+	}.Emit(r.out)
+}
+
+// allocations begins to count what the device's process allocates. Asking it allocates too: how much is found out first.
+func (d *device) allocations() (since func(requests int64) (*float64, error), err error) {
+	if d.allocs == nil {
+		return func(int64) (*float64, error) { return nil, nil }, nil
+	}
+	var at [3]uint64
+	for i := range at {
+		if at[i], err = d.allocs(); err != nil {
+			return nil, err
+		}
+	}
+	return func(requests int64) (*float64, error) {
+		now, err := d.allocs()
+		if err != nil {
+			return nil, err
+		}
+		n := float64(now-at[2]) - float64(at[2]-at[1])
+		per := max(0, n) / float64(requests)
+		return &per, nil
+	}, nil
+}
+
+func (r *runner) fio(ctx context.Context, d *device, job bench.Job, limit time.Duration, once bool) (bench.Figure, error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return bench.Figure{}, err
 	}
 	defer os.RemoveAll(dir)
 	result := filepath.Join(dir, "fio.json")
-	args := append(job.Args(d.path, r.perJob, once, result), "--size="+strconv.FormatInt(r.size, 10))
-	served, err := r.lab.ours.served()
-	if err != nil {
-		return bench.Figure{}, err
-	}
-	before, err := busyTime()
-	if err != nil {
-		return bench.Figure{}, err
-	}
+	args := append(job.Args(d.path, limit, once, result), "--size="+strconv.FormatInt(r.size, 10))
 	words, runErr := exec.CommandContext(ctx, "fio", args...).CombinedOutput()
-	after, err := busyTime()
-	if err != nil {
-		return bench.Figure{}, err
-	}
 	output, err := os.ReadFile(result)
 	if err != nil || runErr != nil {
 		return bench.Figure{}, fmt.Errorf("run fio: %w: %s", errors.Join(runErr, err), words)
 	}
-	figure, err := bench.ParseFio(output)
-	if err != nil {
-		return bench.Figure{}, err
-	}
-	figure.CPUPerIOUS = float64((after - before).Microseconds()) / float64(figure.IOs)
-	figure.PerEnter, err = r.lab.ours.perEnter(served)
-	return figure, err
+	return bench.ParseFio(output)
 }

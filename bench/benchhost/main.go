@@ -1,13 +1,15 @@
-// Command benchhost measures: it runs the in-process benchmarks, boots a virtual machine, runs
-// benchguest in it, and writes a report to docs/benchmarks. It is what `make bench` calls.
+// Command benchhost measures: it boots a virtual machine, runs
+// benchguest in it, keeps what was measured as JSON, and writes a report with charts to docs/benchmarks. It is what `make bench` calls.
 package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -22,20 +24,26 @@ import (
 type options struct {
 	rounds   int
 	seconds  float64
+	sizeMiB  int
 	version  string
 	subjects string
-	native   string
+	jobs     string
 	out      string
+	keep     string
+	from     string
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 12, "paired `rounds`; ten that the host did not disturb are needed for a verdict")
 	flag.Float64Var(&o.seconds, "seconds", 2, "`time` of each fio job")
+	flag.IntVar(&o.sizeMiB, "size", 512, "`MiB` of each device that jobs touch, at most 512")
 	flag.StringVar(&o.version, "version", "unknown", "`commit` to put into the report")
-	flag.StringVar(&o.subjects, "subjects", "", "measure only the baseline and subjects whose names begin with one of `PREFIX,PREFIX`")
-	flag.StringVar(&o.native, "native", "./ublk/... ./union/...", "`packages` whose Go benchmarks to run first; empty: none")
-	flag.StringVar(&o.out, "out", "", "report `file`; default docs/benchmarks/DATE.md")
+	flag.StringVar(&o.subjects, "subjects", "", "measure only subjects whose names match the `pattern`, and what they are compared with")
+	flag.StringVar(&o.jobs, "jobs", "", "measure only jobs whose names match the `pattern`")
+	flag.StringVar(&o.out, "out", "", "report `file`; default docs/benchmarks/DATE.md. Charts go into a folder beside it, of the same name without .md")
+	flag.StringVar(&o.keep, "keep", "", "`file` for what was measured; default build/bench/TIME.json")
+	flag.StringVar(&o.from, "from", "", "measure nothing: report what is in these `FILE,FILE`, as rounds of one run")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -45,57 +53,111 @@ func main() {
 	}
 }
 
+// kept is a run as it is kept in a file.
+type kept struct {
+	Commit  string     `json:"commit"`
+	Date    string     `json:"date"`
+	Seconds float64    `json:"seconds"`
+	Run     *bench.Run `json:"run"`
+}
+
 func run(ctx context.Context, o options) error {
 	build, err := vmtests.NewBuild(logf)
 	if err != nil {
 		return err
 	}
-	now := time.Now().UTC()
-	report := bench.Report{
-		Title: "Benchmark of " + now.Format(time.DateOnly), Commit: o.version,
-		Date: now.Format(time.DateOnly), Seconds: o.seconds,
+	var k kept
+	if o.from != "" {
+		k, err = load(strings.Split(o.from, ","))
+	} else {
+		k, err = measured(ctx, build, o)
 	}
-	if report.Native, err = native(ctx, build.Repo(), strings.Fields(o.native)); err != nil {
-		return err
-	}
-	if report.Run, err = measure(ctx, build, o); err != nil {
+	if err != nil {
 		return err
 	}
 	if o.out == "" {
-		o.out = filepath.Join(build.Repo(), "docs", "benchmarks", report.Date+".md")
+		o.out = filepath.Join(build.Repo(), "docs", "benchmarks", k.Date+".md")
 	}
-	return write(&report, o.out)
+	return write(k, o.out)
 }
 
-func write(report *bench.Report, path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+// measured runs the plan and keeps what comes of it.
+func measured(ctx context.Context, build *vmtests.Build, o options) (kept, error) {
+	now := time.Now().UTC()
+	k := kept{Commit: o.version, Date: now.Format(time.DateOnly), Seconds: o.seconds}
+	var err error
+	if k.Run, err = measure(ctx, build, o); err != nil {
+		return k, err
+	}
+	if o.keep == "" {
+		o.keep = filepath.Join(build.Repo(), "build", "bench", now.Format("20060102T150405")+".json")
+	}
+	if err := os.MkdirAll(filepath.Dir(o.keep), 0o755); err != nil {
+		return k, err
+	}
+	data, err := json.MarshalIndent(k, "", " ")
+	if err != nil {
+		return k, fmt.Errorf("encode run: %w", err)
+	}
+	if err := os.WriteFile(o.keep, data, 0o644); err != nil {
+		return k, err
+	}
+	logf("kept in %s", o.keep)
+	return k, nil
+}
+
+// load reads runs that were kept, which must be of one commit and have the same time for a job.
+func load(paths []string) (kept, error) {
+	var all kept
+	var runs []*bench.Run
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return all, err
+		}
+		var k kept
+		if err := json.Unmarshal(data, &k); err != nil {
+			return all, fmt.Errorf("read run %s: %w", path, err)
+		}
+		if k.Run == nil {
+			return all, fmt.Errorf("read run %s: it has no samples", path)
+		}
+		if len(runs) > 0 && (k.Commit != all.Commit || k.Seconds != all.Seconds) {
+			return all, fmt.Errorf("run %s is of commit %s with %g s a job, others of %s with %g s: they cannot be reported together", path, k.Commit, k.Seconds, all.Commit, all.Seconds)
+		}
+		runs = append(runs, k.Run)
+		all = k
+	}
+	var err error
+	all.Run, err = bench.Merge(runs)
+	return all, err
+}
+
+// write writes the page to path, and the charts beside it.
+func write(k kept, path string) error {
+	charts := strings.TrimSuffix(path, ".md")
+	if charts == path {
+		return fmt.Errorf("report %s: its name does not end with .md", path)
+	}
+	if err := os.MkdirAll(charts, 0o755); err != nil {
 		return err
 	}
-	var text strings.Builder
-	if err := report.Write(&text); err != nil {
+	report := bench.Report{
+		Run: k.Run, Title: "Benchmark of " + k.Date, Commit: k.Commit, Date: k.Date, Seconds: k.Seconds, Charts: filepath.Base(charts) + "/",
+	}
+	err := report.WriteCharts(func(name string) (io.WriteCloser, error) { return os.Create(filepath.Join(charts, name)) })
+	if err != nil {
 		return err
 	}
-	fmt.Print(text.String())
-	if err := os.WriteFile(path, []byte(text.String()), 0o644); err != nil {
+	page, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(report.Write(io.MultiWriter(page, os.Stdout)), page.Close()); err != nil {
 		return err
 	}
 	logf("written to %s", path)
 	return nil
-}
-
-// native runs the Go benchmarks of packages on this machine.
-func native(ctx context.Context, dir string, packages []string) ([]bench.GoBench, error) {
-	if len(packages) == 0 {
-		return nil, nil
-	}
-	logf("running the Go benchmarks of %s", strings.Join(packages, " "))
-	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-run=^$", "-bench=.", "-benchmem"}, packages...)...)
-	cmd.Dir = dir
-	output, err := cmd.CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("run Go benchmarks: %w\n%s", err, output)
-	}
-	return bench.ParseGoBench(strings.NewReader(string(output)))
 }
 
 func logf(format string, args ...any) {

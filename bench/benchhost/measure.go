@@ -12,36 +12,55 @@ import (
 	"coppice/vmtests"
 )
 
-// Memory of the guest, for RAM disks (of which not all is used), memory backend and system.
+// Memory of the guest, for RAM disks (of which not all is used), page cache, the daemon's cache and system; and the virtio disk.
 const (
-	guestMemoryMiB = 8 << 10
+	guestMemoryMiB = 10 << 10
 	ramDiskKiB     = 2 << 20
+	virtioDisk     = "bench=1G"
 )
 
-const guestBinary = "/usr/local/bin/benchguest"
+// Programs in the guest.
+const (
+	guestBinary   = "/usr/local/bin/benchguest"
+	coppiceBinary = "/usr/local/bin/coppice"
+)
 
 // measure runs the plan in a virtual machine of its own.
 func measure(ctx context.Context, build *vmtests.Build, o options) (_ *bench.Run, err error) {
+	selection, err := bench.Select(o.subjects, o.jobs)
+	if err != nil {
+		return nil, err
+	}
 	guest, err := build.Binary(ctx, "./bench/benchguest")
 	if err != nil {
 		return nil, err
 	}
+	product, err := build.Binary(ctx, "./cmd/coppice")
+	if err != nil {
+		return nil, err
+	}
+	disks, remove, err := build.Scratch([]string{virtioDisk})
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
 	vm, err := build.Boot(ctx, vmtests.Config{
 		Name: "bench", CPUs: 2, MemMiB: guestMemoryMiB, Userland: true,
-		Modules: []string{"brd rd_nr=5 rd_size=" + strconv.Itoa(ramDiskKiB), "loop", "dm-snapshot", "ublk_drv"},
-		Files:   map[string]string{guestBinary: guest},
+		Modules: []string{"brd rd_nr=5 rd_size=" + strconv.Itoa(ramDiskKiB), "loop", "dm-snapshot", "nbd max_part=0", "null_blk nr_devices=1 gb=1", "ublk_drv"},
+		Files:   map[string]string{guestBinary: guest, coppiceBinary: product},
+		Disks:   disks,
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
 	perJob := time.Duration(o.seconds * float64(time.Second))
-	limit := 10*time.Minute + 2*bench.EstimatedRun(o.rounds, perJob)
-	logf("guest with kernel %s is up; %d rounds, about %v", vm.Hello().Kernel, o.rounds,
-		bench.EstimatedRun(o.rounds, perJob).Round(time.Minute))
+	about := selection.EstimatedRun(o.rounds, perJob)
+	limit := 10*time.Minute + 3*about
+	logf("guest with kernel %s is up; %d rounds, about %v", vm.Hello().Kernel, o.rounds, about.Round(time.Minute))
 	w := &watcher{run: bench.NewRun(waits(vm))}
 	exit, err := vm.Run(ctx, vmtests.Job{
-		Argv: []string{guestBinary, "-rounds", strconv.Itoa(o.rounds), "-per-job", perJob.String(), "-subjects", o.subjects},
+		Argv: []string{guestBinary, "-rounds", strconv.Itoa(o.rounds), "-per-job", perJob.String(), "-size", strconv.Itoa(o.sizeMiB << 20), "-subjects", o.subjects, "-jobs", o.jobs},
 		// A fault in ublk's own code must not be hidden behind a figure.
 		Env: []string{"GOTRACEBACK=all"}, Timeout: limit, Output: w,
 	})
@@ -94,6 +113,7 @@ func (w *watcher) take(line string) error {
 	}
 	if !ok {
 		w.words.WriteString(line + "\n")
+		logf("guest: %s", line)
 		return nil
 	}
 	if err := w.run.Add(e, time.Now()); err != nil {
@@ -101,8 +121,7 @@ func (w *watcher) take(line string) error {
 	}
 	if e.Kind == bench.KindEnd {
 		s := w.run.Samples[len(w.run.Samples)-1]
-		logf("round %2d  %-34s %-20s %9.0f IOPS  %.1f per enter, vCPU waited %2.0f %%",
-			e.Round, e.Subject, e.Job, e.Figure.IOPS, e.Figure.PerEnter, s.Wait*100)
+		logf("round %2d  %-44s %-22s %9.1f a second, vCPU waited %2.0f %%", e.Round, e.Subject, e.Job, e.Figure.IOPS, s.Wait*100)
 	}
 	return nil
 }

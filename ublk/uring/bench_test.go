@@ -59,3 +59,35 @@ func BenchmarkNop(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRead4K reads a file whose pages are in memory, into one buffer each.
+func BenchmarkRead4K(b *testing.B) {
+	for name, batch := range map[string]int{"batch1": 1, "batch32": 32} {
+		b.Run(name, func(b *testing.B) {
+			r := newRing(b, Config{SingleIssuer: true})
+			if err := r.RegisterRingFD(); err != nil {
+				b.Fatal(err)
+			}
+			f := tempFile(b, make([]byte, 32*4096))
+			bufs := offHeap(b, 32*4096)
+			fd := int32(f.Fd())
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; i < b.N; i += batch {
+				for k := range batch {
+					r.SQE().PrepRead(fd, addrOf(bufs)+uintptr(k*4096), 4096, int64(k*4096))
+				}
+				if _, err := r.SubmitAndWait(uint32(batch), -1); err != nil {
+					b.Fatal(err)
+				}
+				n := r.Ready()
+				for k := range n {
+					if r.CQE(k).Res != 4096 {
+						b.Fatalf("read of 4096 bytes: %d", r.CQE(k).Res)
+					}
+				}
+				r.Advance(n)
+			}
+		})
+	}
+}
