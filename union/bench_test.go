@@ -38,9 +38,35 @@ func benchDir(b *testing.B) string {
 	return dir
 }
 
+// benchStore is the size of the store's file.
+const benchStore = 3 << 30
+
 // benchRig serves a union device by a real reactor and ring, over the fake driver.
-func benchRig(b *testing.B, verify bool) *ublktest.Fake {
+func benchRig(b *testing.B, verify bool) *ublktest.Fake { return benchRigIn(b, benchDir(b), verify) }
+
+// writtenRig is benchRig on a store all of whose file is in memory already, so that no write pays for new pages of tmpfs.
+func writtenRig(b *testing.B) *ublktest.Fake {
 	dir := benchDir(b)
+	writeFile(b, filepath.Join(dir, "leaf"), benchStore)
+	return benchRigIn(b, dir, true)
+}
+
+// writeFile makes a file of zeros that are there, and no hole.
+func writeFile(b *testing.B, path string, size int64) {
+	f, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	zeros := make([]byte, 1<<20)
+	for off := int64(0); off < size; off += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchRigIn(b *testing.B, dir string, verify bool) *ublktest.Fake {
 	rootPath := filepath.Join(dir, "root")
 	if err := os.WriteFile(rootPath, make([]byte, benchRoot), 0o600); err != nil {
 		b.Fatal(err)
@@ -55,7 +81,7 @@ func benchRig(b *testing.B, verify bool) *ublktest.Fake {
 // benchOver serves a device over a root, which it closes.
 func benchOver(b *testing.B, dir string, root Base, verify bool) *ublktest.Fake {
 	storePath := filepath.Join(dir, "leaf")
-	if _, err := Format(storePath, FormatOptions{SizeBytes: 3 << 30}); err != nil {
+	if _, err := Format(storePath, FormatOptions{SizeBytes: benchStore, Force: true}); err != nil {
 		b.Fatal(err)
 	}
 	store, err := OpenStore(storePath, StoreOptions{RunDir: dir})
@@ -104,28 +130,22 @@ func (plain) Resume(r *ublk.Request, _ uint16, res int32) {
 	r.Complete(0)
 }
 
-// plainRig serves a file like the one that a store is in, opened as a store is, whose bytes from 0 to allocated there are already.
-func plainRig(b *testing.B, allocated int64) *ublktest.Fake {
+// plainRig serves a file like the one that a store is in, opened as a store is; written says whether it is all there already.
+func plainRig(b *testing.B, written bool) *ublktest.Fake {
 	path := filepath.Join(benchDir(b), "plain")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		b.Fatal(err)
+	size := int64(0)
+	if written {
+		size = benchDevice
 	}
+	writeFile(b, path, size)
 	f, err := directio.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := f.Truncate(3 << 30); err != nil {
+	if err := f.Truncate(benchDevice); err != nil {
 		b.Fatal(err)
 	}
-	zeros := alignedBuffer(1 << 20)
-	for off := int64(0); off < allocated; off += int64(len(zeros)) {
-		if _, err := f.WriteAt(zeros, off); err != nil {
-			b.Fatal(err)
-		}
-	}
-	fake := benchServe(b, plain{f}, func() error { return nil })
-	b.Cleanup(func() { f.Close() })
-	return fake
+	return benchServe(b, plain{f}, f.Close)
 }
 
 // benchServe serves a Handler over the fake driver; release is called when that has ended.
@@ -280,7 +300,7 @@ func BenchmarkFirstTouchWrite4K(b *testing.B) {
 }
 
 func BenchmarkOverwrite4K(b *testing.B) {
-	fake := benchRig(b, true)
+	fake := writtenRig(b)
 	const blocks = 32 << 10
 	prefill(b, fake, blocks)
 	run(b, fake, func(i int) ublk.Descriptor {
@@ -288,20 +308,12 @@ func BenchmarkOverwrite4K(b *testing.B) {
 	}, make([]byte, 4096))
 }
 
-// The store of a benchmark has its blocks on tmpfs only once they have been written; so that the plain file pays for no less, it has none beforehand either, or all.
-const (
-	unwritten = 0
-	written   = benchDevice
-)
-
-// BenchmarkPlainWrite4K is what a first-touch write and an overwrite are measured by: the same request, written to the file at the same place.
+// BenchmarkPlainWrite4K is what a first-touch write and an overwrite are measured by: the same request, written to a file at the same place, which is new to tmpfs as
+// the blocks of a store that was just made are, or there already.
 func BenchmarkPlainWrite4K(b *testing.B) {
-	for _, c := range []struct {
-		name      string
-		allocated int64
-	}{{"new", unwritten}, {"again", written}} {
-		b.Run(c.name, func(b *testing.B) {
-			fake := plainRig(b, c.allocated)
+	for name, written := range map[string]bool{"new": false, "again": true} {
+		b.Run(name, func(b *testing.B) {
+			fake := plainRig(b, written)
 			run(b, fake, func(i int) ublk.Descriptor {
 				return ublk.Descriptor{Op: ublk.OpWrite, Off: spread(i), Len: 4096}
 			}, make([]byte, 4096))
@@ -309,34 +321,22 @@ func BenchmarkPlainWrite4K(b *testing.B) {
 	}
 }
 
-// sequential visits the device in pieces of n bytes, over and over.
-func sequential(op ublk.Op, n int) func(i int) ublk.Descriptor {
-	return func(i int) ublk.Descriptor {
-		return ublk.Descriptor{Op: op, Off: int64(i) * int64(n) % benchDevice, Len: int64(n)}
-	}
+// rewrite visits the device in pieces of 128 KiB, over and over.
+func rewrite(i int) ublk.Descriptor {
+	const n = 128 << 10
+	return ublk.Descriptor{Op: ublk.OpWrite, Off: int64(i) * n % benchDevice, Len: n}
 }
 
-// BenchmarkSequentialWrite128K writes the device over and over, all of it once before, so that no block of the store is new to tmpfs.
+// BenchmarkSequentialWrite128K writes the device over and over, as an installation or a download does to a leaf.
 func BenchmarkSequentialWrite128K(b *testing.B) {
-	fake := benchRig(b, true)
-	prefillAll(b, fake)
+	fake := writtenRig(b)
 	b.SetBytes(128 << 10)
-	run(b, fake, sequential(ublk.OpWrite, 128<<10), make([]byte, 128<<10))
-}
-
-// prefillAll writes all slots of the store, by writing the device twice with nothing freed in between, and commits.
-func prefillAll(b *testing.B, fake *ublktest.Fake) {
-	for range 2 {
-		prefill(b, fake, benchDevice>>blockShift)
-	}
-	if err := fake.Flush(); err != nil {
-		b.Fatal(err)
-	}
+	run(b, fake, rewrite, make([]byte, 128<<10))
 }
 
 // BenchmarkPlainSequentialWrite128K is what it is measured by.
 func BenchmarkPlainSequentialWrite128K(b *testing.B) {
-	fake := plainRig(b, written)
+	fake := plainRig(b, true)
 	b.SetBytes(128 << 10)
-	run(b, fake, sequential(ublk.OpWrite, 128<<10), make([]byte, 128<<10))
+	run(b, fake, rewrite, make([]byte, 128<<10))
 }

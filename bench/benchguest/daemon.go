@@ -45,16 +45,13 @@ func startDaemon(verify bool, imageBytes int64) (*daemon, error) {
 		return nil, err
 	}
 	dir := filepath.Join(runDir, "verify-"+strconv.FormatBool(verify))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	config := filepath.Join(dir, "coppice.toml")
+	config := dir + ".toml" // the directory is the daemon's alone
 	text := fmt.Sprintf("run_dir = %q\nmetrics = %q\nverify_leaf = %t\n[cache]\nmemory = \"%dM\"\n", dir, address, verify, imageBytes*5/4>>20)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	d := &daemon{cmd: exec.Command(coppiceBinary, "daemon", "--config", config), runDir: dir, url: "http://" + address + "/metrics", ended: make(chan error, 1)}
-	if d.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
+	if d.log, err = os.Create(dir + ".log"); err != nil {
 		return nil, err
 	}
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
@@ -63,8 +60,8 @@ func startDaemon(verify bool, imageBytes int64) (*daemon, error) {
 	}
 	go func() { d.ended <- d.cmd.Wait() }()
 	var last error
-	if err := await(func() bool { last = d.run("list"); return last == nil }); err != nil {
-		return nil, errors.Join(fmt.Errorf("wait for the daemon: %w", err), last, d.stop())
+	if err := await(func() bool { last = d.run("list"); return last == nil || len(d.ended) > 0 }); err != nil || last != nil {
+		return nil, errors.Join(fmt.Errorf("wait for the daemon: %w", errors.Join(err, last)), d.stop())
 	}
 	return d, nil
 }
