@@ -67,6 +67,10 @@ func newLab(size int64, diskName string) (*lab, error) {
 	if err := command("ip", "link", "set", "lo", "up"); err != nil {
 		return nil, err
 	}
+	// qemu-nbd wants its socket in /var/lock, which leads there.
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return nil, err
+	}
 	o, err := newOurs(size)
 	if err != nil {
 		return nil, err

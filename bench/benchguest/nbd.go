@@ -67,7 +67,18 @@ func nbdServed(server *exec.Cmd, attach, detach func() error) (_ *device, err er
 		err = attach()
 	}
 	if err == nil {
-		err = await(func() bool { return nbdSize() > 0 })
+		gone := false
+		err = await(func() bool {
+			select {
+			case <-ended:
+				gone = true
+			default:
+			}
+			return gone || nbdSize() > 0
+		})
+		if gone {
+			err = fmt.Errorf("it has ended")
+		}
 	}
 	if err != nil {
 		_ = end()
