@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"strings"
 )
 
 // loader writes the tables one after the other, each in order of its key, so that its pages are full and lie together.
@@ -40,6 +41,50 @@ func (w *Writer) load(c *conn) error {
 		}
 	}
 	return c.run("COMMIT")
+}
+
+// inserter puts rows into a table, some with each statement: a statement costs as much as several rows.
+type inserter struct {
+	c       *conn
+	one     string // statement that inserts a row
+	many    string // and that for [rowsAtOnce]
+	columns int
+	values  []driver.Value // of the rows that are not in the table yet
+}
+
+const rowsAtOnce = 32
+
+func (c *conn) into(table string, columns int) *inserter {
+	row := "(?" + strings.Repeat(", ?", columns-1) + ")"
+	one := "INSERT INTO " + table + " VALUES" + row
+	return &inserter{c: c, one: one, many: one + strings.Repeat(", "+row, rowsAtOnce-1), columns: columns}
+}
+
+// add takes a row, of whose bytes it keeps a copy.
+func (i *inserter) add(row ...driver.Value) error {
+	for _, v := range row {
+		if b, ok := v.([]byte); ok {
+			v = bytes.Clone(b)
+		}
+		i.values = append(i.values, v)
+	}
+	if len(i.values) < rowsAtOnce*i.columns {
+		return nil
+	}
+	err := i.c.exec(i.many, i.values...)
+	i.values = i.values[:0]
+	return err
+}
+
+// end inserts the rows that are left.
+func (i *inserter) end() error {
+	for row := range slices.Chunk(i.values, i.columns) {
+		if err := i.c.exec(i.one, row...); err != nil {
+			return err
+		}
+	}
+	i.values = nil
+	return nil
 }
 
 func number(yes bool) int64 {
@@ -139,6 +184,7 @@ func (l *loader) loadNames() error {
 		return l.directories.add(pair[:])
 	}
 	var before []byte
+	names := l.c.into("name", 4)
 	err := l.eachName(func(id, parent, file int64, name []byte) error {
 		if parent != of {
 			if err := directory(); err != nil {
@@ -153,8 +199,11 @@ func (l *loader) loadNames() error {
 		if err := l.links.add(pair[:16]); err != nil {
 			return err
 		}
-		return l.c.exec("INSERT INTO name VALUES(?, ?, ?, ?)", id, parent, file, text(name))
+		return names.add(id, parent, file, text(name))
 	})
+	if err == nil {
+		err = names.end()
+	}
 	if err != nil {
 		return err
 	}
@@ -197,6 +246,7 @@ func (l *loader) loadFiles() error {
 		return err
 	}
 	before := int64(-1)
+	files := l.c.into("file", 16)
 	err = l.files.each(func(record []byte) error {
 		f := fields(record)
 		v, id := l.file(&f)
@@ -224,9 +274,11 @@ func (l *loader) loadFiles() error {
 		size, blocks, mtime, atime, ctime, crtime := f.varint(), f.varint(), f.varint(), f.varint(), f.varint(), f.varint()
 		target := f[:f.uvarint()]
 		digest := f[len(target):]
-		return l.c.exec("INSERT INTO file VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", id, first, mode, uid, gid, size, links, blocks, generation, rdev,
-			mtime, atime, ctime, crtime, text(target), null(digest))
+		return files.add(id, first, mode, uid, gid, size, links, blocks, generation, rdev, mtime, atime, ctime, crtime, text(target), null(digest))
 	})
+	if err == nil {
+		err = files.end()
+	}
 	for ; have && err == nil; have, err = advance() {
 		err = aside()
 	}
@@ -246,6 +298,7 @@ func (l *loader) loadExtents() error {
 	aside := newSorter(l.files.dir, sortMemory)
 	defer aside.close()
 	end := int64(0)
+	extents := l.c.into("extent", 5)
 	err := l.extents.each(func(record []byte) error {
 		if bytes.Equal(record, previous) {
 			return nil
@@ -263,8 +316,11 @@ func (l *loader) loadExtents() error {
 			return aside.add(append(shared, kind))
 		}
 		end = start + length
-		return l.c.exec("INSERT INTO extent VALUES(?, ?, ?, ?, ?)", start, length, file, logical, int64(kind))
+		return extents.add(start, length, file, logical, int64(kind))
 	})
+	if err == nil {
+		err = extents.end()
+	}
 	if err != nil {
 		return err
 	}
