@@ -112,12 +112,13 @@ func TestTargetIO(t *testing.T) {
 // A submission queue far smaller than a batch is flushed, and nothing is lost.
 func TestFullSubmissionQueue(t *testing.T) {
 	const size, depth = 1 << 20, 512
-	h := &passThrough{f: tempFile(t, size)}
+	h := &inHalves{passThrough: passThrough{f: tempFile(t, size)}}
 	rs := newReactors(t, ublk.ReactorConfig{CPUs: []int{0}, Entries: 64})
 	closeAtEnd(t, rs)
 	f := served(t, rs, h, ublktest.FakeConfig{SizeBytes: size, Depth: depth, MaxIO: 4096})
 	var wg sync.WaitGroup
 	for range 20 {
+		h.gate.Lock() // until all are there: one batch has more than the queue then
 		for i := range depth {
 			wg.Add(1)
 			f.Submit(ublk.Descriptor{Op: ublk.OpRead, Off: int64(i) * 512, Len: 512}, make([]byte, 512),
@@ -128,6 +129,7 @@ func TestFullSubmissionQueue(t *testing.T) {
 					wg.Done()
 				})
 		}
+		h.gate.Unlock()
 		wg.Wait()
 	}
 	stats, err := rs.Stats()
@@ -137,6 +139,29 @@ func TestFullSubmissionQueue(t *testing.T) {
 	if stats[0].Flushes == 0 {
 		t.Errorf("the submission queue was never full: %+v", stats)
 	}
+}
+
+// inHalves reads each half of a request by itself, when the gate is open.
+type inHalves struct {
+	passThrough
+	gate sync.RWMutex
+}
+
+func (h *inHalves) Serve(r *ublk.Request) {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	file := r.Queue().Local().(ublk.File)
+	half := len(r.Buf) / 2
+	r.Read(file, r.Buf[:half], r.Off, 0)
+	r.Read(file, r.Buf[half:], r.Off+int64(half), 0)
+}
+
+func (h *inHalves) Resume(r *ublk.Request, _ uint16, res int32) {
+	if int(res) != len(r.Buf)/2 {
+		r.Complete(syscall.EIO)
+		return
+	}
+	r.Complete(0) // once the other half is there, too
 }
 
 // async answers through Post from several goroutines, often from before Serve has returned.
