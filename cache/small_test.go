@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"coppice/cache"
 	"coppice/image"
@@ -79,19 +78,8 @@ func (s *indexed) requests() (lists, blobs int) {
 // node opens the image on a node with a cache of its own, then looks for its index and opens that, and returns how often the server was asked for that.
 func (s *indexed) node(t *testing.T, o cache.Options) (c *cache.Cache, r *cache.Root, lists, blobs int) {
 	t.Helper()
-	o.MemoryBytes, o.PeersTime, o.ApplianceTime, o.Log = 32<<20, time.Hour, time.Hour, quiet
-	c, err := cache.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	set, err := image.OpenSet(t.Context(), []image.Ref{s.ref}, image.Digest{}, image.SetOptions{Log: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { set.Close() })
-	r = c.Open(set)
-	t.Cleanup(r.Close)
+	c = patientCache(t, o)
+	set, r := openOn(t, c, s.ref)
 	s.requests()
 	found, err := set.FindIndex(t.Context(), r.ReadSmall, func(*image.Index) error { return nil })
 	if err != nil {

@@ -76,8 +76,8 @@ func (c counted) Write(p []byte) (int, error) {
 	return c.ResponseWriter.Write(p)
 }
 
-// boot reads a little of what each page of the table is about through a cache of its own, and returns that.
-func (s *site) boot(t *testing.T, o cache.Options) *cache.Cache {
+// patientCache is a cache of 32 MiB that waits for whoever it asks.
+func patientCache(t *testing.T, o cache.Options) *cache.Cache {
 	t.Helper()
 	o.MemoryBytes, o.PeersTime, o.ApplianceTime, o.Log = 32<<20, time.Hour, time.Hour, quiet
 	c, err := cache.New(o)
@@ -85,6 +85,26 @@ func (s *site) boot(t *testing.T, o cache.Options) *cache.Cache {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// openOn opens an image through a cache.
+func openOn(t *testing.T, c *cache.Cache, ref image.Ref) (*image.Set, *cache.Root) {
+	t.Helper()
+	set, err := image.OpenSet(t.Context(), []image.Ref{ref}, image.Digest{}, image.SetOptions{Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { set.Close() })
+	r := c.Open(set)
+	t.Cleanup(r.Close)
+	return set, r
+}
+
+// boot reads a little of what each page of the table is about through a cache of its own, and returns that.
+func (s *site) boot(t *testing.T, o cache.Options) *cache.Cache {
+	t.Helper()
+	c := patientCache(t, o)
 	s.bootOn(t, c)
 	return c
 }
@@ -92,13 +112,7 @@ func (s *site) boot(t *testing.T, o cache.Options) *cache.Cache {
 // bootOn opens the image, and does so through a cache.
 func (s *site) bootOn(t *testing.T, c *cache.Cache) {
 	t.Helper()
-	set, err := image.OpenSet(t.Context(), []image.Ref{s.ref}, image.Digest{}, image.SetOptions{Log: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { set.Close() })
-	r := c.Open(set)
-	t.Cleanup(r.Close)
+	_, r := openOn(t, c, s.ref)
 	v, p := r.Reader(), make([]byte, 4096)
 	for off := int64(0); off < int64(len(s.content)); off += 4 << 20 {
 		if err := v.Read(t.Context(), p, off); err != nil || !bytes.Equal(p, s.content[off:][:len(p)]) {

@@ -55,16 +55,9 @@ func makeMounted(t *testing.T, kind string) string {
 
 func compareMounted(t *testing.T, image, kind string) {
 	t.Helper()
-	file, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
+	file, size := openImage(t, image)
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := BuildInput{Device: file, Size: info.Size(), Path: image}
+	in := BuildInput{Device: file, Size: size, Path: image}
 	path := filepath.Join(t.TempDir(), "index")
 	report, err := Build(t.Context(), path, in, BuildOptions{Digests: true})
 	if err != nil {

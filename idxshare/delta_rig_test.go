@@ -26,15 +26,22 @@ func mustDo(t tester, err error) {
 	}
 }
 
+// openImage opens an image, which the caller closes, and returns its size in bytes.
+func openImage(t tester, path string) (*os.File, int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	mustDo(t, err)
+	st, err := f.Stat()
+	mustDo(t, err)
+	return f, st.Size()
+}
+
 // indexWhole makes the index of an image.
 func indexWhole(t tester, image, index, source string, digests bool) {
 	t.Helper()
-	f, err := os.Open(image)
-	mustDo(t, err)
+	f, size := openImage(t, image)
 	defer f.Close()
-	st, err := f.Stat()
-	mustDo(t, err)
-	_, err = Build(context.Background(), index, BuildInput{Device: f, Size: st.Size(), Source: source}, BuildOptions{Digests: digests})
+	_, err := Build(context.Background(), index, BuildInput{Device: f, Size: size, Source: source}, BuildOptions{Digests: digests})
 	mustDo(t, err)
 }
 
@@ -60,13 +67,10 @@ func makeDelta(t tester, path string, base, previous *Index, before, after strin
 
 func makeDeltaReported(t tester, path string, base, previous *Index, before, after string) (*Index, DeltaReport) {
 	t.Helper()
-	f, err := os.Open(after)
-	mustDo(t, err)
+	f, size := openImage(t, after)
 	defer f.Close()
-	st, err := f.Stat()
-	mustDo(t, err)
 	report, err := BuildDelta(context.Background(), path, DeltaInput{
-		Base: base, Previous: previous, Content: unaligned{f, t}, Size: st.Size(), Changed: differences(before, after),
+		Base: base, Previous: previous, Content: unaligned{f, t}, Size: size, Changed: differences(before, after),
 	}, DeltaOptions{Source: "leaf", Digests: base.Header().Digests})
 	mustDo(t, err)
 	x, err := Open(path)

@@ -217,20 +217,14 @@ func copyImage(t testing.TB, from, to string) {
 // foreignBuild indexes an image within bounds, contents included.
 func foreignBuild(t *testing.T, image string) (*world, error) {
 	t.Helper()
-	file, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
+	file, size := openImage(t, image)
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
 	path := filepath.Join(t.TempDir(), "index")
 	var report BuildReport
+	var err error
 	began := time.Now()
 	highest := heapWhile(func() {
-		report, err = Build(t.Context(), path, BuildInput{Device: file, Size: info.Size(), Source: "foreign"}, BuildOptions{Digests: true})
+		report, err = Build(t.Context(), path, BuildInput{Device: file, Size: size, Source: "foreign"}, BuildOptions{Digests: true})
 	})
 	if highest > foreignMemory {
 		t.Errorf("indexing takes %d MiB", highest>>20)

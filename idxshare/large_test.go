@@ -31,20 +31,13 @@ func TestIdxOfManyFiles(t *testing.T) {
 	if out, err := exec.Command("/usr/sbin/mke2fs", "-q", "-t", "ext4", "-N", fmt.Sprint(*manyFiles*21/20+1000), "-d", tree, image, size).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v\n%s", err, out)
 	}
-	device, err := os.Open(image)
-	if err != nil {
-		t.Fatal(err)
-	}
+	device, bytes := openImage(t, image)
 	defer device.Close()
-	info, err := device.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, digests := range []bool{false, true} {
 		path := filepath.Join(dir, "index")
 		highest := heapWhile(func() {
 			began := time.Now()
-			report, err := Build(t.Context(), path, BuildInput{Device: device, Size: info.Size(), Source: "many"}, BuildOptions{Digests: digests})
+			report, err := Build(t.Context(), path, BuildInput{Device: device, Size: bytes, Source: "many"}, BuildOptions{Digests: digests})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,9 +3,12 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"coppice/internal/directio"
 )
 
 const (
@@ -27,11 +30,7 @@ func fillPart(path string, size int64, seed uint64, part, of int64) error {
 		return err
 	}
 	defer f.Close()
-	buf, err := unix.Mmap(-1, 0, fillChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("map buffer: %w", err)
-	}
-	defer func() { _ = unix.Munmap(buf) }()
+	buf := directio.Buffer(fillChunk)
 	step := int64(fillChunk)
 	if of > 1 {
 		step = stripe
@@ -48,6 +47,22 @@ func fillPart(path string, size int64, seed uint64, part, of int64) error {
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
+}
+
+// readAll reads the first size bytes of a device, past the page cache.
+func readAll(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := directio.Buffer(fillChunk)
+	for off := int64(0); off < size; off += fillChunk {
+		if _, err := f.ReadAt(buf[:min(fillChunk, size-off)], off); err != nil && err != io.EOF {
+			return fmt.Errorf("read %s at %d: %w", path, off, err)
+		}
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -117,26 +116,6 @@ func await(ready func() bool) error {
 
 // wipe makes a store look empty to whoever looks at its first blocks.
 func wipe(store string) error { return fill(store, 1<<20, 0) }
-
-// readAll reads the first size bytes of a device, past the page cache.
-func readAll(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	buf, err := unix.Mmap(-1, 0, fillChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("map buffer: %w", err)
-	}
-	defer func() { _ = unix.Munmap(buf) }()
-	for off := int64(0); off < size; off += fillChunk {
-		if _, err := f.ReadAt(buf[:min(fillChunk, size-off)], off); err != nil && err != io.EOF {
-			return fmt.Errorf("read %s at %d: %w", path, off, err)
-		}
-	}
-	return nil
-}
 
 // command runs a program, whose words are part of the error.
 func command(name string, args ...string) error {
