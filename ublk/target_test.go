@@ -449,10 +449,13 @@ func TestDrainUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
-		if err := errors.Join(a.Drain(t.Context()), rs.Close(), a.Err()); err != nil {
+		if err := a.Drain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		f.Quiesce()
+		if err := errors.Join(rs.Close(), a.Err()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	rs := newReactors(t, ublk.ReactorConfig{})
 	a, err := f.Start(rs, m)

@@ -143,14 +143,13 @@ func (k *Kernel) NewDriver() (*Driver, error) {
 // Close ends the daemon's side, as the end of its process does: detached devices become
 // quiesced.
 func (d *Driver) Close() error {
-	err := d.reactors.Close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, disk := range d.detached {
 		disk.fake.Quiesce()
 	}
 	d.detached = nil
-	return err
+	return d.reactors.Close()
 }
 
 // Create makes a device.

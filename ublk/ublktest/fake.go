@@ -123,7 +123,9 @@ func (f *Fake) Stop() {
 }
 
 // Quiesce does what the kernel does when the server's rings are closed and the device has USER_RECOVERY with
-// REISSUE: requests in service wait again, for the next Start. Call it when the reactors are closed.
+// REISSUE: requests in service wait again, for the next Start. Call it when the Attachment is drained, and while
+// requests are submitted before Reactors.Close frees the buffers that idle tags have: the Fake writes to them as long
+// as it is not quiesced, where the kernel would find no page and issue the request again.
 func (f *Fake) Quiesce() {
 	for _, q := range f.queues {
 		q.quiesce()
