@@ -192,7 +192,7 @@ func (r *regionRecord) check(region, length, slots uint64) (data uint64, err err
 // encodeRegion appends the record of a region that has an array.
 func (m *sectorMap) encodeRegion(region uint64, dst []byte) (_ []byte, data uint64) {
 	w := m.word(region)
-	a := m.arrayAt(w & handleMask)
+	a := m.arrayOf(w)
 	start := len(dst)
 	dst = append(dst, make([]byte, regionHeaderSize)...)
 	entries := 0
@@ -203,28 +203,27 @@ func (m *sectorMap) encodeRegion(region uint64, dst []byte) (_ []byte, data uint
 		dst = append(dst, p[:]...)
 		entries++
 	}
-	n := a.count()
-	if a.dense() {
-		n = a.cap
-	}
-	for i := range n {
-		to := a.mapping(i)
-		if to == mapAbsent {
-			continue
+	var out [1 << groupShift]mapping
+	var sums [1 << groupShift]uint32
+	for i := range uint64(regionBlocks) {
+		k := i % uint64(len(out))
+		if k == 0 {
+			a.read(int(i), out[:], sums[:], mapAbsent)
 		}
-		idx := a.index(i)
-		if run.count > 0 && (to.isData() || run.index+run.count != idx) {
+		to := out[k]
+		if run.count > 0 && to != mapZero {
 			put(run)
 			run.count = 0
 		}
 		switch {
 		case to.isData():
-			put(regionEntry{idx, 1, to, a.checksum(i)})
+			put(regionEntry{i, 1, to, sums[k]})
 			data++
+		case to != mapZero:
 		case run.count > 0:
 			run.count++
 		default:
-			run = regionEntry{index: idx, count: 1, to: mapZero}
+			run = regionEntry{index: i, count: 1, to: mapZero}
 		}
 	}
 	if run.count > 0 {
@@ -245,24 +244,15 @@ func (m *sectorMap) fill(region uint64, at place, r regionRecord) {
 	for i := range r.entries() {
 		covered += int(r.entry(i).count)
 	}
-	h := m.newArray(classFor(covered))
-	a := m.arrayAt(h)
+	w := m.newArray(classFor(covered), region)
+	a := m.arrayOf(w)
 	a.setPlace(at)
-	pos := 0
 	for i := range r.entries() {
 		e := r.entry(i)
 		for k := range e.count {
-			at := pos
-			if a.dense() {
-				at = int(e.index + k)
-			}
-			a.setEntry(at, (e.index+k)<<idxShift|uint64(e.to))
-			a.setChecksum(at, e.sum)
-			pos++
+			a.insert(int(e.index+k), e.to, e.sum)
 		}
 	}
-	a.setCount(covered)
-	w := wordArray<<wordState | h
 	if r.zero() {
 		w |= arrayZero
 	}
@@ -598,7 +588,7 @@ func (m *sectorMap) encodePage(index int, p []byte, id uuid.UUID, generation uin
 	clear(p[:blockSize])
 	for i, w := range m.pages[index].words {
 		if w>>wordState == wordArray {
-			at := m.arrayAt(w & handleMask).place()
+			at := m.arrayOf(w).place()
 			switch {
 			case at != 0:
 				w = wordPaged<<wordState | uint64(at)

@@ -218,8 +218,8 @@ func (w *mapWriter) capture(region uint64, scratch []byte) ([]byte, error) {
 	if word>>wordState != wordArray {
 		return nil, nil
 	}
-	a := m.arrayAt(word & handleMask)
-	if !a.dirty() {
+	a := m.arrayOf(word)
+	if !a.has(flagDirty) {
 		return nil, nil
 	}
 	b, data := m.encodeRegion(region, scratch[:0])
@@ -270,7 +270,7 @@ func (w *mapWriter) relocate(at place, r *regionRecord) (bool, error) {
 	case wordPaged:
 		have = place(word & placeMask)
 	case wordArray:
-		have = m.arrayAt(word & handleMask).place()
+		have = m.arrayOf(word).place()
 	}
 	if have>>11 != at>>11 {
 		return false, nil
@@ -282,7 +282,7 @@ func (w *mapWriter) relocate(at place, r *regionRecord) (bool, error) {
 	m.store.forget(have)
 	w.seg.live++
 	if word>>wordState == wordArray {
-		m.arrayAt(word & handleMask).setPlace(to)
+		m.arrayOf(word).setPlace(to)
 	} else {
 		m.setWord(region, wordPaged<<wordState|uint64(to))
 	}

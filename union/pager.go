@@ -10,7 +10,7 @@ import (
 // the second-chance rule (Corbató, "A Paging Experiment with the Multics System", 1968).
 type pager struct {
 	arena *arena
-	limit int64 // words of arrays in memory that it tries to stay below
+	limit int64 // bytes of arrays in memory that it tries to stay below
 
 	dirtyRegions atomic.Int64 // with entries that no record holds yet
 	dirtyBytes   atomic.Int64 // that their records will take
@@ -31,13 +31,13 @@ const (
 	mapMemory = 48 << 20
 	// maxDirtyRegions asks for a checkpoint: a recovery has to load the records of as many regions.
 	maxDirtyRegions = 256 << 10
-	// trimWords is more than any load brings in.
-	trimWords = 8 << 10
+	// trimBytes is more than any load brings in.
+	trimBytes = 64 << 10
 	// evictionBatch is how many directory pages are looked at under a map's lock.
 	evictionBatch = 8
 )
 
-func newPager() *pager { return &pager{arena: newArena(), limit: mapMemory / 8} }
+func newPager() *pager { return &pager{arena: newArena(), limit: mapMemory} }
 
 func (p *pager) add(m *sectorMap) {
 	p.mu.Lock()
@@ -63,24 +63,24 @@ func (p *pager) remove(m *sectorMap) {
 
 // crowded tells that a checkpoint should write what is dirty.
 func (p *pager) crowded() bool {
-	return p.dirtyRegions.Load() > maxDirtyRegions || p.arena.words.Load() > p.limit && p.dirtyRegions.Load() > maxDirtyRegions/64
+	return p.dirtyRegions.Load() > maxDirtyRegions || p.arena.used.Load() > p.limit && p.dirtyRegions.Load() > maxDirtyRegions/64
 }
 
-// trim forgets entries until they fit the limit, trimWords at most, or until it has looked at each once: what was just loaded is
+// trim forgets entries until they fit the limit, trimBytes at most, or until it has looked at each once: what was just loaded is
 // left for those who want it.
 func (p *pager) trim() {
-	if p.arena.words.Load() <= p.limit || p.pins.Load() > 0 || !p.mu.TryLock() {
+	if p.arena.used.Load() <= p.limit || p.pins.Load() > 0 || !p.mu.TryLock() {
 		return
 	}
 	defer p.mu.Unlock()
-	target := max(p.limit/16*15, p.arena.words.Load()-trimWords)
+	target := max(p.limit/16*15, p.arena.used.Load()-trimBytes)
 	for range len(p.maps) {
 		if p.next >= len(p.maps) {
 			p.next = 0
 		}
 		m := p.maps[p.next]
 		for done := 0; done < len(m.pages); done += evictionBatch {
-			if p.pins.Load() > 0 || p.arena.words.Load() <= target {
+			if p.pins.Load() > 0 || p.arena.used.Load() <= target {
 				return
 			}
 			m.mu.Lock()
@@ -93,7 +93,7 @@ func (p *pager) trim() {
 
 // evict looks at some pages of the directory and forgets the entries that were not looked into since the last time.
 func (m *sectorMap) evict(pages int, target int64) {
-	if m.words == 0 || m.pager.pins.Load() > 0 {
+	if m.held == 0 || m.pager.pins.Load() > 0 {
 		return
 	}
 	for range pages {
@@ -112,15 +112,15 @@ func (m *sectorMap) evict(pages int, target int64) {
 			if w>>wordState != wordArray {
 				continue
 			}
-			a := m.arrayAt(w & handleMask)
+			a := m.arrayOf(w)
 			switch {
-			case a.dirty() || a.place() == 0:
-			case a.words[0]&flagRead != 0:
-				a.words[0] &^= flagRead
+			case a.has(flagDirty) || a.place() == 0:
+			case a.has(flagRead):
+				a.unflag(flagRead)
 			default:
 				m.setWord(first+i, wordPaged<<wordState|uint64(a.place()))
-				m.freeArray(w&handleMask, a.class())
-				if m.pager.arena.words.Load() <= target {
+				m.freeArray(w)
+				if m.pager.arena.used.Load() <= target {
 					return
 				}
 			}

@@ -15,7 +15,7 @@ func TestPaging(t *testing.T) {
 		r := newRigOf(t, rigConfig{seed: seed, sizeBytes: 24<<20 + 5*sector, storeBytes: 64 << 20})
 		o := newLayerOracle(r)
 		for range 3 {
-			r.store.pager.limit = 9000
+			r.store.pager.limit = 60_000
 			for range 12 {
 				driveLayers(r, o, rng, 60)
 				if rng.IntN(6) == 0 {
@@ -25,12 +25,12 @@ func TestPaging(t *testing.T) {
 				if err := r.checkpoint(); err != nil {
 					t.Fatal(err)
 				}
-				before := r.store.pager.arena.words.Load()
+				before := r.store.pager.arena.used.Load()
 				r.store.pager.trim()
-				if after := r.store.pager.arena.words.Load(); after < before {
+				if after := r.store.pager.arena.used.Load(); after < before {
 					evicted++
 				} else if after > r.store.pager.limit {
-					t.Fatalf("seed %d: %d words of entries in memory, the limit is %d", seed, after, r.store.pager.limit)
+					t.Fatalf("seed %d: %d bytes of entries in memory, the limit is %d", seed, after, r.store.pager.limit)
 				}
 			}
 			driveLayers(r, o, rng, 100)

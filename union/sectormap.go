@@ -18,11 +18,12 @@ type sectorMap struct {
 	number uint32 // of the map in its store, in the headers of its blocks
 	blocks uint64 // device size in blocks
 	pager  *pager
+	owner  int // number in the pager's arena
 
 	mu         sync.Mutex
 	pages      []*dirPage // nil: no region of the page has anything
 	data       uint64     // blocks that lie in slots
-	words      int64      // of arrays in memory
+	held       int64      // bytes of arrays in memory
 	dirty      []uint64   // regions with arrays newer than their records; may name one twice, or one that is not dirty any more
 	dirtyBytes int64      // that the records of those arrays will take
 	store      mapStore   // where records and directory lie
@@ -39,13 +40,14 @@ type dirPage struct {
 	sum   uint32 // its checksum
 }
 
-// mapping is where a block is: kind in bits 40 and 41, the slot below. Zero means that the
+// mapping is where a block is: kind in bits 38 and 39, the slot, which has 36, below. Zero means that the
 // layer does not hold the block.
 type mapping uint64
 
 const (
-	mapSlotMask = 1<<40 - 1
-	mapKind     = 40
+	mapMask     = 1<<40 - 1
+	mapSlotMask = 1<<38 - 1
+	mapKind     = 38
 	mapAbsent   = mapping(0)
 	mapZero     = mapping(kindZero << mapKind)
 )
@@ -66,10 +68,12 @@ const (
 
 	wordNone  = 0 // the layer holds nothing of the region; the word is 0
 	wordZero  = 1 // all its blocks read as zeros
-	wordArray = 2 // has an array in memory, at the handle in the low 48 bits
+	wordArray = 2 // has an array in memory, at the handle in the low 48 bits, of the class in the 6 bits above
 	wordPaged = 3 // has a record on the store, at the place in the low 62 bits, and no array
 
 	arrayZero  = 1 << 61 // with wordArray: blocks without an entry read as zeros
+	classShift = 48
+	classMask  = 1<<6 - 1
 	handleMask = 1<<48 - 1
 	placeMask  = 1<<62 - 1
 )
@@ -93,6 +97,7 @@ func newSectorMap(p *pager, number uint32, blocks uint64) *sectorMap {
 		pages:   make([]*dirPage, (regions+dirWords-1)/dirWords),
 		loading: map[uint64]*loading{},
 	}
+	m.owner = p.arena.join(m)
 	p.add(m)
 	return m
 }
@@ -136,78 +141,10 @@ func (m *sectorMap) changed(region uint64) {
 	}
 }
 
-// An entry array in the arena: a word of header (count in the low 16 bits, class above, flags), the place of the region's record on
-// the store or 0, then a word per entry (index in the region in bits 48 up, mapping below), then the checksums, two to
-// a word.
-const (
-	denseClass  = 7
-	idxShift    = 48
-	headerWords = 2
-
-	flagDirty = 1 << 32 // newer than the record
-	flagRead  = 1 << 33 // looked into since eviction last came by
-)
-
-var classCap = [denseClass + 1]int{4, 8, 16, 32, 64, 128, 256, regionBlocks}
-
-func classWords(class int) int { return headerWords + classCap[class] + classCap[class]/2 }
-
-// classFor is the smallest class for n entries.
-func classFor(n int) int {
-	class := 0
-	for classCap[class] < n {
-		class++
-	}
-	return class
-}
-
-// array is a view of a region's entries.
-type array struct {
-	words []uint64
-	cap   int
-}
-
-func (m *sectorMap) arrayAt(handle uint64) array {
-	w := m.pager.arena.at(handle)
-	class := int(w[0] >> 16 & 0xff)
-	return array{w[:classWords(class)], classCap[class]}
-}
-
-func (a array) dense() bool { return a.cap == regionBlocks }
-func (a array) count() int  { return int(a.words[0] & 0xffff) }
-func (a array) class() int  { return int(a.words[0] >> 16 & 0xff) }
-func (a array) dirty() bool { return a.words[0]&flagDirty != 0 }
-
-func (a array) place() place     { return place(a.words[1]) }
-func (a array) setPlace(p place) { a.words[1] = uint64(p) }
-
-func (a array) setCount(n int) { a.words[0] = uint64(n) | a.words[0]&^0xffff }
-
-func (a array) entry(i int) uint64       { return a.words[headerWords+i] }
-func (a array) setEntry(i int, e uint64) { a.words[headerWords+i] = e }
-func (a array) mapping(i int) mapping    { return mapping(a.words[headerWords+i] & (1<<idxShift - 1)) }
-func (a array) index(i int) uint64       { return a.words[headerWords+i] >> idxShift }
-func (a array) checksum(i int) uint32 {
-	return uint32(a.words[headerWords+a.cap+i/2] >> (i % 2 * 32))
-}
-func (a array) setChecksum(i int, c uint32) {
-	w := &a.words[headerWords+a.cap+i/2]
-	shift := i % 2 * 32
-	*w = *w&^(0xffffffff<<shift) | uint64(c)<<shift
-}
-
-// search returns the position of idx in a sorted array, or where it belongs.
-func (a array) search(idx uint64) (int, bool) {
-	lo, hi := 0, a.count()
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		if a.index(mid) < idx {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	return lo, lo < a.count() && a.index(lo) == idx
+// arrayOf returns the array that a word names.
+func (m *sectorMap) arrayOf(w uint64) array {
+	c := &arrayClasses[w>>classShift&classMask]
+	return array{m.pager.arena.at(w & handleMask)[:c.size], c}
 }
 
 // lookup resolves len(out) blocks from first on. They must lie within the device. Where it returns false, the entries of
@@ -242,30 +179,18 @@ func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) boo
 	if w&arrayZero != 0 {
 		rest = mapZero
 	}
-	a := m.arrayAt(w & handleMask)
-	if a.words[0]&flagRead == 0 {
-		a.words[0] |= flagRead
+	a := m.arrayOf(w)
+	if !a.has(flagRead) {
+		a.flag(flagRead)
 	}
-	idx := first % regionBlocks
-	if a.dense() {
-		for i := range out {
-			at := int(idx) + i
-			if e := a.mapping(at); e != mapAbsent {
-				out[i], sums[i] = e, a.checksum(at)
-			} else {
-				out[i] = rest
-			}
-		}
+	if len(out) > 1 {
+		a.read(int(first%regionBlocks), out, sums, rest)
 		return true
 	}
-	pos, _ := a.search(idx)
-	for i := range out {
-		if pos < a.count() && a.index(pos) == idx+uint64(i) {
-			out[i], sums[i] = a.mapping(pos), a.checksum(pos)
-			pos++
-		} else {
-			out[i] = rest
-		}
+	if pos, found := a.find(int(first % regionBlocks)); found {
+		out[0], sums[0] = a.value(pos)
+	} else {
+		out[0] = rest
 	}
 	return true
 }
@@ -300,66 +225,42 @@ func (m *sectorMap) set(block uint64, to mapping, sum uint32) mapping {
 func (m *sectorMap) replace(block uint64, to mapping, sum uint32) mapping {
 	region := block >> regionShift
 	w := m.word(region)
-	idx := block % regionBlocks
 	switch w >> wordState {
 	case wordPaged:
 		panic(fmt.Sprintf("union: region %d is changed before it is loaded", region))
 	case wordNone, wordZero:
-		h := m.newArray(0)
+		to := m.newArray(0, region)
 		if w != 0 {
-			h |= arrayZero
+			to |= arrayZero
 		}
-		w = wordArray<<wordState | h
+		w = to
 		m.setWord(region, w)
 	}
-	a := m.arrayAt(w & handleMask)
+	a := m.arrayOf(w)
 	m.markDirty(region, a)
-	if a.dense() {
-		old := a.mapping(int(idx))
-		if old == mapAbsent {
-			m.counted(a, a.count()+1)
-		}
-		a.setEntry(int(idx), idx<<idxShift|uint64(to))
-		a.setChecksum(int(idx), sum)
+	idx := int(block % regionBlocks)
+	if pos, found := a.find(idx); found {
+		old, _ := a.value(pos)
+		a.setValue(pos, to, sum)
 		return old
 	}
-	pos, found := a.search(idx)
-	if found {
-		old := a.mapping(pos)
-		a.setEntry(pos, idx<<idxShift|uint64(to))
-		a.setChecksum(pos, sum)
-		return old
+	if a.count() == a.c.cap {
+		a = m.arrayOf(m.grow(region, w))
 	}
-	if a.count() == a.cap {
-		m.setWord(region, w&^handleMask|m.grow(a, w&handleMask))
-		return m.replace(block, to, sum)
-	}
-	n := a.count()
-	copy(a.words[headerWords+pos+1:headerWords+n+1], a.words[headerWords+pos:headerWords+n])
-	for i := n; i > pos; i-- {
-		a.setChecksum(i, a.checksum(i-1))
-	}
-	a.setEntry(pos, idx<<idxShift|uint64(to))
-	a.setChecksum(pos, sum)
-	m.counted(a, n+1)
+	a.insert(idx, to, sum)
+	m.addDirtyBytes(regionEntrySize)
 	return mapAbsent
 }
 
 // markDirty notes that an array is about to become newer than its record.
 func (m *sectorMap) markDirty(region uint64, a array) {
-	if a.dirty() {
+	if a.has(flagDirty) {
 		return
 	}
-	a.words[0] |= flagDirty
+	a.flag(flagDirty)
 	m.dirty = append(m.dirty, region)
 	m.pager.dirtyRegions.Add(1)
 	m.addDirtyBytes(regionBytes(a.count()))
-}
-
-// counted sets the number of entries of a dirty array.
-func (m *sectorMap) counted(a array, n int) {
-	m.addDirtyBytes((n - a.count()) * regionEntrySize)
-	a.setCount(n)
 }
 
 func (m *sectorMap) addDirtyBytes(n int) {
@@ -369,44 +270,36 @@ func (m *sectorMap) addDirtyBytes(n int) {
 
 // markClean takes an array off the dirty ones.
 func (m *sectorMap) markClean(a array) {
-	if a.dirty() {
-		a.words[0] &^= flagDirty
+	if a.has(flagDirty) {
+		a.unflag(flagDirty)
 		m.pager.dirtyRegions.Add(-1)
 		m.addDirtyBytes(-regionBytes(a.count()))
 	}
 }
 
-func (m *sectorMap) newArray(class int) uint64 {
-	handle := m.pager.arena.alloc(class)
-	m.words += int64(classWords(class))
-	w := m.pager.arena.at(handle)[:classWords(class)]
-	clear(w)
-	w[0] = uint64(class)<<16 | flagRead
-	return handle
+// newArray returns the word of a region with an empty array, which the caller sets.
+func (m *sectorMap) newArray(class int, region uint64) uint64 {
+	w := wordArray<<wordState | uint64(class)<<classShift | m.pager.arena.alloc(class, m.owner, region)
+	a := m.arrayOf(w)
+	m.held += int64(a.c.size)
+	a.reset()
+	a.flag(flagRead)
+	return w
 }
 
-func (m *sectorMap) freeArray(handle uint64, class int) {
-	m.words -= int64(classWords(class))
-	m.pager.arena.free(handle, class)
+// freeArray gives back the array that a word names. Others of this map may move.
+func (m *sectorMap) freeArray(w uint64) {
+	class := int(w >> classShift & classMask)
+	m.held -= int64(arrayClasses[class].size)
+	m.pager.arena.free(w&handleMask, class, m)
 }
 
-// grow moves an array into one of the next class.
-func (m *sectorMap) grow(a array, handle uint64) uint64 {
-	class := a.class() + 1
-	to := m.newArray(class)
-	b := m.arrayAt(to)
-	for i := range a.count() {
-		at := i
-		if b.dense() {
-			at = int(a.index(i))
-		}
-		b.setEntry(at, a.entry(i))
-		b.setChecksum(at, a.checksum(i))
-	}
-	b.words[0] |= a.words[0] & (flagDirty | flagRead)
-	b.setPlace(a.place())
-	b.setCount(a.count())
-	m.freeArray(handle, a.class())
+// grow moves the array of a region into one of the next class, and returns the region's new word.
+func (m *sectorMap) grow(region, w uint64) uint64 {
+	to := m.newArray(int(w>>classShift&classMask)+1, region) | w&arrayZero
+	m.arrayOf(w).moveTo(m.arrayOf(to))
+	m.setWord(region, to)
+	m.freeArray(w)
 	return to
 }
 
@@ -447,20 +340,20 @@ func (m *sectorMap) dropRegion(region, to uint64, freed func(slot uint64)) {
 	case wordPaged:
 		panic(fmt.Sprintf("union: region %d is dropped before it is loaded", region))
 	case wordArray:
-		a := m.arrayAt(w & handleMask)
+		a := m.arrayOf(w)
 		n := a.count()
-		if a.dense() {
-			n = a.cap
+		if a.c.form == tableForm {
+			n = a.c.cap
 		}
 		for i := range n {
-			if e := a.mapping(i); e.isData() {
+			if e, _ := a.value(i); e.isData() {
 				m.data--
 				freed(e.slot())
 			}
 		}
 		m.markClean(a)
 		m.store.forget(a.place())
-		m.freeArray(w&handleMask, a.class())
+		m.freeArray(w)
 	}
 	m.setWord(region, to)
 	m.changed(region)
@@ -519,7 +412,7 @@ func (m *sectorMap) holdsAll(region uint64) bool {
 	if w&arrayZero != 0 {
 		return true
 	}
-	return uint64(m.arrayAt(w&handleMask).count()) == m.regionLen(region)
+	return uint64(m.arrayOf(w).count()) == m.regionLen(region)
 }
 
 // apply brings one record into the map and calls freed for each slot that it supersedes.
@@ -542,11 +435,11 @@ func (m *sectorMap) drop() {
 		if p == nil {
 			continue
 		}
-		for _, w := range p.words {
-			if w>>wordState == wordArray {
-				a := m.arrayAt(w & handleMask)
-				m.markClean(a)
-				m.freeArray(w&handleMask, a.class())
+		for k := range p.words {
+			if w := p.words[k]; w>>wordState == wordArray {
+				m.markClean(m.arrayOf(w))
+				m.freeArray(w)
+				p.words[k] = 0
 			}
 		}
 		if p.dirty {
@@ -555,6 +448,7 @@ func (m *sectorMap) drop() {
 		m.pages[i] = nil
 		m.pager.pages.Add(-1)
 	}
+	m.pager.arena.leave(m.owner)
 }
 
 // memory is what the map takes in bytes; nothing where there is none.
@@ -564,7 +458,7 @@ func (m *sectorMap) memory() int64 {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := m.words*8 + int64(len(m.pages))*8
+	n := m.held + int64(len(m.pages))*8
 	for _, p := range m.pages {
 		if p != nil {
 			n += dirWords*8 + 32

@@ -96,7 +96,7 @@ func TestSectorMapMatchesModel(t *testing.T) {
 		blocks := rapid.SampledFrom(mapSizes).Draw(t, "blocks")
 		m := newSectorMap(newPager(), 1, blocks)
 		model := &modelMap{make([]mapping, blocks), make([]uint32, blocks)}
-		slot := uint64(maxBlock) // down from the highest, so that all 40 bits are used
+		slot := uint64(maxSlots) // down from the highest, so that all 36 bits are used
 		set := func(b uint64) {
 			slot--
 			sum := uint32(slot * 2654435761)
@@ -166,15 +166,15 @@ func TestSectorMapGrowth(t *testing.T) {
 				b := regionBlocks + at(i)
 				m.set(b, dataMapping(uint64(i)), uint32(i))
 				model.set(b, dataMapping(uint64(i)), uint32(i))
-				if got, want := m.arrayAt(m.word(1)&handleMask).count(), i+1; got != want {
+				if got, want := m.arrayOf(m.word(1)).count(), i+1; got != want {
 					t.Fatalf("array counts %d entries, want %d", got, want)
 				}
 				if err := model.compare(m); err != nil {
 					t.Fatalf("after %d entries: %v", i+1, err)
 				}
 			}
-			if a := m.arrayAt(m.word(1) & handleMask); !a.dense() {
-				t.Errorf("a full region has an array of %d entries", a.cap)
+			if a := m.arrayOf(m.word(1)); a.c.form != tableForm {
+				t.Errorf("a full region has an array of %d entries", a.c.cap)
 			}
 		})
 	}
@@ -201,7 +201,7 @@ func TestSectorMapReusesArrays(t *testing.T) {
 		if round == 2 {
 			first = m.pager.arena.bytes()
 		}
-		if round > 2 && m.pager.arena.bytes() > first+chunkWords*8 {
+		if round > 2 && m.pager.arena.bytes() > first+chunkBytes {
 			t.Fatalf("round %d: %d bytes in arrays, %d after the third", round, m.pager.arena.bytes(), first)
 		}
 	}
@@ -249,7 +249,7 @@ func TestSectorMapMemory(t *testing.T) {
 	for _, c := range cases {
 		m := newSectorMap(newPager(), 1, c.regions*regionBlocks)
 		blocks := c.fill(m)
-		per := float64(m.pager.arena.bytes()+m.memory()-m.words*8) / float64(blocks)
+		per := float64(m.pager.arena.bytes()+m.memory()-m.held) / float64(blocks)
 		t.Logf("%s: %.2f bytes per block", c.name, per)
 		if per > c.bound {
 			t.Errorf("%s: %.2f bytes per block, more than %.2f", c.name, per, c.bound)
@@ -315,7 +315,7 @@ func BenchmarkLookup100K(b *testing.B) {
 			m.set(block, to, uint32(block))
 			list = append(list, benchExtent{block, 1, to})
 		}
-		per := float64(m.pager.arena.bytes()+m.memory()-m.words*8) / extents
+		per := float64(m.pager.arena.bytes()+m.memory()-m.held) / extents
 		// Half of the look-ups find something. The places are made beforehand: to draw one costs as much as to look it up.
 		places := make([]uint64, 1<<16)
 		for i := range places {
