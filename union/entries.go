@@ -201,31 +201,33 @@ func (a array) position(idx int) int {
 func (a array) insert(idx int, to mapping, sum uint32) {
 	n, pos := a.count(), a.position(idx)
 	g := idx >> groupShift
+	a.setCount(n + 1)
 	switch a.c.form {
 	case listForm:
-		keys := a.b[keyField:]
-		copy(keys[pos+1:n+1], keys[pos:n])
-		keys[pos] = byte(idx & 63)
-		a.addRanks(g, 1, eachByte)
+		if keys := a.b[keyField:]; pos < n {
+			copy(keys[pos+1:n+1], keys[pos:n])
+		}
+		a.b[keyField+pos] = byte(idx & 63)
+		a.addRanks(g, 3, eachByte)
 	case bitsForm:
-		word, _ := a.bitsOf(g)
-		le.PutUint64(a.b[bitsField+8*g:], word|1<<(idx&63))
+		p := a.b[bitsField+8*g:]
+		le.PutUint64(p, le.Uint64(p)|1<<(idx&63))
 		a.addRanks(g+1, 2, eachWord)
 	}
-	if a.c.form != tableForm {
+	if a.c.form != tableForm && pos < n {
 		values := a.b[a.c.values:]
 		copy(values[(pos+1)*valueBytes:(n+1)*valueBytes], values[pos*valueBytes:n*valueBytes])
 	}
 	a.setValue(pos, to, sum)
-	a.setCount(n + 1)
 }
 
-// addRanks adds one to the ranks from group g on, which have some bytes each.
-func (a array) addRanks(g, width int, each uint64) {
-	p := a.b[rankField : rankField+groups*width]
-	for at := g * width &^ 7; at < len(p); at += 8 {
-		below := max(0, g*width-at) * 8
-		le.PutUint64(p[at:], le.Uint64(p[at:])+each&^(1<<below-1))
+// addRanks adds one to the ranks from group g on, of which 1<<shift are in eight bytes.
+func (a array) addRanks(g, shift int, each uint64) {
+	within := g & (1<<shift - 1) << (6 - shift)
+	for at := rankField + g>>shift<<3; at < rankField+groups<<3>>shift; at += 8 {
+		p := a.b[at:]
+		le.PutUint64(p, le.Uint64(p)+each<<within)
+		within = 0
 	}
 }
 

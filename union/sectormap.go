@@ -245,7 +245,7 @@ func (m *sectorMap) replace(block uint64, to mapping, sum uint32) mapping {
 		return old
 	}
 	if a.count() == a.c.cap {
-		a = m.arrayOf(m.grow(region, w))
+		a = m.arrayOf(m.grow(region, w, idx))
 	}
 	a.insert(idx, to, sum)
 	m.addDirtyBytes(regionEntrySize)
@@ -294,10 +294,16 @@ func (m *sectorMap) freeArray(w uint64) {
 	m.pager.arena.free(w&handleMask, class, m)
 }
 
-// grow moves the array of a region into one of the next class, and returns the region's new word.
-func (m *sectorMap) grow(region, w uint64) uint64 {
-	to := m.newArray(int(w>>classShift&classMask)+1, region) | w&arrayZero
-	m.arrayOf(w).moveTo(m.arrayOf(to))
+// grow moves the full array of a region into a larger one, and returns the region's new word. Where all its entries are the blocks right before idx, more are likely to follow, as in a
+// region that is written in order: then it doubles.
+func (m *sectorMap) grow(region, w uint64, idx int) uint64 {
+	a := m.arrayOf(w)
+	class := int(w>>classShift&classMask) + 1
+	if n := a.count(); idx >= n && a.c.form != tableForm && a.position(idx) == n && a.position(idx-n) == 0 {
+		class = max(class, min(classFor(min(2*n, regionBlocks)), tableClass-1))
+	}
+	to := m.newArray(class, region) | w&arrayZero
+	a.moveTo(m.arrayOf(to))
 	m.setWord(region, to)
 	m.freeArray(w)
 	return to

@@ -368,6 +368,35 @@ func BenchmarkSet(b *testing.B) {
 	}
 }
 
+// BenchmarkFill writes each block of a new map once: all of 1 GiB in order or in any, or 100,000 places of 10 GiB. Unlike BenchmarkSet it has no overwrites.
+func BenchmarkFill(b *testing.B) {
+	order := rand.New(rand.NewPCG(9, 10)).Perm(10 << 30 >> blockShift)
+	all := slices.DeleteFunc(slices.Clone(order), func(block int) bool { return block >= 1<<30>>blockShift })
+	for _, c := range []struct {
+		name   string
+		gib    uint64
+		places []int
+	}{
+		{"sequential", 1, slices.Sorted(slices.Values(all))},
+		{"random", 1, all},
+		{"scattered", 10, order[:100_000]},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var m *sectorMap
+			b.ReportAllocs()
+			for i := range b.N {
+				at := i % len(c.places)
+				if at == 0 {
+					b.StopTimer()
+					m = newSectorMap(newPager(), 1, c.gib<<30>>blockShift)
+					b.StartTimer()
+				}
+				m.set(uint64(c.places[at]), dataMapping(uint64(i)), uint32(i))
+			}
+		})
+	}
+}
+
 // TestHotPathsOfTheMapDoNotAllocate covers what every request does.
 func TestHotPathsOfTheMapDoNotAllocate(t *testing.T) {
 	m := scattered(t)
