@@ -154,16 +154,10 @@ func (a array) bitsOf(g int) (word uint64, from int) {
 
 // find returns the position of a block's value, if it has one.
 func (a array) find(idx int) (pos int, found bool) {
-	switch a.c.form {
-	case listForm:
+	if a.c.form == listForm {
 		return a.findKey(idx)
-	case bitsForm:
-		word, from := a.bitsOf(idx >> groupShift)
-		bit := uint64(1) << (idx & 63)
-		return from + bits.OnesCount64(word&(bit-1)), word&bit != 0
 	}
-	to, _ := a.value(idx)
-	return idx, to != mapAbsent
+	return a.locate(idx)
 }
 
 // findKey looks at eight keys at once. A byte that is equal makes its highest bit the lowest that is set (H. S. Warren, "Hacker's Delight", section 6-1).
@@ -179,46 +173,55 @@ func (a array) findKey(idx int) (pos int, found bool) {
 	return 0, false
 }
 
-// position is where the value of a block belongs that has none.
-func (a array) position(idx int) int {
+// locate returns the position of a block's value, or where it belongs.
+func (a array) locate(idx int) (pos int, found bool) {
 	switch a.c.form {
 	case tableForm:
-		return idx
+		to, _ := a.value(idx)
+		return idx, to != mapAbsent
 	case bitsForm:
-		pos, _ := a.find(idx)
-		return pos
+		word, from := a.bitsOf(idx >> groupShift)
+		bit := uint64(1) << (idx & 63)
+		return from + bits.OnesCount64(word&(bit-1)), word&bit != 0
 	}
-	from, to := a.group(idx >> groupShift)
-	pos := from
-	for at := from; at < to; at += 8 {
-		less := ^((le.Uint64(a.b[keyField+at:]) | highBits) - uint64(idx&63)*eachByte) & highBits & (1<<(8*uint(to-at)) - 1)
+	pos, to := a.group(idx >> groupShift)
+	key := uint64(idx & 63)
+	for at := pos; at < to; at += 8 {
+		less := ^((le.Uint64(a.b[keyField+at:]) | highBits) - key*eachByte) & highBits & (1<<(8*uint(to-at)) - 1)
 		pos += bits.OnesCount64(less)
 	}
-	return pos
+	return pos, pos < to && uint64(a.b[keyField+pos]) == key
 }
 
-// insert adds an entry. There is room, and none for the block.
-func (a array) insert(idx int, to mapping, sum uint32) {
-	n, pos := a.count(), a.position(idx)
-	g := idx >> groupShift
+// insert adds an entry for a block that has none, at the position that locate returned. There is room.
+func (a array) insert(idx, pos int, to mapping, sum uint32) {
+	n := a.count()
 	a.setCount(n + 1)
-	switch a.c.form {
-	case listForm:
-		if keys := a.b[keyField:]; pos < n {
-			copy(keys[pos+1:n+1], keys[pos:n])
+	if a.c.form != tableForm {
+		a.openGap(idx, pos, n)
+	}
+	a.setValue(pos, to, sum)
+}
+
+// openGap makes room for a value, and says what it is of.
+func (a array) openGap(idx, pos, n int) {
+	g := idx >> groupShift
+	if a.c.form == listForm {
+		keys := a.b[keyField : keyField+n+1]
+		if pos < n {
+			copy(keys[pos+1:], keys[pos:])
 		}
-		a.b[keyField+pos] = byte(idx & 63)
+		keys[pos] = byte(idx & 63)
 		a.addRanks(g, 3, eachByte)
-	case bitsForm:
+	} else {
 		p := a.b[bitsField+8*g:]
 		le.PutUint64(p, le.Uint64(p)|1<<(idx&63))
 		a.addRanks(g+1, 2, eachWord)
 	}
-	if a.c.form != tableForm && pos < n {
-		values := a.b[a.c.values:]
-		copy(values[(pos+1)*valueBytes:(n+1)*valueBytes], values[pos*valueBytes:n*valueBytes])
+	if pos < n {
+		values := a.b[a.c.values+pos*valueBytes : a.c.values+(n+1)*valueBytes]
+		copy(values[valueBytes:], values)
 	}
-	a.setValue(pos, to, sum)
 }
 
 // addRanks adds one to the ranks from group g on, of which 1<<shift are in eight bytes.

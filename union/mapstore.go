@@ -247,10 +247,15 @@ func (m *sectorMap) fill(region uint64, at place, r regionRecord) {
 	w := m.newArray(classFor(covered), region)
 	a := m.arrayOf(w)
 	a.setPlace(at)
+	pos := 0
 	for i := range r.entries() {
 		e := r.entry(i)
 		for k := range e.count {
-			a.insert(int(e.index+k), e.to, e.sum)
+			if a.c.form == tableForm {
+				pos = int(e.index + k)
+			}
+			a.insert(int(e.index+k), pos, e.to, e.sum)
+			pos++
 		}
 	}
 	if r.zero() {

@@ -239,15 +239,19 @@ func (m *sectorMap) replace(block uint64, to mapping, sum uint32) mapping {
 	a := m.arrayOf(w)
 	m.markDirty(region, a)
 	idx := int(block % regionBlocks)
-	if pos, found := a.find(idx); found {
+	pos, found := a.locate(idx)
+	if found {
 		old, _ := a.value(pos)
 		a.setValue(pos, to, sum)
 		return old
 	}
 	if a.count() == a.c.cap {
-		a = m.arrayOf(m.grow(region, w, idx))
+		a = m.arrayOf(m.grow(region, w, idx, pos))
+		if a.c.form == tableForm {
+			pos = idx
+		}
 	}
-	a.insert(idx, to, sum)
+	a.insert(idx, pos, to, sum)
 	m.addDirtyBytes(regionEntrySize)
 	return mapAbsent
 }
@@ -294,13 +298,15 @@ func (m *sectorMap) freeArray(w uint64) {
 	m.pager.arena.free(w&handleMask, class, m)
 }
 
-// grow moves the full array of a region into a larger one, and returns the region's new word. Where all its entries are the blocks right before idx, more are likely to follow, as in a
-// region that is written in order: then it doubles.
-func (m *sectorMap) grow(region, w uint64, idx int) uint64 {
+// grow moves the full array of a region into a larger one, and returns the region's new word. It gets an entry for block idx at pos. Where all that it
+// has are the blocks right before that, more are likely to follow, as in a region that is written in order: then it doubles.
+func (m *sectorMap) grow(region, w uint64, idx, pos int) uint64 {
 	a := m.arrayOf(w)
 	class := int(w>>classShift&classMask) + 1
-	if n := a.count(); idx >= n && a.c.form != tableForm && a.position(idx) == n && a.position(idx-n) == 0 {
-		class = max(class, min(classFor(min(2*n, regionBlocks)), tableClass-1))
+	if n := a.count(); pos == n && idx >= n {
+		if at, found := a.locate(idx - n); found && at == 0 {
+			class = max(class, min(classFor(min(2*n, regionBlocks)), tableClass-1))
+		}
 	}
 	to := m.newArray(class, region) | w&arrayZero
 	a.moveTo(m.arrayOf(to))
