@@ -20,7 +20,7 @@ import "math/bits"
 // eight bytes at once in a list, one count of bits of a word in the second form (G. Jacobson, "Space-efficient Static Trees and Graphs", 1989). Neither branches on what it finds on the way.
 // A list costs less where a region has few entries, a table where it has most blocks.
 type array struct {
-	b []byte
+	b []byte // to the end of its chunk
 	c *arrayClass
 }
 
@@ -117,7 +117,7 @@ func (a array) setPlace(p place)  { le.PutUint64(a.b[placeField:], uint64(p)) }
 func (a array) reset() {
 	owner := le.Uint64(a.b[ownerField:])
 	if a.c.form == tableForm {
-		clear(a.b)
+		clear(a.b[:a.c.size])
 	} else {
 		clear(a.b[:a.c.values])
 	}

@@ -18,7 +18,8 @@ type sectorMap struct {
 	number uint32 // of the map in its store, in the headers of its blocks
 	blocks uint64 // device size in blocks
 	pager  *pager
-	owner  int // number in the pager's arena
+	arena  *arena // the pager's
+	owner  int    // number in it
 
 	mu         sync.Mutex
 	pages      []*dirPage // nil: no region of the page has anything
@@ -93,11 +94,11 @@ func (p place) data() uint64 { return uint64(p) & 0x7ff }
 func newSectorMap(p *pager, number uint32, blocks uint64) *sectorMap {
 	regions := (blocks + regionBlocks - 1) >> regionShift
 	m := &sectorMap{
-		number: number, blocks: blocks, pager: p,
+		number: number, blocks: blocks, pager: p, arena: p.arena,
 		pages:   make([]*dirPage, (regions+dirWords-1)/dirWords),
 		loading: map[uint64]*loading{},
 	}
-	m.owner = p.arena.join(m)
+	m.owner = m.arena.join(m)
 	p.add(m)
 	return m
 }
@@ -144,7 +145,7 @@ func (m *sectorMap) changed(region uint64) {
 // arrayOf returns the array that a word names.
 func (m *sectorMap) arrayOf(w uint64) array {
 	c := &arrayClasses[w>>classShift&classMask]
-	return array{m.pager.arena.at(w & handleMask)[:c.size], c}
+	return array{m.arena.at(w & handleMask), c}
 }
 
 // lookup resolves len(out) blocks from first on. They must lie within the device. Where it returns false, the entries of
@@ -283,7 +284,7 @@ func (m *sectorMap) markClean(a array) {
 
 // newArray returns the word of a region with an empty array, which the caller sets.
 func (m *sectorMap) newArray(class int, region uint64) uint64 {
-	w := wordArray<<wordState | uint64(class)<<classShift | m.pager.arena.alloc(class, m.owner, region)
+	w := wordArray<<wordState | uint64(class)<<classShift | m.arena.alloc(class, m.owner, region)
 	a := m.arrayOf(w)
 	m.held += int64(a.c.size)
 	a.reset()
@@ -295,7 +296,7 @@ func (m *sectorMap) newArray(class int, region uint64) uint64 {
 func (m *sectorMap) freeArray(w uint64) {
 	class := int(w >> classShift & classMask)
 	m.held -= int64(arrayClasses[class].size)
-	m.pager.arena.free(w&handleMask, class, m)
+	m.arena.free(w&handleMask, class, m)
 }
 
 // grow moves the full array of a region into a larger one, and returns the region's new word. It gets an entry for block idx at pos. Where all that it
@@ -460,7 +461,7 @@ func (m *sectorMap) drop() {
 		m.pages[i] = nil
 		m.pager.pages.Add(-1)
 	}
-	m.pager.arena.leave(m.owner)
+	m.arena.leave(m.owner)
 }
 
 // memory is what the map takes in bytes; nothing where there is none.
