@@ -65,13 +65,14 @@ const (
 	// numClasses has to fit what a word of the directory has for it.
 	numClasses = len(listSizes) + len(bitsSizes) + 1
 	tableClass = numClasses - 1
+	tableSize  = (rankField + regionBlocks*valueBytes + 63) &^ 63
 )
 
-// Sizes in bytes grow by a quarter at most, or an eighth where there are some entries, so that little is for entries to come, and what is copied for an entry that makes an array grow is at most about
-// ten entries of others. A list is the smaller form up to 138 entries; a table where it takes at most 15 bytes for each.
+// Sizes are whole cache lines, and grow by a quarter at most, or an eighth where there are some entries, so that little is for entries to come, and what is copied for an entry that makes an array
+// grow is about ten entries of others at most. A list is the smaller form up to 138 entries; a table where it takes at most 16 bytes for each.
 var (
-	listSizes = [...]int{64, 80, 96, 112, 128, 160, 192, 224, 256, 296, 336, 384, 440, 504, 576, 648, 736, 816, 904, 1016, 1160, 1360}
-	bitsSizes = [...]int{1584, 1816, 2040, 2328, 2712, 3264, 3632, 4088, 4672, 5456}
+	listSizes = [...]int{64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 1024, 1152, 1344}
+	bitsSizes = [...]int{1600, 1792, 2048, 2304, 2688, 3264, 3648, 4096, 4672, 5440}
 
 	arrayClasses = makeArrayClasses()
 )
@@ -84,7 +85,7 @@ func makeArrayClasses() (list [numClasses]arrayClass) {
 	for i, size := range bitsSizes {
 		list[len(listSizes)+i] = arrayClass{form: bitsForm, cap: (size - bitsValues) / valueBytes, values: bitsValues, size: size}
 	}
-	list[tableClass] = arrayClass{form: tableForm, cap: regionBlocks, values: rankField, size: rankField + regionBlocks*valueBytes}
+	list[tableClass] = arrayClass{form: tableForm, cap: regionBlocks, values: rankField, size: tableSize}
 	for i := range list {
 		c := &list[i]
 		span := chunkBytes
@@ -152,12 +153,26 @@ func (a array) bitsOf(g int) (word uint64, from int) {
 	return le.Uint64(a.b[bitsField+8*g:]), int(le.Uint16(a.b[rankField+2*g:]))
 }
 
-// find returns the position of a block's value, if it has one.
-func (a array) find(idx int) (pos int, found bool) {
-	if a.c.form == listForm {
-		return a.findKey(idx)
+// one resolves one block of the region; rest is for one without an entry. Whether a block has one is nothing to guess, so where the bits tell it, the first value is looked at instead of none.
+func (a array) one(idx int, rest mapping) (mapping, uint32) {
+	switch a.c.form {
+	case listForm:
+		if pos, found := a.findKey(idx); found {
+			return a.value(pos)
+		}
+		return rest, 0
+	case bitsForm:
+		word, from := a.bitsOf(idx >> groupShift)
+		bit := idx & 63
+		has := -(word >> bit & 1)
+		to, sum := a.value((from + bits.OnesCount64(word&(1<<bit-1))) & int(has))
+		return to&mapping(has) | rest&^mapping(has), sum
 	}
-	return a.locate(idx)
+	to, sum := a.value(idx)
+	if to == mapAbsent {
+		to = rest
+	}
+	return to, sum
 }
 
 // findKey looks at eight keys at once. A byte that is equal makes its highest bit the lowest that is set (H. S. Warren, "Hacker's Delight", section 6-1).

@@ -184,14 +184,10 @@ func (m *sectorMap) lookupRegion(first uint64, out []mapping, sums []uint32) boo
 	if !a.has(flagRead) {
 		a.flag(flagRead)
 	}
-	if len(out) > 1 {
-		a.read(int(first%regionBlocks), out, sums, rest)
-		return true
-	}
-	if pos, found := a.find(int(first % regionBlocks)); found {
-		out[0], sums[0] = a.value(pos)
+	if idx := int(first % regionBlocks); len(out) == 1 {
+		out[0], sums[0] = a.one(idx, rest)
 	} else {
-		out[0] = rest
+		a.read(idx, out, sums, rest)
 	}
 	return true
 }
