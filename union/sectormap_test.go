@@ -207,6 +207,17 @@ func TestSectorMapReusesArrays(t *testing.T) {
 	}
 }
 
+// scatter maps n different blocks at random places, and counts them.
+func scatter(n uint64) func(m *sectorMap) uint64 {
+	return func(m *sectorMap) uint64 {
+		rng := rand.New(rand.NewPCG(1, 1))
+		for m.data < n {
+			m.set(rng.Uint64N(m.blocks), dataMapping(m.data), 0)
+		}
+		return m.data
+	}
+}
+
 // TestSectorMapMemory bounds the bytes per block, which docs and limits rely on.
 func TestSectorMapMemory(t *testing.T) {
 	cases := []struct {
@@ -220,27 +231,39 @@ func TestSectorMapMemory(t *testing.T) {
 				m.set(b, dataMapping(b), 0)
 			}
 			return m.data
-		}, 13},
+		}, 10},
 		{"dense, all regions growing at once", 1024, func(m *sectorMap) uint64 {
 			regions := m.blocks >> regionShift
 			for i := range m.blocks {
 				m.set(i%regions<<regionShift|i/regions, dataMapping(i), 0)
 			}
 			return m.data
-		}, 20},
+		}, 10},
 		{"100 of each 1024, scattered", 1024, func(m *sectorMap) uint64 {
 			rng := rand.New(rand.NewPCG(1, 1))
 			for i := range m.blocks / 10 {
 				m.set(rng.Uint64N(m.blocks), dataMapping(i), 0)
 			}
 			return m.data
-		}, 32},
+		}, 13},
 		{"one of each 1024", 16384, func(m *sectorMap) uint64 {
 			for r := range m.blocks >> regionShift {
 				m.set(r<<regionShift+r%regionBlocks, dataMapping(r), 0)
 			}
 			return m.data
-		}, 82},
+		}, 74},
+		{"100,000 in 1 GiB", 256, scatter(100_000), 16},
+		{"100,000 in 10 GiB", 2560, scatter(100_000), 16},
+		{"10,000 runs of 1 to 19 in 10 GiB", 2560, func(m *sectorMap) uint64 {
+			rng := rand.New(rand.NewPCG(1, 1))
+			for range 10_000 {
+				first := rng.Uint64N(m.blocks - 19)
+				for b := range 1 + rng.Uint64N(19) {
+					m.set(first+b, dataMapping(b), 0)
+				}
+			}
+			return m.data
+		}, 16},
 		{"all zeros", 16384, func(m *sectorMap) uint64 {
 			m.zero(0, m.blocks, nothingFreed)
 			return m.blocks
@@ -344,6 +367,33 @@ func BenchmarkLookup100K(b *testing.B) {
 				b.Error("nothing was found")
 			}
 		})
+	}
+}
+
+// BenchmarkLookupScale looks up blocks of devices of 1 GiB to 10 TiB, half of them mapped, in maps of up to 10 million blocks.
+func BenchmarkLookupScale(b *testing.B) {
+	for _, c := range []struct{ gib, mapped uint64 }{{1, 100_000}, {10, 100_000}, {100, 100_000}, {1 << 10, 100_000}, {10 << 10, 100_000}, {10 << 10, 0}, {10 << 10, 1_000_000}, {10 << 10, 10_000_000}} {
+		m := newSectorMap(newPager(), 1, c.gib<<30>>blockShift)
+		rng := rand.New(rand.NewPCG(1, 2))
+		places := make([]uint64, 1<<16)
+		for m.data < c.mapped {
+			block := rng.Uint64N(m.blocks)
+			places[m.data%uint64(len(places))] = block
+			m.set(block, dataMapping(m.data), uint32(block))
+		}
+		for i := range places {
+			if i%2 == 0 || c.mapped == 0 {
+				places[i] = rng.Uint64N(m.blocks)
+			}
+		}
+		b.Run(fmt.Sprintf("device=%dGiB/mapped=%d", c.gib, c.mapped), func(b *testing.B) {
+			var out [1]mapping
+			var sums [1]uint32
+			for i := range b.N {
+				m.lookup(places[i%len(places)], out[:], sums[:])
+			}
+		})
+		m.drop()
 	}
 }
 
