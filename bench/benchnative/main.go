@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -43,6 +44,7 @@ type options struct {
 	version string
 	out     string
 	keep    string
+	only    string
 }
 
 func main() {
@@ -52,6 +54,7 @@ func main() {
 	flag.StringVar(&o.version, "version", "unknown", "`commit` to put into the page")
 	flag.StringVar(&o.out, "out", "", "page to write to this `file`; default docs/benchmarks/native-DATE.md")
 	flag.StringVar(&o.keep, "keep", "build/bench/native.txt", "`file` for what the benchmarks print, for benchstat")
+	flag.StringVar(&o.only, "only", "", "run only suites whose package and benchmarks, as in union.Lookup, match this `pattern`; goals of others stay unresolved")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -62,6 +65,10 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	suites, err := chosen(o.only)
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "benchnative-")
 	if err != nil {
 		return err
@@ -113,6 +120,19 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Fprintf(os.Stderr, "benchnative: written to %s; benchstat %s has the spread\n", o.out, o.keep)
 	return nil
+}
+
+// chosen are the suites that a pattern matches.
+func chosen(only string) ([]suite, error) {
+	pattern, err := regexp.Compile(only)
+	if err != nil {
+		return nil, fmt.Errorf("pattern of suites: %w", err)
+	}
+	list := slices.DeleteFunc(slices.Clone(suites), func(s suite) bool { return !pattern.MatchString(s.pkg + "." + s.pattern) })
+	if len(list) == 0 {
+		return nil, fmt.Errorf("pattern of suites: %q matches none", only)
+	}
+	return list, nil
 }
 
 // name is the file of a suite's benchmarks.
