@@ -92,33 +92,17 @@ func (w *walk) page(number uint32, low, high int64, depth int) error {
 	if p[0] == leafPage && 8+2*cells <= pageSize {
 		return w.leaf(p, number, cells, low, high, depth)
 	}
-	if p[0] != interiorPage || 12+2*cells > pageSize {
-		return corruptf("page %d is none of a table", number)
+	in, err := newInterior(p, number, cells)
+	if err != nil {
+		return err
 	}
-	bad := false
-	at := func(i int) (child uint32, key int64) {
-		off := int(binary.BigEndian.Uint16(p[12+2*i:]))
-		if off+5 > pageSize {
-			bad = true
-			return 0, 0
-		}
-		n, size := varint(p[off+4:])
-		bad = bad || size == 0
-		return binary.BigEndian.Uint32(p[off:]), int64(n)
-	}
-	i := sort.Search(cells, func(i int) bool {
-		_, key := at(i)
-		return key >= w.first
-	})
+	i := in.search(w.first)
 	if i > 0 {
-		_, low = at(i - 1)
+		_, low = in.at(i - 1)
 	}
 	for ; i <= cells; i++ {
-		child, key := binary.BigEndian.Uint32(p[8:]), high
-		if i < cells {
-			child, key = at(i)
-		}
-		if bad || key < low || key == low && i < cells || key > high {
+		child, key := in.child(i, high)
+		if in.bad || key < low || key == low && i < cells || key > high {
 			return corruptf("page %d has no order", number)
 		}
 		if low >= w.last {
@@ -130,6 +114,120 @@ func (w *walk) page(number uint32, low, high int64, depth int) error {
 		low = key
 	}
 	return nil
+}
+
+// interior is a page that has other pages below it: the one at i has the ids above the key at i-1, and up to that at i.
+type interior struct {
+	p     []byte
+	cells int // one less than there are pages
+	bad   bool
+}
+
+func newInterior(p []byte, number uint32, cells int) (*interior, error) {
+	if p[0] != interiorPage || 12+2*cells > pageSize {
+		return nil, corruptf("page %d is none of a table", number)
+	}
+	return &interior{p: p, cells: cells}, nil
+}
+
+func (in *interior) at(i int) (child uint32, key int64) {
+	off := int(binary.BigEndian.Uint16(in.p[12+2*i:]))
+	if off+5 > pageSize {
+		in.bad = true
+		return 0, 0
+	}
+	n, size := varint(in.p[off+4:])
+	in.bad = in.bad || size == 0
+	return binary.BigEndian.Uint32(in.p[off:]), int64(n)
+}
+
+// child is at, also for the last page, whose ids go up to high.
+func (in *interior) child(i int, high int64) (child uint32, key int64) {
+	if i == in.cells {
+		return binary.BigEndian.Uint32(in.p[8:]), high
+	}
+	return in.at(i)
+}
+
+// search returns where the page is that has an id, if any has.
+func (in *interior) search(id int64) int {
+	return sort.Search(in.cells, func(i int) bool {
+		_, key := in.at(i)
+		return key >= id
+	})
+}
+
+// upTo calls fn with the row of the largest id up to one, if there is any.
+func (t *trees) upTo(table string, id int64, fn func(row []field) error) error {
+	found, ok, err := t.floor(t.roots[table], id, -1<<63, 1<<63-1, 0)
+	if err != nil || !ok {
+		return err
+	}
+	return t.row(table, found, fn)
+}
+
+// floor returns the largest id up to one in the part of a tree with ids above low and up to high.
+func (t *trees) floor(number uint32, id, low, high int64, depth int) (found int64, ok bool, err error) {
+	p, err := t.page(number)
+	if err != nil {
+		return 0, false, err
+	}
+	if depth == maxTree {
+		return 0, false, corruptf("page %d is too deep in its tree", number)
+	}
+	cells := int(binary.BigEndian.Uint16(p[3:]))
+	if p[0] == leafPage && 8+2*cells <= pageSize {
+		if cells == 0 && depth > 0 {
+			return 0, false, corruptf("page %d is empty", number)
+		}
+		bad := false
+		at := func(i int) int64 {
+			n, ok := leafID(p, i)
+			bad = bad || !ok
+			return n
+		}
+		i := sort.Search(cells, func(i int) bool { return at(i) > id }) - 1
+		if i < 0 {
+			return 0, false, nil
+		}
+		if found = at(i); bad || found <= low || found > high || found > id {
+			return 0, false, corruptf("page %d has rows of another", number)
+		}
+		return found, true, nil
+	}
+	in, err := newInterior(p, number, cells)
+	if err != nil {
+		return 0, false, err
+	}
+	// All ids of the page before the one that may have it are smaller.
+	for i := in.search(id); i >= 0; i-- {
+		from := low
+		if i > 0 {
+			_, from = in.at(i - 1)
+		}
+		child, to := in.child(i, high)
+		if in.bad || from < low || to > high || from > to {
+			return 0, false, corruptf("page %d has no order", number)
+		}
+		if found, ok, err = t.floor(child, id, from, to, depth+1); ok || err != nil || to < id {
+			return found, ok, err
+		}
+	}
+	return 0, false, nil
+}
+
+// leafID returns the id of a row on a leaf; ok is false where it is none.
+func leafID(p []byte, i int) (id int64, ok bool) {
+	off := int(binary.BigEndian.Uint16(p[8+2*i:]))
+	if off >= pageSize {
+		return 0, false
+	}
+	_, length := varint(p[off:])
+	if length == 0 {
+		return 0, false
+	}
+	n, more := varint(p[off+length:])
+	return int64(n), more > 0
 }
 
 func (w *walk) leaf(p []byte, number uint32, cells int, low, high int64, depth int) error {

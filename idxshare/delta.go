@@ -24,7 +24,7 @@ type DeltaInput struct {
 	// Previous is a delta that was made over the same base before; nil: none.
 	Previous *Index
 	// Content is what the device reads at one moment, Size bytes of it.
-	Content io.ReaderAt
+	Content io.ReaderAt // if it is a [RangesReader], too, what is known to be needed is read with few questions
 	Size    int64
 	// Changed goes through all ranges whose content may be another than when Previous was made, or else than the root's. They are in order and do not overlap.
 	Changed iter.Seq2[ByteRange, error]
@@ -259,6 +259,8 @@ type volumeDelta struct {
 	directories, maps, contents map[uint64]bool
 	seen                        map[uint64]bool // of them, those that were compared
 	internal                    []*ext4.Inode   // of those that were looked at
+	listing                     []blockRange    // blocks of those directories, and of those maps
+	own                         []blockRange    // blocks that changed and were known to be the file system's own
 }
 
 func (d *volumeDelta) make(ctx context.Context) error {
@@ -285,6 +287,7 @@ func (d *volumeDelta) make(ctx context.Context) error {
 	if err := d.owners(ctx, d.changed.without(tables)); err != nil {
 		return err
 	}
+	d.planReads(info)
 	if err := d.inodes(ctx, info); err != nil {
 		return err
 	}
@@ -306,8 +309,12 @@ func (d *volumeDelta) metadata(ctx context.Context, all bool) error {
 		return err
 	}
 	regions := len(own)
+	deep, err := d.mapChanged(ctx)
+	if err != nil {
+		return err
+	}
 	for _, i := range d.internal {
-		err := d.own(ctx, i, func(e Extent) error {
+		err := d.ownOf(ctx, i, all || deep, func(e Extent) error {
 			own = append(own, e)
 			return nil
 		})
@@ -350,18 +357,60 @@ func (d *volumeDelta) putMetadata(ctx context.Context, regions []Extent) error {
 		if d.fs.Internal(i) == "" {
 			return nil
 		}
-		return d.own(ctx, i, d.w.AddExtent)
+		return d.ownOf(ctx, i, true, d.w.AddExtent)
 	})
 }
 
-// own calls fn with the blocks of an inode that the file system has for itself, but for those that its layout has already.
-func (d *volumeDelta) own(ctx context.Context, i *ext4.Inode, fn func(Extent) error) error {
-	return d.fs.Extents(ctx, i, func(e ext4.Extent) error {
-		if d.fs.Place(uint64(e.Physical)).Kind != ext4.PlaceOther {
-			return nil
+// ownOf calls fn with the blocks of an inode that the file system has for itself, but for those that its layout has already. Without deep it goes no further than to the
+// first block of the inode's map.
+func (d *volumeDelta) ownOf(ctx context.Context, i *ext4.Inode, deep bool, fn func(Extent) error) error {
+	err := d.fs.Extents(ctx, i, func(e ext4.Extent) error {
+		if d.fs.Place(uint64(e.Physical)).Kind == ext4.PlaceOther {
+			if err := fn(Extent{Volume: d.v.ID, Kind: ExtentMetadata, Physical: e.Physical, Length: e.Length}); err != nil {
+				return err
+			}
 		}
-		return fn(Extent{Volume: d.v.ID, Kind: ExtentMetadata, Physical: e.Physical, Length: e.Length})
+		if e.Kind == ext4.ExtentTree && !deep {
+			return errStop
+		}
+		return nil
 	})
+	if errors.Is(err, errStop) {
+		err = nil
+	}
+	return err
+}
+
+// mapChanged tells whether a block changed that may be of the map of an inode that the file system has for itself: one that was its own, and that neither its layout has nor
+// its journal. The map by which a file system can grow has a block for each of its groups, and is not read where an inode beside it changed.
+func (d *volumeDelta) mapChanged(ctx context.Context) (bool, error) {
+	journal := d.fs.JournalInode()
+	var log blockSet
+	if journal != 0 {
+		i, err := d.fs.Inode(ctx, journal)
+		if err != nil {
+			return false, err
+		}
+		var all []blockRange
+		err = d.fs.Extents(ctx, i, func(e ext4.Extent) error {
+			if e.Kind == ext4.ExtentData {
+				all = append(all, blockRange{e.Physical, e.Length})
+			}
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+		log = blockSet(nil).with(all)
+	}
+	for _, r := range blockSet(nil).with(d.own).without(log) {
+		for b := r.first; b < r.end(); b++ {
+			if d.fs.Place(uint64(b)).Kind == ext4.PlaceOther {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // another tells why the file system is not the one that was known, "" if it is: made anew, its root directory has another time of creation.
@@ -471,15 +520,34 @@ func (d *volumeDelta) owners(ctx context.Context, blocks blockSet) error {
 			switch e.Kind {
 			case ExtentDirectory:
 				d.directories[e.Inode] = true
+				d.listing = append(d.listing, blockRange{e.Physical, e.Length})
 			case ExtentTree:
 				d.maps[e.Inode] = true
+				d.listing = append(d.listing, blockRange{e.Physical, e.Length})
 			case ExtentData:
 				d.contents[e.Inode] = true
+			case ExtentMetadata:
+				d.own = append(d.own, blocks[i:k].in(blockRange{e.Physical, e.Length})...)
 			}
 		}
 		i = k
 	}
 	return nil
+}
+
+// planReads tells the content what will be read of it: blocks of inodes that changed, and directories of which a block did.
+func (d *volumeDelta) planReads(info ext4.Info) {
+	var tables []blockRange
+	for n := range info.Groups {
+		g := d.fs.Group(n)
+		perBlock := uint32(info.BlockSize / info.InodeSize)
+		tables = append(tables, d.changed.in(blockRange{int64(g.Table), int64((g.Initialised + perBlock - 1) / perBlock)})...)
+	}
+	var plan []ByteRange
+	for _, r := range blockSet(nil).with(slices.Concat(tables, d.listing)) {
+		plan = append(plan, ByteRange{d.v.Start + r.first*int64(d.v.BlockSize), r.count * int64(d.v.BlockSize)})
+	}
+	d.content.plan(plan)
 }
 
 // inodes compares the inodes whose blocks changed with what was known of them.

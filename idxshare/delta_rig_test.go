@@ -91,6 +91,25 @@ func (u unaligned) ReadAt(p []byte, off int64) (int, error) {
 	return u.f.ReadAt(p, off)
 }
 
+// ReadRanges implements [RangesReader].
+func (u unaligned) ReadRanges(p []byte, ranges []ByteRange) error {
+	end := int64(0)
+	for _, r := range ranges {
+		if r.Off < end || r.Len <= 0 || len(p) < int(r.Len) {
+			u.t.Errorf("%d bytes at %d are asked for, behind what ends at %d, of %d", r.Len, r.Off, end, len(p))
+		}
+		end = r.Off + r.Len
+		if n, err := u.ReadAt(p[:r.Len], r.Off); n < int(r.Len) {
+			return err
+		}
+		p = p[r.Len:]
+	}
+	if len(p) > 0 {
+		u.t.Errorf("%d bytes more are there than asked for", len(p))
+	}
+	return nil
+}
+
 // known is all that is known of a device.
 type known struct {
 	files   []File

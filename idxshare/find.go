@@ -310,25 +310,43 @@ const commonShare = 8
 // isCommon tells whether much of the index has what a query of trigrams finds.
 func (x *Index) isCommon(ctx context.Context, query string) (common bool, err error) {
 	var last, found int64
-	err = x.use(ctx, func(c *reader) error {
-		one := func(n *int64) func(row []driver.Value) error {
-			return func(row []driver.Value) error {
-				r := scan{row: fieldsOf(row)}
-				*n = r.int(0, maxID)
-				return r.done("name")
-			}
-		}
-		if err := c.query(ctx, "SELECT coalesce(max(id), 0) FROM name", nil, one(&last)); err != nil {
+	err = x.use(ctx, func(c *reader) (err error) {
+		if last, err = c.lastName(ctx); err != nil {
 			return err
 		}
-		return c.query(ctx, "SELECT count(*) FROM trigram WHERE trigram MATCH ?", []driver.Value{query}, one(&found))
+		found, err = c.number(ctx, "SELECT count(*) FROM trigram WHERE trigram MATCH ?", query)
+		return err
 	})
 	return found > last>>blockShift/commonShare, err
 }
 
-// candidates calls fn with the names of the documents that a query of trigrams finds.
+// lastName returns the largest id of a name; they begin at 1.
+func (c *reader) lastName(ctx context.Context) (int64, error) {
+	return c.number(ctx, "SELECT coalesce(max(id), 0) FROM name")
+}
+
+// number returns the one number that a query answers.
+func (c *reader) number(ctx context.Context, query string, args ...driver.Value) (n int64, err error) {
+	err = c.query(ctx, query, args, func(row []driver.Value) error {
+		r := scan{row: fieldsOf(row)}
+		n = r.int(0, maxID)
+		return r.done("name")
+	})
+	return n, err
+}
+
+// candidates calls fn with the names of the documents that a query of trigrams finds, and of a delta that has none with all names.
 func (x *Index) candidates(ctx context.Context, query string, text []byte, fn func(Name) error) error {
 	return x.use(ctx, func(c *reader) error {
+		if x.header.Delta {
+			last, err := c.lastName(ctx)
+			if err != nil {
+				return err
+			}
+			if last < leastTrigrams {
+				return x.namesWith(ctx, c, text, 1, last, fn)
+			}
+		}
 		return x.use(ctx, func(names *reader) error {
 			first, last := int64(0), int64(-1) // a run of documents
 			run := func() error {

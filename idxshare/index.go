@@ -48,6 +48,8 @@ type reader struct {
 	*conn
 	file  *sourceFile
 	trees *trees
+
+	classes []int64 // of table shared; nil before they are asked for
 }
 
 // Open opens the index in a file.

@@ -18,7 +18,7 @@ import (
 )
 
 // A golden file of a released version is never written again.
-var writeGolden = flag.Bool("write-golden", false, "write testdata/format-v1.index.zst anew: only before version 1 is released")
+var writeGolden = flag.Bool("write-golden", false, "write testdata/format-v1*.index.zst anew: only before version 1 is released")
 
 // What is written is read back, whatever the order of writing.
 func TestIdxRoundTrip(t *testing.T) {

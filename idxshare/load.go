@@ -19,6 +19,7 @@ type loader struct {
 	// Made of the names, for the tables that come after them.
 	directories *sorter // id, first and last of its names
 	links       *sorter // id of a file, id of a name
+	lastName    int64   // id
 	more        *sorter // the same, for what table link has
 }
 
@@ -195,6 +196,7 @@ func (l *loader) loadNames() error {
 			return badInputf("directory %d has %q twice", parent, name)
 		}
 		last, before = id, append(before[:0], name...)
+		l.lastName = id
 		putPair(&pair, file, id, 0)
 		if err := l.links.add(pair[:16]); err != nil {
 			return err
@@ -217,10 +219,15 @@ func putPair(b *[24]byte, x, y, z int64) {
 }
 
 func (l *loader) loadDirectories() error {
-	return l.directories.each(func(record []byte) error {
+	directories := l.c.into("directory", 3)
+	err := l.directories.each(func(record []byte) error {
 		f := fields(record)
-		return l.c.exec("INSERT INTO directory VALUES(?, ?, ?)", f.fixed(), f.fixed(), f.fixed())
+		return directories.add(f.fixed(), f.fixed(), f.fixed())
 	})
+	if err == nil {
+		err = directories.end()
+	}
+	return err
 }
 
 // loadFiles gives each file its first name; the others go to table link.
@@ -286,10 +293,15 @@ func (l *loader) loadFiles() error {
 }
 
 func (l *loader) loadLinks() error {
-	return l.more.each(func(record []byte) error {
+	links := l.c.into("link", 2)
+	err := l.more.each(func(record []byte) error {
 		f := fields(record)
-		return l.c.exec("INSERT INTO link VALUES(?, ?)", f.fixed(), f.fixed())
+		return links.add(f.fixed(), f.fixed())
 	})
+	if err == nil {
+		err = links.end()
+	}
+	return err
 }
 
 // loadExtents puts those that overlap one before them aside, so that of table extent the one at or before a block is the only one that can have it.
@@ -335,23 +347,34 @@ func extentClass(length int64) byte { return byte(bits.Len64(uint64(length) - 1)
 
 func (l *loader) loadReplaced() error {
 	before := []byte(nil)
-	return l.replaced.each(func(record []byte) error {
+	files, directories := l.c.into("replaced_file", 1), l.c.into("replaced_directory", 1)
+	err := l.replaced.each(func(record []byte) error {
 		if bytes.Equal(record, before) {
 			return nil
 		}
 		before = append(before[:0], record...)
 		f := fields(record)
-		table := "INSERT INTO replaced_file VALUES(?)"
+		into := files
 		if f.byte() == replacedDirectory {
-			table = "INSERT INTO replaced_directory VALUES(?)"
+			into = directories
 		}
 		_, id := l.file(&f)
-		return l.c.exec(table, id)
+		return into.add(id)
 	})
+	if err == nil {
+		err = files.end()
+	}
+	if err == nil {
+		err = directories.end()
+	}
+	return err
 }
 
 // loadTrigrams makes one document of the names of each block of ids. Merging as it goes is put off to the end, where it is done at once.
 func (l *loader) loadTrigrams() error {
+	if l.header.Delta && l.lastName < leastTrigrams {
+		return nil
+	}
 	const insert = "INSERT INTO trigram(rowid, names) VALUES(?, ?)"
 	if err := l.c.run("INSERT INTO trigram(trigram, rank) VALUES('automerge', 0)", "INSERT INTO trigram(trigram, rank) VALUES('crisismerge', 1999)",
 		fmt.Sprintf("INSERT INTO trigram(trigram, rank) VALUES('hashsize', %d)", sortMemory)); err != nil {

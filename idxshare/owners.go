@@ -148,31 +148,50 @@ func (x *Index) extentsAt(ctx context.Context, volume int, first, last int64) (e
 	}
 	err = x.use(ctx, func(c *reader) error {
 		// In table extent nothing overlaps, and so only one that begins before the first block can have it.
-		const columns = "SELECT start, length, file, logical, kind FROM "
-		fromSQL := func(row []driver.Value) error { return add(fieldsOf(row)) }
-		if err := c.query(ctx, columns+"extent WHERE start<? ORDER BY start DESC LIMIT 1", []driver.Value{first}, fromSQL); err != nil {
+		if err := c.trees.upTo("extent", first-1, add); err != nil {
 			return err
 		}
 		if err := c.trees.rows("extent", first, last, func(_ int64, row []field) error { return add(row) }); err != nil {
 			return err
 		}
-		for class := int64(-1); ; {
-			next := class
-			err := c.query(ctx, "SELECT class FROM shared WHERE class>? ORDER BY class LIMIT 1", []driver.Value{class}, func(row []driver.Value) error {
-				s := scan{row: fieldsOf(row)}
-				next = s.int(class+1, 62)
-				return s.done("shared")
-			})
-			if err != nil || next == class {
-				return err
-			}
-			class = next
+		classes, err := c.sharedClasses(ctx)
+		if err != nil {
+			return err
+		}
+		for _, class := range classes {
 			// Those of this class are at most 1<<class long.
-			err = c.query(ctx, columns+"shared WHERE class=? AND start BETWEEN ? AND ?", []driver.Value{class, max(0, first-(1<<class)), last}, fromSQL)
+			err = c.query(ctx, "SELECT start, length, file, logical, kind FROM shared WHERE class=? AND start BETWEEN ? AND ?", []driver.Value{class, max(0, first-(1<<class)), last},
+				func(row []driver.Value) error { return add(fieldsOf(row)) })
 			if err != nil {
 				return err
 			}
 		}
+		return nil
 	})
 	return extents, err
+}
+
+// sharedClasses returns the classes of extents that overlap others.
+func (c *reader) sharedClasses(ctx context.Context) ([]int64, error) {
+	if c.classes != nil {
+		return c.classes, nil
+	}
+	classes := []int64{}
+	for class := int64(-1); ; {
+		next := class
+		err := c.query(ctx, "SELECT class FROM shared WHERE class>? ORDER BY class LIMIT 1", []driver.Value{class}, func(row []driver.Value) error {
+			s := scan{row: fieldsOf(row)}
+			next = s.int(class+1, 62)
+			return s.done("shared")
+		})
+		if err != nil {
+			return nil, err
+		}
+		if next == class {
+			c.classes = classes
+			return classes, nil
+		}
+		class = next
+		classes = append(classes, class)
+	}
 }

@@ -12,6 +12,8 @@ const (
 
 	// blockShift is how many names make one document of the trigram index: 1<<blockShift, those whose ids differ in the lowest bits only.
 	blockShift = 5
+	// leastTrigrams is how many names a delta has at least to have a trigram index. Fewer are looked through in no time, and it takes a third of the time to make a delta.
+	leastTrigrams = 1 << 16
 	// unwrittenBit is what a kind has more where the extent is not written.
 	unwrittenBit = 16
 )

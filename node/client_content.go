@@ -114,7 +114,30 @@ func (c *remoteContent) ReadAt(p []byte, off int64) (n int, err error) {
 
 func (c *remoteContent) read(p []byte, off int64) error {
 	query := url.Values{"off": {fmt.Sprint(off)}, "len": {fmt.Sprint(len(p))}}
-	return c.client.readBytes(c.ctx, c.client.contents, c.path("data", query), p)
+	return c.client.readBytes(c.ctx, c.client.contents, http.MethodGet, c.path("data", query), nil, p)
+}
+
+// ReadRanges asks the daemon for as many at once as it takes; what is longer it asks for by itself.
+func (c *remoteContent) ReadRanges(p []byte, ranges []ContentRange) error {
+	for len(ranges) > 0 {
+		n, bytes := 0, int64(0)
+		for n < min(len(ranges), maxContentRanges) && bytes+ranges[n].Len <= maxRangesBytes {
+			bytes += ranges[n].Len
+			n++
+		}
+		var err error
+		if n == 0 {
+			n, bytes = 1, ranges[0].Len
+			_, err = c.ReadAt(p[:bytes], ranges[0].Off)
+		} else {
+			err = c.client.readBytes(c.ctx, c.client.contents, http.MethodPost, c.path("ranges", nil), RangesRequest{ranges[:n]}, p[:bytes])
+		}
+		if err != nil {
+			return err
+		}
+		p, ranges = p[bytes:], ranges[n:]
+	}
+	return nil
 }
 
 // NextData asks the daemon. Where it does not know, there may be data.

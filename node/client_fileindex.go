@@ -43,7 +43,7 @@ func (x *IndexReader) ReadAt(p []byte, off int64) (n int, err error) {
 		q := p[n:min(n+maxIndexRead, len(p))]
 		q = q[:min(int64(len(q)), x.Size()-off)]
 		query := url.Values{"index": {x.ContentRoot().String()}, "off": {fmt.Sprint(off)}, "len": {fmt.Sprint(len(q))}}
-		if err := x.client.readBytes(x.ctx, x.client.http, devicePath(x.info.Device, "index", "data")+"?"+query.Encode(), q); err != nil {
+		if err := x.client.readBytes(x.ctx, x.client.http, http.MethodGet, devicePath(x.info.Device, "index", "data")+"?"+query.Encode(), nil, q); err != nil {
 			return n, about("read index of "+x.info.Device, err)
 		}
 		n, off = n+len(q), off+int64(len(q))
@@ -55,8 +55,8 @@ func (x *IndexReader) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // readBytes fills p with what a call answers.
-func (c *Client) readBytes(ctx context.Context, by *http.Client, path string, p []byte) error {
-	resp, err := c.requestBy(ctx, by, http.MethodGet, path, nil, true)
+func (c *Client) readBytes(ctx context.Context, by *http.Client, method, path string, in any, p []byte) error {
+	resp, err := c.requestBy(ctx, by, method, path, in, true)
 	if err != nil {
 		return err
 	}

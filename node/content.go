@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"coppice/union"
 )
 
@@ -18,6 +20,11 @@ const (
 	// maxContentRead bounds one read of a layer's content.
 	maxContentRead = 1 << 20
 	maxContents    = 16
+	// Bounds of a question for many ranges.
+	maxContentRanges = 1024
+	maxRangesBytes   = 4 << 20
+	// rangesAtOnce is how many of them are read at a time.
+	rangesAtOnce = 8
 )
 
 // ContentRequest asks for the content of a sealed layer.
@@ -35,6 +42,17 @@ type OpenedContent struct {
 	Pin       union.Pin `json:"pin"`
 }
 
+// ContentRange is a part of a content: Len bytes from Off on, a multiple of 4 KiB.
+type ContentRange struct {
+	Off int64 `json:"off"`
+	Len int64 `json:"len"`
+}
+
+// RangesRequest asks for many parts of a content, which come one after the other.
+type RangesRequest struct {
+	Ranges []ContentRange `json:"ranges"`
+}
+
 // NextContent says where the next data of a content may be; negative for nowhere.
 type NextContent struct {
 	Next int64 `json:"next"`
@@ -44,6 +62,8 @@ type NextContent struct {
 type LayerContent interface {
 	io.ReaderAt // from a multiple of 4 KiB on
 	Size() int64
+	// ReadRanges fills p with all ranges, one after the other, which takes a question to the daemon for some MiB of them instead of one for each.
+	ReadRanges(p []byte, ranges []ContentRange) error
 	// NextData returns where the next bytes may be that are not zeros, at off or after it.
 	NextData(off int64) int64
 	// Changed goes through what does not come from the root.
@@ -63,6 +83,21 @@ type content struct {
 	root  string
 
 	mu sync.RWMutex // held for reading while it is read, and for writing when it has been closed
+}
+
+// ReadRanges reads several at a time: each may be in another place of a disk.
+func (c *content) ReadRanges(p []byte, ranges []ContentRange) error {
+	var group errgroup.Group
+	group.SetLimit(rangesAtOnce)
+	for _, r := range ranges {
+		part := p[:r.Len]
+		p = p[r.Len:]
+		group.Go(func() error {
+			_, err := c.ReadAt(part, r.Off)
+			return err
+		})
+	}
+	return group.Wait()
 }
 
 // Root returns the reference of the root.
@@ -212,6 +247,29 @@ func (d *Daemon) ReadContent(token string, p []byte, off int64) error {
 	}
 	_, err = c.ReadAt(p, off)
 	return err
+}
+
+// ReadContentRanges returns what a content has in some ranges.
+func (d *Daemon) ReadContentRanges(token string, r RangesRequest) ([]byte, error) {
+	c, done, err := d.contents.use(token)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if len(r.Ranges) > maxContentRanges {
+		return nil, fail(CodeBadRequest, "", "%d ranges: up to %d are read at a time", len(r.Ranges), maxContentRanges)
+	}
+	bytes := int64(0)
+	for _, x := range r.Ranges {
+		if x.Off < 0 || x.Len < 1 || x.Len > c.Size()-x.Off {
+			return nil, fail(CodeBadRequest, "", "%d bytes at %d, of a content of %d", x.Len, x.Off, c.Size())
+		}
+		if bytes += x.Len; bytes > maxRangesBytes {
+			return nil, fail(CodeBadRequest, "", "ranges of over %d bytes", maxRangesBytes)
+		}
+	}
+	p := make([]byte, bytes)
+	return p, c.ReadRanges(p, r.Ranges)
 }
 
 // NextContent tells where the next data of a content is.

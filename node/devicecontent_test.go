@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -62,6 +63,20 @@ func TestDeviceContent(t *testing.T) {
 			}
 			if n, err := c.ReadAt(p, c.Size()-4096); n != 4096 || !errors.Is(err, io.EOF) {
 				t.Errorf("the end: %d bytes, %v", n, err)
+			}
+			many := []node.ContentRange{{0, 4096}, {8192, 4096}, {20480, 8192}, {c.Size() - 4096, 4096}, {0, 5 << 20}} // the last one is more than is read with others
+			parts, alone := make([]byte, 4096*5+5<<20), make([]byte, 5<<20)
+			check(t, c.ReadRanges(parts, many))
+			for _, x := range many {
+				if _, err := c.ReadAt(alone[:x.Len], x.Off); err != nil || !bytes.Equal(alone[:x.Len], parts[:x.Len]) {
+					t.Errorf("%+v is not what is read alone: %v", x, err)
+				}
+				parts = parts[x.Len:]
+			}
+			for _, bad := range []node.ContentRange{{-4096, 4096}, {0, 0}, {c.Size(), 4096}} {
+				if err := c.ReadRanges(make([]byte, bad.Len), []node.ContentRange{bad}); node.CodeOf(err) != node.CodeBadRequest {
+					t.Errorf("%+v: %v", bad, err)
+				}
 			}
 			_, err := r.client().Delete(context.Background(), "web1")
 			r.refused(err, node.CodeBusy, "is reading")

@@ -118,6 +118,7 @@ func (s *server) routes() http.Handler {
 	const contents = "/" + APIVersion + "/contents"
 	mux.Handle("POST "+contents, s.admit(true, s.openContent))
 	mux.Handle("GET "+contents+"/{token}/data", s.admit(true, s.bytes(maxContentRead, s.readContent)))
+	mux.Handle("POST "+contents+"/{token}/ranges", s.admit(true, s.readRanges))
 	mux.Handle("GET "+contents+"/{token}/next", s.guard(s.nextContent, true))
 	mux.Handle("GET "+contents+"/{token}/changed", s.admit(true, s.changedContent))
 	mux.Handle("GET "+contents+"/{token}/prints", s.admit(true, s.printsContent))

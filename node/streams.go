@@ -140,14 +140,29 @@ func (s *server) bytes(most int64, read func(r *http.Request, p []byte, off int6
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		p, err := answer(r)
-		if err != nil {
-			s.fail(w, Explain(err))
-			return
-		}
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Content-Length", strconv.Itoa(len(p))) // so that who reads so many bytes has read to the end, and the connection can be kept
-		_, _ = w.Write(p)                                      // an error means that the client has gone: nobody to tell
+		s.writeBytes(w, p, err)
 	}
+}
+
+// writeBytes answers with bytes.
+func (s *server) writeBytes(w http.ResponseWriter, p []byte, err error) {
+	if err != nil {
+		s.fail(w, Explain(err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(p))) // so that who reads so many bytes has read to the end, and the connection can be kept
+	_, _ = w.Write(p)                                      // an error means that the client has gone: nobody to tell
+}
+
+func (s *server) readRanges(w http.ResponseWriter, r *http.Request) {
+	var req RangesRequest
+	err := decodeBody(r.Body, &req)
+	var p []byte
+	if err == nil {
+		p, err = s.d.ReadContentRanges(r.PathValue("token"), req)
+	}
+	s.writeBytes(w, p, err)
 }
 
 func (s *server) readContent(r *http.Request, p []byte, off int64) error {

@@ -29,6 +29,14 @@ type cutOf struct {
 func (c cutOf) ReadAt(p []byte, off int64) (int, error) {
 	return bytes.NewReader(c.image).ReadAt(p, off)
 }
+
+func (c cutOf) ReadRanges(p []byte, ranges []node.ContentRange) error {
+	for _, r := range ranges {
+		p = p[copy(p, c.image[r.Off:r.Off+r.Len]):]
+	}
+	return nil
+}
+
 func (c cutOf) Size() int64              { return int64(len(c.image)) }
 func (c cutOf) NextData(off int64) int64 { return off }
 func (c cutOf) Pin() union.Pin           { return union.Pin{Kind: union.PinRaw, SizeBytes: int64(len(c.root))} }

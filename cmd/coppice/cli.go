@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
+	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/alecthomas/kong"
 
@@ -81,18 +85,47 @@ func (e *environment) version() string {
 func (e *environment) client() *node.Client { return node.NewClient(e.runDir, e.version()) }
 
 // newParser makes the parser of the command line.
-func newParser(c *cli, out, errOut io.Writer, exit func(int)) (*kong.Kong, error) {
+func newParser(c any, out, errOut io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c, kong.Name("coppice"), kong.Description(description), kong.Writers(out, errOut),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: false, WrapUpperBound: 100}),
 		kong.Vars{"config": node.DefaultConfigPath, "devices": node.DefaultDevicesPath},
 		kong.Exit(exit))
 }
 
+// grammar returns a pointer to what the command line is read into: a struct like cli with no other command than the one that the first argument names, because to go through all of
+// them takes longer than most of them, and cli itself where it names none.
+func grammar(args []string) reflect.Value {
+	all := reflect.TypeFor[cli]()
+	if len(args) > 0 {
+		for i := range all.NumField() {
+			f := all.Field(i)
+			if _, command := f.Tag.Lookup("cmd"); !command || cmp.Or(f.Tag.Get("name"), commandName(f.Name)) != args[0] {
+				continue
+			}
+			runDir, _ := all.FieldByName("RunDir")
+			return reflect.New(reflect.StructOf([]reflect.StructField{runDir, f}))
+		}
+	}
+	return reflect.New(all)
+}
+
+// commandName is what kong calls a field's command.
+func commandName(field string) string {
+	var b strings.Builder
+	for i, r := range field {
+		if unicode.IsUpper(r) && i > 0 {
+			b.WriteByte('-')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
+
 // run is the whole program: it returns the exit code.
 func run(args []string, out, errOut io.Writer) int {
-	var c cli
+	c := grammar(args)
 	exit := -1
-	parser, err := newParser(&c, out, errOut, func(code int) { exit = code })
+	parser, err := newParser(c.Interface(), out, errOut, func(code int) { exit = code })
 	if err != nil {
 		panic(err) // the struct above is wrong
 	}
@@ -106,7 +139,7 @@ func run(args []string, out, errOut io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	env := &environment{ctx: ctx, out: out, err: errOut, runDir: c.RunDir}
+	env := &environment{ctx: ctx, out: out, err: errOut, runDir: c.Elem().FieldByName("RunDir").String()}
 	if err := k.Run(env); err != nil {
 		return report(errOut, err)
 	}

@@ -46,20 +46,27 @@ func newFreezer(device string) (*freezer, error) {
 		}
 		f.list = append(f.list, t)
 	}
-	if err := f.writeBack(nodes); err != nil {
+	watched := make(chan error, 1)
+	go func() { watched <- f.startWatchdog() }()
+	err = f.writeBack(nodes)
+	if err := errors.Join(err, <-watched); err != nil {
 		return nil, errors.Join(noFreezer(err), f.close())
 	}
-	if len(f.list) == 0 {
-		return f, nil
+	if len(f.list) > 0 {
+		err = lockMemory()
 	}
-	// Before it freezes what its own pages may come from.
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err != nil {
-		return nil, errors.Join(noFreezer(fmt.Errorf("lock memory: %w", err)), f.close())
-	}
-	if err := f.startWatchdog(); err != nil {
+	if err != nil {
 		return nil, errors.Join(noFreezer(err), f.close())
 	}
 	return f, nil
+}
+
+// lockMemory keeps what this process uses of its memory from being written to what it freezes, or dropped. What it has not used yet may come from there: a frozen file system is read as any other.
+func lockMemory() error {
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		return fmt.Errorf("lock memory: %w", err)
+	}
+	return nil
 }
 
 func noFreezer(err error) error {
@@ -110,8 +117,11 @@ func (f *freezer) writeBack(nodes []string) error {
 	return nil
 }
 
-// startWatchdog returns when the watchdog is ready.
+// startWatchdog returns when the watchdog is ready, if there is anything to watch.
 func (f *freezer) startWatchdog() error {
+	if len(f.list) == 0 {
+		return nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("start watchdog: %w", err)

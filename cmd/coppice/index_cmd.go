@@ -16,6 +16,7 @@ import (
 type indexCmd struct {
 	Build   indexBuildCmd   `cmd:"" help:"Index the files of an image, disk image or block device, from its blocks."`
 	Share   indexShareCmd   `cmd:"" help:"Keep an index beside its image, sign it, or put it on shared storage."`
+	Update  indexUpdateCmd  `cmd:"" help:"Bring the index of a device's files up to date: what its own layer changed."`
 	Find    indexFindCmd    `cmd:"" help:"Find files by name, in an index: nothing is mounted and nothing else read."`
 	WhoOwns indexOwnersCmd  `cmd:"" name:"who-owns" help:"Tell which files lie at an offset of a disk."`
 	Digest  indexDigestCmd  `cmd:"" help:"Show the SHA-256 of a file's content, from an index."`

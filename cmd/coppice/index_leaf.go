@@ -57,19 +57,28 @@ func (t leafTotal) explain(w io.Writer) {
 
 // view calls do with what a device holds as it is at one moment, over the index of its root. What is read of the device is what changed since the last time.
 func (c leafIndex) view(env *environment, x *askedIndex, do func(*idxshare.View, leafTotal) error) error {
+	kept, total, err := c.update(env, x)
+	if err != nil {
+		return err
+	}
+	return kept.view(env.ctx, x.Index, func(view *idxshare.View) error { return do(view, total) })
+}
+
+// update brings what is kept of a device up to date, with what it holds at one moment.
+func (c leafIndex) update(env *environment, x *askedIndex) (kept keptDelta, total leafTotal, err error) {
 	client, name, base := env.client(), x.info.On, x.Index
 	device, err := client.Inspect(env.ctx, name)
 	if err != nil {
-		return err
+		return kept, total, err
 	}
 	leaf, err := layerOf(device)
 	if err != nil {
-		return err
+		return kept, total, err
 	}
 	if err := os.MkdirAll(c.Cache, 0o700); err != nil {
-		return &node.Error{Code: node.CodeFailed, Message: fmt.Sprintf("index what changed on %s: %v", name, err), Hint: "run it as root, or give a directory to keep the index in: --cache DIR"}
+		return kept, total, &node.Error{Code: node.CodeFailed, Message: fmt.Sprintf("index what changed on %s: %v", name, err), Hint: "run it as root, or give a directory to keep the index in: --cache DIR"}
 	}
-	kept := newKeptDelta(c.Cache, leaf.UUID, base.Header().Source)
+	kept = newKeptDelta(c.Cache, leaf.UUID, base.Header().Source)
 	var report idxshare.DeltaReport
 	p, err := c.readCut(env, client, name, func(content node.LayerContent) error {
 		if err := sameRoot(content.Pin(), base.Header()); err != nil {
@@ -81,14 +90,12 @@ func (c leafIndex) view(env *environment, x *askedIndex, do func(*idxshare.View,
 		return kept.view(env.ctx, base, func(view *idxshare.View) error { return c.within(view, content) })
 	})
 	if err != nil {
-		return err
+		return kept, total, err
 	}
 	if err := pruneKept(c.Cache, kept.delta); err != nil {
 		fmt.Fprintf(env.err, "coppice: %v\n", err)
 	}
-	return kept.view(env.ctx, base, func(view *idxshare.View) error {
-		return do(view, leafTotal{PauseMS: p.pauseMS, Frozen: p.frozen, SyncedOnly: p.synced, Read: report})
-	})
+	return kept, leafTotal{PauseMS: p.pauseMS, Frozen: p.frozen, SyncedOnly: p.synced, Read: report}, nil
 }
 
 // view calls do with what is kept, over the base.
@@ -219,7 +226,7 @@ func (k keptDelta) update(ctx context.Context, base *idxshare.Index, content nod
 	generation := newGeneration()
 	keep := idxshare.NewPrintsWriter(partial, generation)
 	report, err = idxshare.BuildDelta(ctx, k.delta, idxshare.DeltaInput{
-		Base: base, Previous: previous, Content: content, Size: content.Size(), Changed: idxshare.ChangedSince(before, printsOf(content), content.Size(), keep),
+		Base: base, Previous: previous, Content: deltaContent{content}, Size: content.Size(), Changed: idxshare.ChangedSince(before, printsOf(content), content.Size(), keep),
 	}, idxshare.DeltaOptions{Source: "leaf of " + base.Header().Source, Generation: generation})
 	if err == nil {
 		err = keep.Close()
@@ -228,6 +235,18 @@ func (k keptDelta) update(ctx context.Context, base *idxshare.Index, content nod
 		err = os.Rename(partial.Name(), k.prints)
 	}
 	return report, err
+}
+
+// deltaContent is a content as package idxshare reads it.
+type deltaContent struct{ node.LayerContent }
+
+// ReadRanges implements [idxshare.RangesReader].
+func (c deltaContent) ReadRanges(p []byte, ranges []idxshare.ByteRange) error {
+	list := make([]node.ContentRange, len(ranges))
+	for i, r := range ranges {
+		list[i] = node.ContentRange(r)
+	}
+	return c.LayerContent.ReadRanges(p, list)
 }
 
 // open opens what was kept, and nothing where that is not whole.

@@ -7,8 +7,6 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // watchdogCommand is the name of a command that is not for people.
@@ -29,8 +27,8 @@ type watchdogCmd struct {
 // Run ends when the freezer has.
 func (c *watchdogCmd) Run(env *environment) error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err != nil {
-		return fmt.Errorf("lock memory: %w", err)
+	if err := lockMemory(); err != nil {
+		return err
 	}
 	const firstFile = 3
 	files := make([]*os.File, c.Files)
