@@ -22,6 +22,7 @@ type freezer struct {
 	list  []target
 	arm   *os.File // to the watchdog
 	child *exec.Cmd
+	ready chan error // what became of starting the watchdog
 }
 
 // target is a file system to freeze.
@@ -32,7 +33,7 @@ type target struct {
 	synced bool // cannot be frozen
 }
 
-// newFreezer writes back what the page cache has of the device, opens the file systems on it and starts the watchdog.
+// newFreezer opens the file systems on the device, starts the watchdog, which freeze waits for, and writes back what the page cache has of the device.
 func newFreezer(device string) (*freezer, error) {
 	mounted, nodes, err := node.FileSystemsOn(device)
 	if err != nil {
@@ -46,19 +47,25 @@ func newFreezer(device string) (*freezer, error) {
 		}
 		f.list = append(f.list, t)
 	}
-	watched := make(chan error, 1)
-	go func() { watched <- f.startWatchdog() }()
-	err = f.writeBack(nodes)
-	if err := errors.Join(err, <-watched); err != nil {
-		return nil, errors.Join(noFreezer(err), f.close())
-	}
 	if len(f.list) > 0 {
+		f.ready = make(chan error, 1)
+		go func() { f.ready <- f.startWatchdog() }()
 		err = lockMemory()
 	}
-	if err != nil {
+	if err = errors.Join(err, f.writeBack(nodes)); err != nil {
 		return nil, errors.Join(noFreezer(err), f.close())
 	}
 	return f, nil
+}
+
+// watched waits until the watchdog is ready, if there is anything to watch.
+func (f *freezer) watched() error {
+	if f.ready == nil {
+		return nil
+	}
+	err := <-f.ready
+	f.ready = nil
+	return err
 }
 
 // lockMemory keeps what this process uses of its memory from being written to what it freezes, or dropped. What it has not used yet may come from there: a frozen file system is read as any other.
@@ -117,11 +124,8 @@ func (f *freezer) writeBack(nodes []string) error {
 	return nil
 }
 
-// startWatchdog returns when the watchdog is ready, if there is anything to watch.
+// startWatchdog returns when the watchdog is ready.
 func (f *freezer) startWatchdog() error {
-	if len(f.list) == 0 {
-		return nil
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("start watchdog: %w", err)
@@ -158,6 +162,9 @@ func (f *freezer) tell(what byte, i int) error {
 
 // freeze freezes all or none. What cannot be frozen (vfat) is only written back.
 func (f *freezer) freeze() error {
+	if err := f.watched(); err != nil {
+		return noFreezer(err)
+	}
 	for i := range f.list {
 		t := &f.list[i]
 		if err := f.tell(msgArm, i); err != nil {
@@ -219,7 +226,7 @@ func (f *freezer) points(synced bool) []string {
 
 // close ends the watchdog, which thaws what is still frozen.
 func (f *freezer) close() error {
-	var errs []error
+	errs := []error{f.watched()}
 	if f.arm != nil {
 		errs = append(errs, f.arm.Close())
 	}
