@@ -45,6 +45,9 @@ func (r *Report) writeMachine(out io.Writer) {
 	for _, key := range keys {
 		fmt.Fprintf(out, "| %s | %s |\n", key, r.Run.Info[key])
 	}
+	if !r.Run.Done {
+		fmt.Fprintln(out, "| cut short | the machine died, or a job failed, before all was measured |")
+	}
 	_, void := r.Run.Valid()
 	fmt.Fprintf(out, "| samples | %d, of which %d void: a vCPU waited for a host core more than %.0f %% of the job, "+
 		"or %.0f points more than in the calmest round |\n", len(r.Run.Samples), len(void), maxWait*100, maxExcess*100)
@@ -172,8 +175,8 @@ of both overwrite and first-touch write.
   CRC-32C, as the daemon does by default, which costs an emulated machine tens of times what it costs a real one. Null and memory devices are served by the benchmark's own process.
 - dm-snapshot is persistent with 4 KiB chunks, its origin and its store on loop devices of the same kind; on the virtio disk, its store is the disk itself.
 - qemu-nbd has a qcow2 overlay straight on the block device, cache=none and aio=native. nbdkit has the file plugin and the cow filter with blocks of 4 KiB; what that writes is a file on tmpfs.
-- Guest CPU is the time that all CPUs of the guest worked, fio included. System calls are those of the process that serves the device, counted by a tracepoint in a short pass of its own in
-  the first round, so that counting slows nothing that is measured. Allocations are objects on the heap of that process.
+- Guest CPU is the time that all CPUs of the guest worked, fio included, less what it takes to start and end fio. System calls are those of the process that serves the device, counted by a tracepoint in a short pass of its own after
+  the last round, so that counting slows nothing that is measured. Allocations are objects on the heap of that process.
 - 10 TiB: what a shell would run, from the start of the first command to the end of a read of 4 KiB with O_DIRECT; %d times, of which the median counts. The root is a sparse file, or an image of one.
 
 Ratios of one run hold; absolute figures of an emulated machine do not carry over to a real one.

@@ -62,11 +62,20 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}()
 	r := runner{options: o, lab: l, out: os.Stdout}
+	if err := r.starting(ctx); err != nil {
+		return fmt.Errorf("start fio: %w", err)
+	}
 	for round := 1; round <= o.rounds; round++ {
 		for _, subject := range selection.Round(round) {
 			if err := r.subject(ctx, round, subject); err != nil {
 				return fmt.Errorf("round %d, %s: %w", round, subject.Name, err)
 			}
+		}
+	}
+	// At the end: to switch a tracepoint on and off is what an emulated machine has died of.
+	for _, subject := range selection.Plan() {
+		if err := r.counts(ctx, subject); err != nil {
+			return fmt.Errorf("count system calls of %s: %w", subject.Name, err)
 		}
 	}
 	return bench.Event{Kind: bench.KindDone}.Emit(os.Stdout)

@@ -25,8 +25,9 @@ type device struct {
 // runner does jobs on subjects and prints what they did.
 type runner struct {
 	options
-	lab *lab
-	out io.Writer
+	lab   *lab
+	out   io.Writer
+	start time.Duration // of CPU that fio takes to start and end
 }
 
 // subject does all jobs of a subject, on one device or on a fresh one for each.
@@ -41,11 +42,6 @@ func (r *runner) subject(ctx context.Context, round int, s bench.Subject) error 
 					return err
 				}
 			}
-			for _, job := range s.Jobs {
-				if err := r.count(ctx, d, round, s, job); err != nil {
-					return err
-				}
-			}
 			return nil
 		})
 	}
@@ -53,10 +49,17 @@ func (r *runner) subject(ctx context.Context, round int, s bench.Subject) error 
 		if err := r.withDevice(ctx, s.Name, func(d *device) error { return r.job(ctx, d, round, s, job) }); err != nil {
 			return err
 		}
-		if round != countedRound {
-			continue
-		}
-		if err := r.withDevice(ctx, s.Name, func(d *device) error { return r.count(ctx, d, round, s, job) }); err != nil {
+	}
+	return nil
+}
+
+// counts does all jobs of a subject once more, to count system calls.
+func (r *runner) counts(ctx context.Context, s bench.Subject) error {
+	if s.Jobs[0].RW == "" {
+		return nil
+	}
+	for _, job := range s.Jobs {
+		if err := r.withDevice(ctx, s.Name, func(d *device) error { return r.count(ctx, d, s, job) }); err != nil {
 			return err
 		}
 	}
@@ -106,21 +109,41 @@ func (r *runner) job(ctx context.Context, d *device, round int, s bench.Subject,
 		if err != nil {
 			return figure, err
 		}
-		figure.CPUPerIOUS = float64((after - before).Microseconds()) / float64(figure.IOs)
+		figure.CPUPerIOUS = float64(max(0, after-before-r.start).Microseconds()) / float64(figure.IOs)
 		figure.AllocsPerIO, err = allocs(figure.IOs)
 		return figure, err
 	})
 }
 
-// countedRound is the one in which system calls are counted, and countedTime how long a pass takes that does so.
-const (
-	countedRound = 1
-	countedTime  = 300 * time.Millisecond
-)
+// starting measures what it takes to start and end fio: the least of some jobs of few requests.
+func (r *runner) starting(ctx context.Context) error {
+	return r.withDevice(ctx, bench.Baseline, func(d *device) error {
+		for range 5 {
+			before, err := busyTime()
+			if err != nil {
+				return err
+			}
+			if _, err := r.fio(ctx, d, bench.RandRead1, r.perJob, true, "--number_ios=64"); err != nil {
+				return err
+			}
+			after, err := busyTime()
+			if err != nil {
+				return err
+			}
+			if took := after - before; r.start == 0 || took < r.start {
+				r.start = took
+			}
+		}
+		return nil
+	})
+}
+
+// countedTime is how long a pass takes that counts system calls.
+const countedTime = 300 * time.Millisecond
 
 // count does a job once more, with the system calls of the device's process counted.
-func (r *runner) count(ctx context.Context, d *device, round int, s bench.Subject, job bench.Job) error {
-	if d.pid == 0 || round != countedRound {
+func (r *runner) count(ctx context.Context, d *device, s bench.Subject, job bench.Job) error {
+	if d.pid == 0 {
 		return nil
 	}
 	calls, err := countSyscalls(d.pid)
@@ -134,7 +157,7 @@ func (r *runner) count(ctx context.Context, d *device, round int, s bench.Subjec
 	}
 	per := float64(n) / float64(figure.IOs)
 	return bench.Event{
-		Kind: bench.KindCount, Round: round, Subject: s.Name, Job: job.Name, Figure: &bench.Figure{IOs: figure.IOs, SyscallsPerIO: &per},
+		Kind: bench.KindCount, Round: 1, Subject: s.Name, Job: job.Name, Figure: &bench.Figure{IOs: figure.IOs, SyscallsPerIO: &per},
 	}.Emit(r.out)
 }
 
@@ -160,7 +183,7 @@ func (d *device) allocations() (since func(requests int64) (*float64, error), er
 	}, nil
 }
 
-func (r *runner) fio(ctx context.Context, d *device, job bench.Job, limit time.Duration, once bool) (bench.Figure, error) {
+func (r *runner) fio(ctx context.Context, d *device, job bench.Job, limit time.Duration, once bool, more ...string) (bench.Figure, error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return bench.Figure{}, err
@@ -168,6 +191,7 @@ func (r *runner) fio(ctx context.Context, d *device, job bench.Job, limit time.D
 	defer os.RemoveAll(dir)
 	result := filepath.Join(dir, "fio.json")
 	args := append(job.Args(d.path, limit, once, result), "--size="+strconv.FormatInt(r.size, 10))
+	args = append(args, more...)
 	words, runErr := exec.CommandContext(ctx, "fio", args...).CombinedOutput()
 	output, err := os.ReadFile(result)
 	if err != nil || runErr != nil {

@@ -85,9 +85,9 @@ func run(ctx context.Context, o options) error {
 func measured(ctx context.Context, build *vmtests.Build, o options) (kept, error) {
 	now := time.Now().UTC()
 	k := kept{Commit: o.version, Date: now.Format(time.DateOnly), Seconds: o.seconds}
-	var err error
-	if k.Run, err = measure(ctx, build, o); err != nil {
-		return k, err
+	var early error
+	if k.Run, early = measure(ctx, build, o); k.Run == nil || len(k.Run.Samples) == 0 {
+		return k, early
 	}
 	if o.keep == "" {
 		o.keep = filepath.Join(build.Repo(), "build", "bench", now.Format("20060102T150405")+".json")
@@ -103,7 +103,10 @@ func measured(ctx context.Context, build *vmtests.Build, o options) (kept, error
 		return k, err
 	}
 	logf("kept in %s", o.keep)
-	return k, nil
+	if early != nil {
+		early = fmt.Errorf("%w; what was measured before is kept, and reported by -from %s", early, o.keep)
+	}
+	return k, early
 }
 
 // load reads runs that were kept, which must be of one commit and have the same time for a job.

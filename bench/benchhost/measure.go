@@ -25,7 +25,7 @@ const (
 	coppiceBinary = "/usr/local/bin/coppice"
 )
 
-// measure runs the plan in a virtual machine of its own.
+// measure runs the plan in a virtual machine of its own. What was measured before an error is returned, too.
 func measure(ctx context.Context, build *vmtests.Build, o options) (_ *bench.Run, err error) {
 	selection, err := bench.Select(o.subjects, o.jobs)
 	if err != nil {
@@ -65,10 +65,10 @@ func measure(ctx context.Context, build *vmtests.Build, o options) (_ *bench.Run
 		Env: []string{"GOTRACEBACK=all"}, Timeout: limit, Output: w,
 	})
 	if err != nil {
-		return nil, err
+		return w.run, err
 	}
 	if !exit.OK() || !w.run.Done {
-		return nil, fmt.Errorf("run benchguest: %s\n%s%s", exit, w.words.Bytes(), exit.Dump)
+		return w.run, fmt.Errorf("run benchguest: %s\n%s%s", exit, w.words.Bytes(), exit.Dump)
 	}
 	return w.run, nil
 }
