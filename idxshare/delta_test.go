@@ -247,3 +247,26 @@ func ownersOf(t *testing.T, v *View) (owners []Owner) {
 	}))
 	return owners
 }
+
+// The map by which a file system can grow is not read because a directory beside its inode changed.
+func TestDeltaLeavesMapsOfItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	before := newImage(t, dir, "-O", "resize_inode")
+	after, index := filepath.Join(dir, "after.img"), filepath.Join(dir, "index")
+	run(t, "cp", before, after)
+	debugfs(t, after, "set_inode_field / uid 7")
+	indexWhole(t, before, index, "root", false)
+	base, err := Open(index)
+	mustDo(t, err)
+	defer base.Close()
+	x, report := makeDeltaReported(t, filepath.Join(dir, "delta"), base, nil, before, after)
+	defer x.Close()
+	if report.Files != 1 || report.ReadBytes > 64<<10 {
+		t.Errorf("the delta has %d files, and %d bytes were read for it", report.Files, report.ReadBytes)
+	}
+	v, err := NewView(context.Background(), base, x)
+	mustDo(t, err)
+	whole := filepath.Join(dir, "whole")
+	indexWhole(t, after, whole, "after", false)
+	compareWithIndex(t, v, whole)
+}
